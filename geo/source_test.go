@@ -1,0 +1,128 @@
+package geo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/meridian-gslb/meridian/geo"
+	demogeo "github.com/meridian-gslb/meridian/testdata/geo"
+	"github.com/meridian-gslb/meridian/testdata/geo/makedb"
+)
+
+// TestSourceReloads replaces the file under a source in the ways that happen: renamed in
+// place, written in place, cut short, taken away.
+func TestSourceReloads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "city.mmdb")
+		write(t, path, demogeo.City)
+		type report struct {
+			m   *geo.Map
+			err error
+		}
+		var reports []report
+		s, err := geo.NewSource(geo.Config{City: path}, func(m *geo.Map, err error) { reports = append(reports, report{m, err}) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancelCause(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+
+		// city says where the test's client is after the next poll; changed, whether the
+		// source said that the map changed.
+		settle := func() (city string, changed bool) {
+			time.Sleep(5 * time.Second)
+			synctest.Wait()
+			select {
+			case <-s.Changed():
+				changed = true
+			default:
+			}
+			p, _ := s.Current().Lookup(netip.MustParseAddr("192.0.2.1"))
+			return p.City, changed
+		}
+		check := func(step, wantCity string, wantChanged bool, wantReports int, wantError string) {
+			t.Helper()
+			city, changed := settle()
+			if city != wantCity || changed != wantChanged || len(reports) != wantReports {
+				t.Fatalf("%s: city %q, changed %v, reports %v; want %q, %v, %d reports", step, city, changed, reports, wantCity, wantChanged, wantReports)
+			}
+			if wantReports == 0 {
+				return
+			}
+			last := reports[len(reports)-1]
+			if wantError == "" && (last.err != nil || last.m != s.Current()) {
+				t.Fatalf("%s: reported %v; want the current map", step, last)
+			}
+			if wantError != "" && (last.err == nil || !strings.Contains(last.err.Error(), wantError)) {
+				t.Fatalf("%s: reported %v; want an error that says %q", step, last.err, wantError)
+			}
+		}
+		check("nothing happens", "New York", false, 0, "")
+
+		moved := relocate(t, "New York", "Boston")
+		write(t, path+".new", moved)
+		if err := os.Rename(path+".new", path); err != nil {
+			t.Fatal(err)
+		}
+		check("another file renamed to its place", "Boston", true, 1, "")
+
+		write(t, path, moved[:len(moved)/2])
+		check("cut short", "Boston", false, 2, "cut short")
+		check("still cut short", "Boston", false, 2, "cut short")
+
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		check("taken away", "Boston", false, 3, "no such file")
+
+		write(t, path, relocate(t, "New York", "Philadelphia"))
+		check("written in place", "Philadelphia", true, 4, "")
+
+		if err := s.Reconfigure(geo.Config{City: path + ".none"}); err == nil {
+			t.Error("Reconfigure with a missing file: no error")
+		}
+		check("a bad configuration changes nothing", "Philadelphia", false, 4, "")
+		if err := s.Reconfigure(geo.Config{}); err != nil {
+			t.Error(err)
+		}
+		if city, changed := settle(); city != "" || !changed || len(reports) != 4 {
+			t.Errorf("no files at all: city %q, changed %v, %d reports; want none, true, 4", city, changed, len(reports))
+		}
+
+		why := errors.New("enough")
+		stop(why)
+		if got := <-ended; got != why {
+			t.Errorf("Run = %v, want %v", got, why)
+		}
+	})
+}
+
+// TestNewSourceFails checks that a source does not start without its files.
+func TestNewSourceFails(t *testing.T) {
+	s, err := geo.NewSource(geo.Config{City: "none.mmdb"}, nil)
+	if err == nil || !strings.Contains(err.Error(), "none.mmdb") {
+		t.Errorf("NewSource = %v, %v; want an error that names the file", s, err)
+	}
+}
+
+// relocate makes the demo's database with one city under another name.
+func relocate(t *testing.T, from, to string) []byte {
+	t.Helper()
+	b, err := makedb.FromTable(strings.NewReader(strings.ReplaceAll(demogeo.Table, from, to)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(b, demogeo.City) {
+		t.Fatalf("no %q in the demo's table", from)
+	}
+	return b
+}
