@@ -1,0 +1,262 @@
+// Package config holds Meridian's configuration: the objects that operators write, how
+// they are read from YAML (or from etcd, where the same objects are JSON) and how they
+// are checked. It does no I/O but reading the files that it is told to read.
+//
+// Every reader reports all of its faults together, each with file, line and what was
+// expected; a configuration with a fault is never half-applied.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// File is one configuration file: the node that reads it and the objects that it may
+// hold beside those of the store.
+type File struct {
+	Node    Node `json:"node"`
+	Objects `json:",inline"`
+
+	places *places // where each value was written, for faults
+}
+
+// Objects are the shared objects, by kind and name. A name is unique in its kind.
+// Treat a value as immutable once it was handed on.
+type Objects struct {
+	Sites    map[string]Site    `json:"sites,omitempty"`
+	Zones    map[string]Zone    `json:"zones,omitempty"` // in YAML a list; keyed by Zone.Name here
+	Probes   map[string]Probe   `json:"probes,omitempty"`
+	Pools    map[string]Pool    `json:"pools,omitempty"`
+	Services map[string]Service `json:"services,omitempty"` // by owner name: lower case, no trailing dot
+	States   map[string]State   `json:"states,omitempty"`
+
+	places map[objectKey]*places // where each object was written, for faults; nil when it was not read
+}
+
+// Node configures this process. It is never kept in the store.
+type Node struct {
+	Name       string           `json:"name"`                 // unique in the fleet
+	Site       string           `json:"site"`                 // the site that its probes speak for
+	Data       string           `json:"data,omitempty"`       // folder for the last known good snapshot and the embedded etcd
+	DNS        []netip.AddrPort `json:"dns,omitempty"`        // UDP and TCP
+	Admin      netip.AddrPort   `json:"admin,omitzero"`       // HTTP API, metrics, OTLP receiver
+	AdminToken string           `json:"adminToken,omitempty"` // bearer token that a change must carry; required where admin is not on loopback
+	Gossip     Gossip           `json:"gossip,omitzero"`
+	Etcd       Etcd             `json:"etcd,omitzero"`
+	Geo        Geo              `json:"geo,omitzero"`
+	OTLP       OTLP             `json:"otlp,omitzero"`
+}
+
+// Gossip configures the exchange of health between nodes. The zero value is a node alone.
+type Gossip struct {
+	Listen    netip.AddrPort `json:"listen,omitzero"`
+	Advertise netip.AddrPort `json:"advertise,omitzero"` // what peers are told; default Listen
+	Join      []string       `json:"join,omitempty"`     // host:port of some peers
+	Key       string         `json:"key,omitempty"`      // 16, 24 or 32 octets in base64; required off loopback
+}
+
+// Etcd configures the store. The zero value is no store: the file is all there is.
+type Etcd struct {
+	Embedded  bool     `json:"embedded,omitempty"`
+	Listen    string   `json:"listen,omitempty"`    // embedded: client URL to serve; default a unix socket in Data
+	Endpoints []string `json:"endpoints,omitempty"` // external
+	Username  string   `json:"username,omitempty"`
+	Password  string   `json:"password,omitempty"`
+	TLS       TLSFiles `json:"tls,omitzero"`
+}
+
+// TLSFiles names PEM files.
+type TLSFiles struct {
+	CA   string `json:"ca,omitempty"`
+	Cert string `json:"cert,omitempty"`
+	Key  string `json:"key,omitempty"`
+}
+
+// Geo names the databases that place addresses. All are optional.
+type Geo struct {
+	City      string        `json:"city,omitempty"` // MaxMind City or Country database
+	ASN       string        `json:"asn,omitempty"`
+	Overrides []GeoOverride `json:"overrides,omitempty"` // the longest match beats the databases
+}
+
+// GeoOverride places a prefix by hand: at a site, or at coordinates.
+type GeoOverride struct {
+	Prefix  netip.Prefix `json:"prefix"`
+	Site    string       `json:"site,omitempty"`
+	Lat     *float64     `json:"lat,omitempty"`
+	Lon     *float64     `json:"lon,omitempty"`
+	Country string       `json:"country,omitempty"` // ISO 3166-1 alpha-2
+}
+
+// OTLP says where spans go. An empty endpoint keeps them in the node's memory only.
+type OTLP struct {
+	Endpoint string   `json:"endpoint,omitempty"` // http:// or https:// base URL; /v1/traces is appended
+	Sample   *float64 `json:"sample,omitempty"`   // share of plain decisions exported, 0..1; default 0.01. Interesting ones always are
+}
+
+// Site is a place with coordinates in degrees.
+type Site struct {
+	Lat       float64 `json:"lat"`
+	Lon       float64 `json:"lon"`
+	Continent string  `json:"continent,omitempty"` // two letters: AF AN AS EU NA OC SA
+	Country   string  `json:"country,omitempty"`   // ISO 3166-1 alpha-2
+}
+
+// Zone is a zone that this fleet is authoritative for. Exactly one of File and Records is set.
+type Zone struct {
+	Name    string `json:"name"`
+	File    string `json:"file,omitempty"`    // RFC 1035 master file, relative to the configuration file
+	Records string `json:"records,omitempty"` // the same text in place; what apply stores for a File
+}
+
+// Probe says how to test an endpoint. Exactly one kind is set.
+type Probe struct {
+	HTTP     *HTTPProbe `json:"http,omitempty"`
+	TCP      *TCPProbe  `json:"tcp,omitempty"`
+	Interval Duration   `json:"interval,omitempty"` // default 5 s; 200 ms..1 h
+	Timeout  Duration   `json:"timeout,omitempty"`  // default 2 s or the interval if that is shorter; never over it
+	Jitter   *float64   `json:"jitter,omitempty"`   // share of the interval, 0..0.5; default 0.1
+	Rise     int        `json:"rise,omitempty"`     // successes in a row that bring an endpoint up; default 2
+	Fall     int        `json:"fall,omitempty"`     // failures in a row that bring it down; default 3
+}
+
+// HTTPProbe expects an HTTP status. Redirects are not followed.
+type HTTPProbe struct {
+	Port       uint16            `json:"port,omitempty"` // default the endpoint's, else 80, or 443 with TLS
+	TLS        bool              `json:"tls,omitempty"`
+	ServerName string            `json:"serverName,omitempty"` // SNI and the name that the certificate must hold; default Host
+	SkipVerify bool              `json:"skipVerify,omitempty"`
+	Host       string            `json:"host,omitempty"`   // default the endpoint's address
+	Path       string            `json:"path,omitempty"`   // default /
+	Method     string            `json:"method,omitempty"` // default GET
+	Headers    map[string]string `json:"headers,omitempty"`
+	Expect     []int             `json:"expect,omitempty"` // statuses; default [200]
+}
+
+// TCPProbe expects a connection to be accepted.
+type TCPProbe struct {
+	Port uint16 `json:"port,omitempty"` // default the endpoint's
+}
+
+// Pool is a set of endpoints at one site that share a purpose.
+type Pool struct {
+	Site      string     `json:"site"`
+	Capacity  float64    `json:"capacity,omitempty"`   // requests per second; 0 is not declared
+	Probe     string     `json:"probe,omitempty"`      // empty: its endpoints are always healthy
+	Port      uint16     `json:"port,omitempty"`       // default port of its endpoints, for probes and for proxies
+	MinHealth *float64   `json:"minHealthy,omitempty"` // share of endpoint weight, 0..1; default 0.5. Below it the pool is degraded
+	Endpoints []Endpoint `json:"endpoints"`
+	Upstream  *Upstream  `json:"upstream,omitempty"` // where its proxies send requests next
+}
+
+// Endpoint is one address in a pool.
+type Endpoint struct {
+	Address netip.Addr `json:"address"`
+	Port    uint16     `json:"port,omitempty"`
+	Weight  *int       `json:"weight,omitempty"` // default 1; 0 is never
+	Probe   *Target    `json:"probe,omitempty"`  // where to probe when not at Address (NAT, VIP)
+}
+
+// Target is a probe's address when it differs from the served one.
+type Target struct {
+	Address netip.Addr `json:"address"`
+	Port    uint16     `json:"port,omitempty"`
+}
+
+// Steering says which pools may be chosen, and how. Services (users are steered) and
+// upstreams (proxies are steered) share it.
+type Steering struct {
+	Pools  map[string]PoolRef `json:"pools"`
+	Policy []Stage            `json:"policy,omitempty"` // in order; default [health, nearest]
+}
+
+// Upstream steers the proxies of a pool to the next pool on a request's way. In YAML one
+// pool's name or a list of names is short for pools with weight 1.
+type Upstream struct {
+	Steering `json:",inline"`
+}
+
+// Service is a steered owner name.
+type Service struct {
+	Steering `json:",inline"`
+	TTL      Duration `json:"ttl,omitempty"`    // default 30 s; 1 s..1 day, whole seconds
+	AllDown  AllDown  `json:"allDown,omitzero"` // default open
+	Sticky   Sticky   `json:"sticky,omitzero"`
+}
+
+// Sticky gives the lengths in bits of the source prefixes that hashing stages keep together.
+type Sticky struct {
+	IPv4 int `json:"ipv4,omitempty"` // default 24; 8..32
+	IPv6 int `json:"ipv6,omitempty"` // default 56; 16..64
+}
+
+// PoolRef is a pool in a steering.
+type PoolRef struct {
+	Weight  *int `json:"weight,omitempty"`  // default 1; 0 is never; up to 65535
+	Standby bool `json:"standby,omitempty"` // only when nothing else is left
+}
+
+// Stage is one step of a policy. In YAML a bare name, or a mapping of one name to its
+// settings. Exactly one field is set.
+type Stage struct {
+	Health   *HealthStage   `json:"health,omitempty"`
+	Failover *FailoverStage `json:"failover,omitempty"`
+	Nearest  *NearestStage  `json:"nearest,omitempty"`
+	Weighted *WeightedStage `json:"weighted,omitempty"`
+	Select   *SelectStage   `json:"select,omitempty"`
+}
+
+// HealthStage drops pools without a healthy endpoint and ranks degraded ones last.
+type HealthStage struct{}
+
+// FailoverStage orders pools by rank. In YAML a list of names, or of lists of names that
+// share a rank. Pools of the steering that it does not name rank last.
+type FailoverStage struct {
+	Order [][]string `json:"order"`
+}
+
+// NearestStage orders pools by great-circle distance from the client to the pool's site.
+type NearestStage struct{}
+
+// WeightedStage picks among the pools of the best rank by weight, sticky by rendezvous
+// hashing on the source prefix.
+type WeightedStage struct{}
+
+// SelectStage cuts the answer to a number of endpoints.
+type SelectStage struct {
+	Answers int `json:"answers"` // 1..16
+}
+
+// AllDown says what a service answers when no pool is left. In YAML the word open or
+// servfail, or a mapping {fallback: [...]}.
+type AllDown struct {
+	Mode     string   `json:"mode,omitempty"`     // "" is open; "open", "servfail", "fallback"
+	Fallback []string `json:"fallback,omitempty"` // addresses, or exactly one name
+}
+
+// State is what an operator set on a pool or an endpoint, with its author and reason.
+type State struct {
+	Pool     string     `json:"pool"`
+	Endpoint netip.Addr `json:"endpoint,omitzero"` // of Pool; zero is the whole pool
+	State    string     `json:"state"`             // "drain", "down" or "up"
+	Author   string     `json:"author"`
+	Reason   string     `json:"reason,omitempty"`
+	Since    time.Time  `json:"since,omitzero"`
+	Until    time.Time  `json:"until,omitzero"` // zero: until it is taken back
+}
+
+// Duration is a time.Duration written as in Go: 1500ms, 30s, 5m.
+type Duration time.Duration
+
+// String returns d as Go writes it.
+func (d Duration) String() string { return time.Duration(d).String() }
+
+// MarshalText writes d as Go does.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}

@@ -1,0 +1,521 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Validate checks o as a whole: every object by itself, every reference, and that no two
+// say something different of the same thing. The error joins every Fault. What passes may
+// be served; whether it answers anything is for Unanswerable.
+func Validate(o *Objects) error {
+	if o == nil {
+		return nil
+	}
+	return o.check(true).err()
+}
+
+// Unanswerable returns a Fault for every service of o that no pool could ever answer: its
+// pools have no endpoint, or all weights are 0. A file with one is refused; a change that
+// makes one needs force. o must be valid.
+func Unanswerable(o *Objects) []Fault {
+	c := checker{o: o, refs: true}
+	for _, name := range o.Names("services") {
+		p := path{"services", name, "pools"}
+		st := o.Services[name].Steering
+		if len(st.Pools) > 0 && !slices.ContainsFunc(sortedPools(st), func(pool string) bool {
+			return st.Pools[pool].EffectiveWeight() > 0 && o.Pools[pool].answers()
+		}) {
+			c.fail(p, "no endpoint could ever answer; expected a pool with a weight over 0 and an endpoint with a weight over 0")
+		}
+	}
+	return Faults(c.faults.err())
+}
+
+// answers reports whether p has an endpoint that may be answered with.
+func (p Pool) answers() bool {
+	return slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.EffectiveWeight() > 0 })
+}
+
+func sortedPools(st Steering) []string {
+	names := make([]string, 0, len(st.Pools))
+	for n := range st.Pools {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// checker collects what is wrong with objects.
+type checker struct {
+	o      *Objects
+	refs   bool    // whether references are checked
+	places *places // of what is not an object: the node
+	faults faultList
+}
+
+// check returns the faults of o; without refs only those that each object has by itself.
+func (o *Objects) check(refs bool) faultList {
+	c := checker{o: o, refs: refs}
+	for _, name := range o.Names("sites") {
+		c.site(path{"sites", name}, o.Sites[name])
+	}
+	for _, name := range o.Names("zones") {
+		c.zone(path{"zones", name}, name, o.Zones[name])
+	}
+	for _, name := range o.Names("probes") {
+		c.probe(path{"probes", name}, o.Probes[name])
+	}
+	for _, name := range o.Names("pools") {
+		c.pool(path{"pools", name}, o.Pools[name])
+	}
+	for _, name := range o.Names("services") {
+		c.service(path{"services", name}, name, o.Services[name])
+	}
+	seen := map[string]string{}
+	for _, name := range o.Names("states") {
+		c.state(path{"states", name}, name, o.States[name], seen)
+	}
+	if refs {
+		c.upstreamLoops()
+	}
+	return c.faults
+}
+
+// place returns where p stands.
+func (c *checker) place(p path) (file string, line int) {
+	if len(p) >= 2 && c.o != nil {
+		if pl := c.o.places[objectKey{p[0], p[1]}]; pl != nil {
+			return pl.find(p)
+		}
+	}
+	return c.places.find(p)
+}
+
+func (c *checker) add(p path, absent bool, format string, args ...any) {
+	file, line := c.place(p)
+	c.faults.add(fault{Fault: Fault{File: file, Line: line, Msg: fmt.Sprintf(format, args...)}, path: p, absent: absent})
+}
+
+// fail records what is wrong with the value at p.
+func (c *checker) fail(p path, format string, args ...any) { c.add(p, false, format, args...) }
+
+// missing records that there is no value at p.
+func (c *checker) missing(p path, format string, args ...any) { c.add(p, true, format, args...) }
+
+// name checks the name of an object that is not a domain name.
+func (c *checker) name(p path) {
+	if msg := checkName(p[len(p)-1]); msg != "" {
+		c.fail(p, "%s", msg)
+	}
+}
+
+// domain checks that s is a domain name as the objects hold it.
+func (c *checker) domain(p path, s string) bool {
+	msg := checkDomain(s)
+	if msg != "" {
+		c.fail(p, "%s", msg)
+	}
+	return msg == ""
+}
+
+// ref checks that an object of that kind is there.
+func (c *checker) ref(p path, kind, name string) {
+	if !c.refs {
+		return
+	}
+	if _, ok := c.o.Object(kind, name); !ok {
+		c.fail(p, "no such %s; %s", strings.TrimSuffix(kind, "s"), expected(c.o.Names(kind)))
+	}
+}
+
+// between checks lo <= v <= hi for numbers that are not 0 for "default".
+func between[T int | float64](c *checker, p path, v, lo, hi T) {
+	if !(lo <= v && v <= hi) { // NaN is outside
+		c.fail(p, "%v; expected %v to %v", v, lo, hi)
+	}
+}
+
+// span checks a duration.
+func (c *checker) span(p path, d Duration, lo, hi time.Duration) {
+	if v := time.Duration(d); v < lo || v > hi {
+		c.fail(p, "%v; expected %v to %v", v, lo, hi)
+	}
+}
+
+func (c *checker) site(p path, s Site) {
+	c.name(p)
+	between(c, p.at("lat"), s.Lat, -90, 90)
+	between(c, p.at("lon"), s.Lon, -180, 180)
+	continents := []string{"AF", "AN", "AS", "EU", "NA", "OC", "SA"}
+	if s.Continent != "" && !slices.Contains(continents, s.Continent) {
+		c.fail(p.at("continent"), "%q; %s", s.Continent, expected(continents))
+	}
+	c.country(p.at("country"), s.Country)
+}
+
+func (c *checker) country(p path, s string) {
+	if s != "" && (len(s) != 2 || s[0] < 'A' || s[0] > 'Z' || s[1] < 'A' || s[1] > 'Z') {
+		c.fail(p, "%q; expected two capital letters (ISO 3166-1 alpha-2)", s)
+	}
+}
+
+func (c *checker) zone(p path, name string, z Zone) {
+	switch {
+	case z.Name != name:
+		c.fail(p.at("name"), "%q; expected %s, the name that the zone is kept under", z.Name, name)
+	default:
+		c.domain(p, name)
+	}
+	switch {
+	case z.File == "" && z.Records == "":
+		c.missing(p.at("file"), "no records; expected file or records")
+	case z.File != "" && z.Records != "":
+		c.fail(p.at("records"), "given beside file; expected one of them")
+	}
+}
+
+func (c *checker) probe(p path, pr Probe) {
+	c.name(p)
+	if (pr.HTTP == nil) == (pr.TCP == nil) {
+		c.missing(p.at("http"), "expected exactly one of http and tcp")
+	}
+	interval := time.Duration(pr.WithDefaults().Interval)
+	if pr.Interval != 0 {
+		c.span(p.at("interval"), pr.Interval, 200*time.Millisecond, time.Hour)
+	}
+	if pr.Timeout != 0 && (pr.Timeout < Duration(time.Millisecond) || time.Duration(pr.Timeout) > interval) {
+		c.fail(p.at("timeout"), "%v; expected 1ms to the interval, %v", pr.Timeout, interval)
+	}
+	if pr.Jitter != nil {
+		between(c, p.at("jitter"), *pr.Jitter, 0, 0.5)
+	}
+	if pr.Rise != 0 {
+		between(c, p.at("rise"), pr.Rise, 1, 100)
+	}
+	if pr.Fall != 0 {
+		between(c, p.at("fall"), pr.Fall, 1, 100)
+	}
+	if pr.HTTP != nil {
+		c.httpProbe(p.at("http"), pr.HTTP)
+	}
+}
+
+func (c *checker) httpProbe(p path, h *HTTPProbe) {
+	if h.Path != "" && (h.Path[0] != '/' || strings.ContainsFunc(h.Path, isSpaceOrControl)) {
+		c.fail(p.at("path"), "%q; expected / and no spaces", h.Path)
+	}
+	if h.Method != "" && !isToken(h.Method) {
+		c.fail(p.at("method"), "%q; expected a method such as GET", h.Method)
+	}
+	if strings.ContainsFunc(h.Host, isSpaceOrControl) || strings.ContainsAny(h.Host, "/@") {
+		c.fail(p.at("host"), "%q; expected a host name, with a port if need be", h.Host)
+	}
+	if h.ServerName != "" {
+		c.domain(p.at("serverName"), h.ServerName)
+	}
+	if !h.TLS && (h.ServerName != "" || h.SkipVerify) {
+		c.fail(p, "serverName and skipVerify are for TLS; expected tls: true beside them")
+	}
+	for _, k := range slices.Sorted(maps.Keys(h.Headers)) {
+		if !isToken(k) {
+			c.fail(p.at("headers").at(k), "%q; expected the name of a header", k)
+		}
+		if strings.ContainsFunc(h.Headers[k], func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+			c.fail(p.at("headers").at(k), "%q; expected no control characters", h.Headers[k])
+		}
+	}
+	for i, status := range h.Expect {
+		between(c, p.at("expect").item(i), status, 100, 599)
+	}
+}
+
+func isSpaceOrControl(r rune) bool { return r <= ' ' || r == 0x7f }
+
+// isToken reports whether s is a token of RFC 9110, section 5.6.2.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r > 0x7e || !isAlnum(byte(r)) && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
+	})
+}
+
+func (c *checker) pool(p path, pool Pool) {
+	c.name(p)
+	if pool.Site == "" {
+		c.missing(p.at("site"), "no value; expected the name of a site")
+	} else {
+		c.ref(p.at("site"), "sites", pool.Site)
+	}
+	if pool.Capacity < 0 || math.IsNaN(pool.Capacity) || math.IsInf(pool.Capacity, 0) {
+		c.fail(p.at("capacity"), "%v; expected requests per second, or 0 for not declared", pool.Capacity)
+	}
+	if pool.Probe != "" {
+		c.ref(p.at("probe"), "probes", pool.Probe)
+	}
+	if pool.MinHealth != nil {
+		between(c, p.at("minHealthy"), *pool.MinHealth, 0, 1)
+	}
+	probe := c.o.Probes[pool.Probe]
+	first := map[netip.Addr]int{}
+	for i, e := range pool.Endpoints {
+		at := p.at("endpoints").item(i)
+		if c.address(at.at("address"), e.Address) {
+			if j, ok := first[e.Address]; ok {
+				c.fail(at.at("address"), "%s is already endpoint [%d]", e.Address, j)
+			} else {
+				first[e.Address] = i
+			}
+		}
+		if e.Weight != nil {
+			between(c, at.at("weight"), *e.Weight, 0, math.MaxUint16)
+		}
+		if e.Probe != nil {
+			c.address(at.at("probe").at("address"), e.Probe.Address)
+		}
+		if probe.TCP != nil && pool.ProbeAddr(probe, e).Port() == 0 {
+			c.missing(at.at("port"), "no port to probe; expected one here, in the pool or in probe %s", pool.Probe)
+		}
+	}
+	if pool.Upstream != nil {
+		c.steering(p.at("upstream"), pool.Upstream.Steering)
+	}
+}
+
+// address checks an address that is served or probed.
+func (c *checker) address(p path, a netip.Addr) bool {
+	switch {
+	case !a.IsValid():
+		c.missing(p, "no value; expected an IP address")
+	case a.Is4In6():
+		c.fail(p, "%s; expected %s", a, a.Unmap())
+	case a.Zone() != "":
+		c.fail(p, "%s; expected an address without a zone", a)
+	case a.IsUnspecified() || a.IsMulticast():
+		c.fail(p, "%s; expected the address of one host", a)
+	default:
+		return true
+	}
+	return false
+}
+
+func (c *checker) service(p path, name string, s Service) {
+	if c.domain(p, name) && c.refs {
+		zones := c.o.Names("zones")
+		if !slices.ContainsFunc(zones, func(z string) bool { return within(name, z) }) {
+			c.fail(p, "in no zone of the configuration; %s", expected(zones))
+		}
+	}
+	c.steering(p, s.Steering)
+	if s.TTL != 0 {
+		c.span(p.at("ttl"), s.TTL, time.Second, 24*time.Hour)
+		if time.Duration(s.TTL)%time.Second != 0 {
+			c.fail(p.at("ttl"), "%v; expected whole seconds", s.TTL)
+		}
+	}
+	if s.Sticky.IPv4 != 0 {
+		between(c, p.at("sticky").at("ipv4"), s.Sticky.IPv4, 8, 32)
+	}
+	if s.Sticky.IPv6 != 0 {
+		between(c, p.at("sticky").at("ipv6"), s.Sticky.IPv6, 16, 64)
+	}
+	c.allDown(p.at("allDown"), name, s.AllDown)
+}
+
+func (c *checker) allDown(p path, service string, a AllDown) {
+	modes := []string{"open", "servfail", "fallback"}
+	if a.Mode != "" && !slices.Contains(modes, a.Mode) {
+		c.fail(p.at("mode"), "%q; %s", a.Mode, expected(modes))
+		return
+	}
+	fallback := p.at("fallback")
+	if a.Mode != "fallback" {
+		if len(a.Fallback) > 0 {
+			c.fail(fallback, "given with mode %s; expected it with mode fallback only", a.EffectiveMode())
+		}
+		return
+	}
+	if len(a.Fallback) == 0 {
+		c.missing(fallback, "no value; expected addresses, or exactly one name")
+		return
+	}
+	names := 0
+	seen := map[netip.Addr]bool{}
+	for i, s := range a.Fallback {
+		addr, err := netip.ParseAddr(s)
+		switch {
+		case err == nil && seen[addr]:
+			c.fail(fallback.item(i), "%s is given twice", addr)
+		case err == nil:
+			seen[addr] = true
+			c.address(fallback.item(i), addr)
+		default:
+			names++
+			if c.domain(fallback.item(i), CanonicalName(s)) && CanonicalName(s) == service {
+				c.fail(fallback.item(i), "the service itself; expected another name")
+			}
+		}
+	}
+	if names > 1 || names == 1 && len(a.Fallback) > 1 {
+		c.fail(fallback, "%d names and %d addresses; expected addresses, or exactly one name", names, len(a.Fallback)-names)
+	}
+}
+
+// steering checks the pools and the policy of a service or an upstream at p.
+func (c *checker) steering(p path, st Steering) {
+	pools := p.at("pools")
+	names := sortedPools(st)
+	if len(names) == 0 {
+		c.missing(pools, "no value; expected at least one pool")
+	}
+	standby := 0
+	for _, name := range names {
+		ref := st.Pools[name]
+		c.ref(pools.at(name), "pools", name)
+		if ref.Weight != nil {
+			between(c, pools.at(name).at("weight"), *ref.Weight, 0, math.MaxUint16)
+		}
+		if ref.Standby {
+			standby++
+		}
+	}
+	if standby > 0 && standby == len(names) {
+		c.fail(pools, "every pool is standby; expected one that is not")
+	}
+	first := map[string]int{}
+	for i, s := range st.Policy {
+		at := p.at("policy").item(i)
+		name := s.Name()
+		if !exactlyOne(s) {
+			c.missing(at, "expected exactly one stage")
+			continue
+		}
+		if j, ok := first[name]; ok {
+			c.fail(at, "%s is already stage [%d]", name, j)
+		}
+		first[name] = i
+		switch {
+		case s.Select != nil:
+			between(c, at.at("select").at("answers"), s.Select.Answers, 1, 16)
+		case s.Failover != nil:
+			c.failover(at.at("failover"), s.Failover.Order, names)
+		}
+	}
+}
+
+func exactlyOne(s Stage) bool {
+	n := 0
+	for _, set := range []bool{s.Health != nil, s.Failover != nil, s.Nearest != nil, s.Weighted != nil, s.Select != nil} {
+		if set {
+			n++
+		}
+	}
+	return n == 1
+}
+
+// failover checks that the ranks name pools of the steering, each once.
+func (c *checker) failover(p path, order [][]string, pools []string) {
+	if len(order) == 0 {
+		c.missing(p, "no value; expected the pools in order")
+	}
+	seen := map[string]bool{}
+	for i, rank := range order {
+		if len(rank) == 0 {
+			c.fail(p.item(i), "empty; expected the name of a pool, or a list of names")
+		}
+		for j, name := range rank {
+			at := p.item(i)
+			if len(rank) > 1 {
+				at = at.item(j)
+			}
+			switch {
+			case !slices.Contains(pools, name):
+				c.fail(at, "%q is no pool of this steering; %s", name, expected(pools))
+			case seen[name]:
+				c.fail(at, "%s is ranked twice", name)
+			}
+			seen[name] = true
+		}
+	}
+}
+
+// upstreamLoops finds pools whose requests would come back to them. Each loop is reported
+// once, at its first pool by name.
+func (c *checker) upstreamLoops() {
+	const (
+		fresh = iota
+		open  // on the way from the root to here
+		done
+	)
+	mark := map[string]int{}
+	var way []string
+	var visit func(name string)
+	visit = func(name string) {
+		mark[name] = open
+		way = append(way, name)
+		if up := c.o.Pools[name].Upstream; up != nil {
+			for _, next := range sortedPools(up.Steering) {
+				switch {
+				case mark[next] == open:
+					loop := append(slices.Clone(way[slices.Index(way, next):]), next)
+					c.fail(path{"pools", name, "upstream"}, "requests would go in a loop: %s", strings.Join(loop, " > "))
+				case mark[next] == fresh:
+					if _, ok := c.o.Pools[next]; ok {
+						visit(next)
+					}
+				}
+			}
+		}
+		way = way[:len(way)-1]
+		mark[name] = done
+	}
+	for _, name := range c.o.Names("pools") {
+		if mark[name] == fresh {
+			visit(name)
+		}
+	}
+}
+
+func (c *checker) state(p path, name string, s State, seen map[string]string) {
+	if name == "" || len(name) > 255 || strings.ContainsFunc(name, isSpaceOrControl) {
+		c.fail(p, "expected a name of 1 to 255 octets without spaces")
+	}
+	at := name
+	if s.Pool == "" {
+		c.missing(p.at("pool"), "no value; expected the name of a pool")
+	} else if msg := checkName(s.Pool); msg != "" {
+		c.fail(p.at("pool"), "%s", msg)
+	} else {
+		c.ref(p.at("pool"), "pools", s.Pool)
+		at = StateName(s.Pool, s.Endpoint)
+		if other, ok := seen[at]; ok {
+			c.fail(p, "on the same as states.%s: %s; expected one state on it", other, at)
+		}
+		seen[at] = name
+	}
+	if pool, ok := c.o.Pools[s.Pool]; ok && c.refs && s.Endpoint.IsValid() &&
+		!slices.ContainsFunc(pool.Endpoints, func(e Endpoint) bool { return e.Address == s.Endpoint }) {
+		var addrs []string
+		for _, e := range pool.Endpoints {
+			addrs = append(addrs, e.Address.String())
+		}
+		c.fail(p.at("endpoint"), "%s is no endpoint of pool %s; %s", s.Endpoint, s.Pool, expected(addrs))
+	}
+	states := []string{"drain", "down", "up"}
+	switch {
+	case s.State == "":
+		c.missing(p.at("state"), "no value; %s", expected(states))
+	case !slices.Contains(states, s.State):
+		c.fail(p.at("state"), "%q; %s", s.State, expected(states))
+	}
+	if s.Author == "" {
+		c.missing(p.at("author"), "no value; expected who set it")
+	}
+	if !s.Until.IsZero() && !s.Since.IsZero() && !s.Until.After(s.Since) {
+		c.fail(p.at("until"), "%s; expected a time after since, %s", s.Until.Format(time.RFC3339), s.Since.Format(time.RFC3339))
+	}
+}
