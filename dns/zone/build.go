@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/binary"
+	"fmt"
+	"math"
 	"slices"
 
 	"github.com/miekg/dns"
@@ -116,8 +118,15 @@ func (b *builder) add(owner []byte, rtype uint16, ttl uint32, rdata []byte, file
 	})
 }
 
-// at returns the place of an RR.
-func (b *builder) at(r *record) (file string, line int) { return b.files[r.file], int(r.line) }
+// faultAt reports a fault of an RR: its place and owner name come before the reason.
+func (b *builder) faultAt(r *record, format string, args ...any) {
+	b.fault(b.files[r.file], int(r.line), "%s: %s", ToString(b.nodes[r.node].Owner), fmt.Sprintf(format, args...))
+}
+
+// warnAt is faultAt for a warning.
+func (b *builder) warnAt(r *record, format string, args ...any) {
+	b.warn(b.files[r.file], int(r.line), "%s: %s", ToString(b.nodes[r.node].Owner), fmt.Sprintf(format, args...))
+}
 
 // build compiles the zone and checks it. What it returns is of use only without faults.
 func (b *builder) build(file string) *Zone {
@@ -173,39 +182,44 @@ func (b *builder) rrsets(yield func([]record) bool) {
 
 // judge drops RRs given twice, gives each RRset its lowest TTL, and reports both.
 func (b *builder) judge() {
-	kept := b.records[:0]
+	kept := b.records[:0] // overwrites what was read already
 	for set := range b.rrsets {
-		owner, rtype := ToString(b.nodes[set[0].node].Owner), dns.Type(set[0].rtype)
-		ttl, first, size := set[0].ttl, len(kept), 0
+		ttl, other := set[0].ttl, 0
+		for i := range set {
+			if set[i].ttl != set[0].ttl && other == 0 {
+				other = i
+			}
+			ttl = min(ttl, set[i].ttl)
+		}
+		if other > 0 {
+			b.warnAt(&set[other], "the TTLs of the %s RRset differ, the lowest, %d, is taken (RFC 2181, section 5.2)", dns.Type(set[0].rtype), ttl)
+		}
 		var seen map[string]bool
 		if len(set) > 8 {
 			seen = make(map[string]bool, len(set))
 		}
-		for i := range set {
-			r := set[i] // kept overwrites what was read already
-			if r.ttl != ttl {
-				file, line := b.at(&r)
-				ttl = min(ttl, r.ttl)
-				b.warn(file, line, "%s: TTLs of the %s RRset differ (RFC 2181, section 5.2): %d is taken", owner, rtype, ttl)
-			}
+		first, size := len(kept), 0
+		for _, r := range set {
 			if duplicate(kept[first:], seen, &r) {
-				file, line := b.at(&r)
-				b.warn(file, line, "%s: this %s is there already, ignored", owner, rtype)
+				b.warnAt(&r, "the same %s is there already, ignored", dns.Type(r.rtype))
 				continue
 			}
-			size += 12 + len(r.rdata)
+			r.ttl = ttl
+			size += rrOverhead + len(r.rdata)
 			kept = append(kept, r)
 		}
-		if size > 65535-12-MaxName-4 {
-			file, line := b.at(&kept[first])
-			b.warn(file, line, "%s: the %s RRset has %d octets: no DNS message can hold it", owner, rtype, size)
-		}
-		for i := range kept[first:] {
-			kept[first+i].ttl = ttl
+		if size > maxRRset {
+			b.warnAt(&kept[first], "the %s RRset needs %d octets: no DNS message can hold it", dns.Type(kept[first].rtype), size)
 		}
 	}
 	b.records = kept
 }
+
+const (
+	rrOverhead = 2 + 10                                        // octets of an RR beside rdata: a compressed owner, TYPE, CLASS, TTL, RDLENGTH
+	maxRRset   = math.MaxUint16 - headerSize - MaxName - 2 - 2 // octets of RRs beside the longest question
+	headerSize = 12
+)
 
 // duplicate tells whether r is among set. A set of many has its rdata in seen.
 func duplicate(set []record, seen map[string]bool, r *record) bool {

@@ -1,10 +1,6 @@
 package zone
 
-import (
-	"bytes"
-
-	"github.com/miekg/dns"
-)
+import "github.com/miekg/dns"
 
 // check reports what is wrong with a zone as a whole.
 func (b *builder) check(z *Zone, file string) {
@@ -43,39 +39,44 @@ func (z *Zone) find(name []byte) *Node { return z.names.find(hash(name), name) }
 // checkNode reports what is wrong with the RRs of one node.
 func (b *builder) checkNode(z *Zone, rs []record, glue map[*Node]bool) {
 	n := &z.names.nodes[rs[0].node]
-	apex := rs[0].node == 0
-	owner := ToString(n.Owner)
 	cut, delegation := z.cutOf(n)
 	for i := range rs {
 		r := &rs[i]
-		file, line := b.at(r)
-		switch r.rtype {
-		case dns.TypeSOA:
-			if !apex {
-				b.fault(file, line, "%s: an SOA below the apex, %s", owner, ToString(b.apex))
-			}
-		case dns.TypeNS, dns.TypeDNAME:
-			if isWildcard(n.Owner) {
-				b.fault(file, line, "%s: %s at a wildcard has no meaning (RFC 4592, sections 4.2 and 4.4)", owner, dns.Type(r.rtype))
-			}
-		case dns.TypeDS:
-			if apex || n.RRset(dns.TypeNS) == nil {
-				b.warn(file, line, "%s: DS where there is no delegation", owner)
-			}
-		}
-		if first := r; i == 0 || rs[i-1].rtype != r.rtype {
-			b.checkAlone(owner, rs, first)
-		} else if single(r.rtype) {
-			_, other := b.at(&rs[i-1])
-			b.fault(file, line, "%s: a second %s, the other is at line %d: expected one", owner, dns.Type(r.rtype), other)
+		b.checkOwner(n, r)
+		switch {
+		case i == 0 || rs[i-1].rtype != r.rtype:
+			b.checkBeside(rs, r)
+		case single(r.rtype):
+			b.faultAt(r, "a second %s, beside that of line %d: expected one", dns.Type(r.rtype), rs[i-1].line)
 		}
 		switch {
 		case cut == nil || cut == n && !delegation || inReferral(n, cut, r.rtype, glue):
-			b.checkTarget(z, owner, r)
+			b.checkTarget(z, r)
 		case delegation:
-			b.warn(file, line, "%s: %s is hidden by the zone cut at %s and is no glue", owner, dns.Type(r.rtype), ToString(cut.Owner))
+			b.warnAt(r, "%s is hidden by the zone cut at %s and is no glue", dns.Type(r.rtype), ToString(cut.Owner))
 		default:
-			b.warn(file, line, "%s: %s is hidden by the DNAME at %s", owner, dns.Type(r.rtype), ToString(cut.Owner))
+			b.warnAt(r, "%s is hidden by the DNAME at %s", dns.Type(r.rtype), ToString(cut.Owner))
+		}
+	}
+}
+
+// checkOwner reports an RR whose type does not belong at its owner name.
+func (b *builder) checkOwner(n *Node, r *record) {
+	apex := r.node == 0
+	switch r.rtype {
+	case dns.TypeSOA:
+		if !apex {
+			b.faultAt(r, "SOA below the apex, %s", ToString(b.apex))
+		}
+	case dns.TypeNS, dns.TypeDNAME:
+		if isWildcard(n.Owner) {
+			b.faultAt(r, "%s at a wildcard, which has no meaning (RFC 4592, sections 4.2 and 4.4)", dns.Type(r.rtype))
+		}
+	case dns.TypeDS:
+		if apex {
+			b.faultAt(r, "DS at the apex: it belongs to the parent zone (RFC 4035, section 2.4)")
+		} else if n.RRset(dns.TypeNS) == nil {
+			b.warnAt(r, "DS where there is no delegation")
 		}
 	}
 }
@@ -93,24 +94,22 @@ func inReferral(n, cut *Node, rtype uint16, glue map[*Node]bool) bool {
 		return glue[n]
 	case dns.TypeNS, dns.TypeDS, dns.TypeNSEC, dns.TypeRRSIG:
 		return n == cut
+	case dns.TypeCNAME, dns.TypeDNAME:
+		return n == cut // a fault: checkBeside
 	}
 	return false
 }
 
-// checkAlone reports an RRset whose first RR is r for what else is at its owner name.
-func (b *builder) checkAlone(owner string, rs []record, r *record) {
+// checkBeside reports the RRset of rs whose first RR is r for what else is at its owner name.
+func (b *builder) checkBeside(rs []record, r *record) {
 	for i := range rs {
 		other := &rs[i]
-		if i > 0 && rs[i-1].rtype == other.rtype {
-			continue
-		}
-		file, line := b.at(r)
-		_, otherLine := b.at(other)
 		switch {
+		case i > 0 && rs[i-1].rtype == other.rtype:
 		case r.rtype == dns.TypeCNAME && !besideCNAME(other.rtype):
-			b.fault(file, line, "%s: CNAME beside %s of line %d (RFC 2181, section 10.1)", owner, dns.Type(other.rtype), otherLine)
+			b.faultAt(r, "CNAME beside the %s of line %d (RFC 2181, section 10.1)", dns.Type(other.rtype), other.line)
 		case r.rtype == dns.TypeDNAME && other.rtype == dns.TypeNS && r.node != 0:
-			b.fault(file, line, "%s: DNAME beside the delegation of line %d (RFC 6672, section 2.3)", owner, otherLine)
+			b.faultAt(r, "DNAME beside the delegation of line %d (RFC 6672, section 2.3)", other.line)
 		}
 	}
 }
@@ -127,44 +126,37 @@ func besideCNAME(rtype uint16) bool {
 
 // checkTarget reports a host that r names, that this zone should know, and that has no
 // address: for an NS glue, where it is below the delegation.
-func (b *builder) checkTarget(z *Zone, owner string, r *record) {
+func (b *builder) checkTarget(z *Zone, r *record) {
 	if r.rtype != dns.TypeNS && r.rtype != dns.TypeMX {
 		return // an SRV's host is often a service, which the zone does not know
 	}
-	host := AppendLower(nil, rdataTarget(r.rtype, r.rdata))
+	var low [MaxName]byte
+	host := AppendLower(low[:0], rdataTarget(r.rtype, r.rdata))
 	if len(host) == 1 || !under(host, b.apex) { // "." is "none" (RFC 7505)
 		return
 	}
-	file, line := b.at(r)
-	name, rtype := ToString(host), dns.Type(r.rtype)
-	n, wildcard, delegated := z.lookup(host)
+	n, delegated := z.lookup(host)
 	switch {
 	case n != nil && n.RRset(dns.TypeCNAME) != nil:
-		b.warn(file, line, "%s: %s %s is an alias (RFC 2181, section 10.3)", owner, rtype, name)
+		b.warnAt(r, "%s %s is an alias (RFC 2181, section 10.3)", dns.Type(r.rtype), ToString(host))
 	case n != nil && (n.RRset(dns.TypeA) != nil || n.RRset(dns.TypeAAAA) != nil):
-	case r.rtype == dns.TypeNS && r.node != 0 && under(host, AppendLower(nil, z.names.nodes[r.node].Owner)):
-		b.warn(file, line, "%s: NS %s is below its own delegation and has no glue here (RFC 1034, section 4.2.1)", owner, name)
-	case delegated || wildcard && n == nil:
-		// The address is the child zone's, or not in this zone.
-	default:
-		b.warn(file, line, "%s: %s %s has no address in this zone", owner, rtype, name)
+	case r.rtype == dns.TypeNS && r.node != 0 && under(host, AppendLower(nil, b.nodes[r.node].Owner)):
+		b.warnAt(r, "NS %s is below its own delegation and has no glue here (RFC 1034, section 4.2.1)", ToString(host))
+	case !delegated: // the address would be in the child zone
+		b.warnAt(r, "%s %s has no address in this zone", dns.Type(r.rtype), ToString(host))
 	}
 }
 
-// lookup returns the node that answers for host: its own, or the wildcard's that covers it;
-// whether it was covered, and whether host is at or below a zone cut or a DNAME.
-func (z *Zone) lookup(host []byte) (n *Node, wildcard, delegated bool) {
+// lookup returns the node that answers for host, its own or the wildcard's that covers it,
+// and whether host is at or below a zone cut or below a DNAME.
+func (z *Zone) lookup(host []byte) (n *Node, delegated bool) {
 	if n = z.find(host); n != nil {
-		return n, false, n.cut >= 0
+		return n, n.cut >= 0
 	}
-	encloser, above := host, (*Node)(nil)
-	for above == nil {
-		encloser = encloser[1+encloser[0]:]
-		above = z.find(encloser)
+	encloser := z.encloser(host)
+	if encloser.cut >= 0 {
+		return nil, true
 	}
-	if above.cut >= 0 {
-		return nil, false, true
-	}
-	n = z.find(append([]byte("\x01*"), bytes.Clone(encloser)...))
-	return n, n != nil, false
+	source := AppendLower([]byte("\x01*"), encloser.Owner)
+	return z.find(source), false
 }

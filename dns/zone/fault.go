@@ -40,6 +40,7 @@ type report struct {
 	warnings   []Warning
 	moreFaults int
 	moreWarns  int
+	stopped    bool // a bound was met: nothing more is read
 }
 
 const maxReported = 100 // of faults, and of warnings
@@ -60,8 +61,14 @@ func (r *report) warn(file string, line int, format string, args ...any) {
 	r.warnings = append(r.warnings, Warning{file, line, fmt.Sprintf(format, args...)})
 }
 
-// full tells whether there are more faults than anybody wants to read.
-func (r *report) full() bool { return r.moreFaults > 0 }
+// stop reports a fault after which nothing more is read.
+func (r *report) stop(file string, line int, format string, args ...any) {
+	r.fault(file, line, format, args...)
+	r.stopped = true
+}
+
+// full tells whether to read no further: there are more faults than anybody wants to see.
+func (r *report) full() bool { return r.stopped || r.moreFaults > 0 }
 
 // end returns everything reported about file.
 func (r *report) end(file string) ([]Warning, error) {

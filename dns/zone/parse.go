@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/miekg/dns"
 )
@@ -50,8 +51,10 @@ func parse(r io.Reader, file, origin string, lim limits) (*Zone, []Warning, erro
 		report:  &rep,
 		limits:  lim,
 		builder: newBuilder(&rep, name),
-		wire:    make([]byte, MaxName+10+math.MaxUint16),
 	}
+	wire := wires.Get().(*[wireSize]byte)
+	defer wires.Put(wire)
+	p.wire = wire[:]
 	if file != "" {
 		p.folder = filepath.Dir(file)
 	}
@@ -79,6 +82,12 @@ type parser struct {
 	wire    []byte   // scratch for one RR
 }
 
+// wireSize is the size of any RR, and room to see that a relative name made one too long.
+const wireSize = 4*MaxName + 10 + math.MaxUint16
+
+// wires holds the scratch of parsers: of many small zones each would else make its own.
+var wires = sync.Pool{New: func() any { return new([wireSize]byte) }}
+
 // context is what an entry takes from those before it.
 type context struct {
 	origin   string // absolute, presentation form
@@ -97,14 +106,14 @@ const (
 // file reads one file, entry by entry. Each entry goes through a dns.ZoneParser of its own,
 // so that a fault ends but that entry and its line is known.
 func (p *parser) file(r io.Reader, file string, c context) {
+	var e splitter
 	sc := bufio.NewScanner(r)
-	sc.Buffer(make([]byte, min(64<<10, p.limits.entry)), p.limits.entry)
-	sc.Split(splitEntry)
+	sc.Buffer(nil, p.limits.entry)
+	sc.Split(e.split)
 	line := 1
 	for sc.Scan() && !p.full() {
-		entry := sc.Bytes()
-		next := line + bytes.Count(entry, []byte("\n"))
-		p.entry(entry, file, line, &c)
+		next := line + bytes.Count(sc.Bytes(), []byte("\n"))
+		p.entry(sc.Bytes(), e.open, file, line, &c)
 		line = next
 	}
 	switch err := sc.Err(); {
@@ -115,15 +124,23 @@ func (p *parser) file(r io.Reader, file string, c context) {
 	}
 }
 
-// splitEntry is a bufio.SplitFunc for the entries of a master file: lines, where newlines
-// between parentheses do not count. A quoted string ends with its line at the latest.
-func splitEntry(data []byte, atEOF bool) (advance int, token []byte, err error) {
+// splitter splits a master file into entries: lines, where newlines between parentheses do
+// not count. A quoted string has to end with its line.
+type splitter struct {
+	open byte // what the last entry left open: '"', '(', or 0
+}
+
+// split is a bufio.SplitFunc.
+func (e *splitter) split(data []byte, atEOF bool) (advance int, entry []byte, err error) {
 	depth, quote, comment := 0, false, false
+	e.open = 0
 	for i := 0; i < len(data); i++ {
 		switch c := data[i]; {
 		case c == '\n':
-			quote, comment = false, false
-			if depth <= 0 {
+			if quote {
+				e.open = '"'
+			}
+			if quote, comment = false, false; depth <= 0 {
 				return i + 1, data[:i+1], nil
 			}
 		case comment:
@@ -142,41 +159,44 @@ func splitEntry(data []byte, atEOF bool) (advance int, token []byte, err error) 
 			depth--
 		}
 	}
-	if atEOF && len(data) > 0 {
-		return len(data), data, nil
+	if !atEOF || len(data) == 0 {
+		return 0, nil, nil // more is needed
 	}
-	return 0, nil, nil
+	if quote {
+		e.open = '"'
+	} else if depth > 0 {
+		e.open = '('
+	}
+	return len(data), data, nil
 }
 
-// entry reads one entry, which begins at line of file.
-func (p *parser) entry(text []byte, file string, line int, c *context) {
+// entry reads one entry, which begins at line of file and leaves open what it says.
+func (p *parser) entry(text []byte, open byte, file string, line int, c *context) {
 	trimmed := bytes.TrimLeft(text, " \t\r\n")
-	if len(trimmed) == 0 || trimmed[0] == ';' && bytes.IndexByte(trimmed, '\n') >= len(trimmed)-1 {
-		return
-	}
-	if text[0] == '$' {
+	switch {
+	case len(trimmed) == 0 || trimmed[0] == ';' && bytes.IndexByte(trimmed, '\n') >= len(trimmed)-1:
+	case text[0] == '$' && open == 0:
 		p.directive(text, file, line, c)
-		return
+	case len(trimmed) == len(text):
+		if !p.rrs(file, line, c, open, text) {
+			p.ownerOf(text, c)
+		}
+	case c.lost: // the fault was reported with the owner
+	case c.owner == "":
+		p.fault(file, line, "an RR without an owner name, and none before it")
+	default:
+		p.rrs(file, line, c, open, []byte(c.owner), text)
 	}
-	if blank := len(trimmed) < len(text); blank {
-		if c.lost {
-			return
-		}
-		if c.owner == "" {
-			p.fault(file, line, "an RR without an owner name, and none before it")
-			return
-		}
-		p.rrs(file, line, c, []byte(c.owner), text)
-		return
-	}
-	if !p.rrs(file, line, c, text) {
-		// Entries that follow without an owner belong to the owner of this one.
-		token, _, _ := bytes.Cut(text, []byte(" "))
-		token, _, _ = bytes.Cut(token, []byte("\t"))
-		probe, err := p.probe(c, "", string(bytes.TrimSpace(token)))
-		if c.lost = err != nil; !c.lost {
-			c.owner = probe.Name
-		}
+}
+
+// ownerOf takes the owner name from an entry that cannot be read: it is that of the entries
+// after it which have none.
+func (p *parser) ownerOf(text []byte, c *context) {
+	token, _, _ := bytes.Cut(text, []byte(" "))
+	token, _, _ = bytes.Cut(token, []byte("\t"))
+	probe, err := p.probe(c, "", string(bytes.TrimSpace(token)))
+	if c.lost = err != nil; !c.lost {
+		c.owner = probe.Name
 	}
 }
 
@@ -187,7 +207,7 @@ func (p *parser) directive(text []byte, file string, line int, c *context) {
 	case "$ORIGIN", "$TTL":
 		probe, err := p.probe(c, string(text), "@")
 		if err != nil {
-			p.fault(file, line, "%v", syntax(err, 1))
+			p.fault(file, line, "%s: %s", name, syntax(err, 0))
 			return
 		}
 		if name == "$TTL" {
@@ -197,7 +217,11 @@ func (p *parser) directive(text []byte, file string, line int, c *context) {
 	case "$INCLUDE":
 		p.include(f[1:], file, line, *c)
 	case "$GENERATE":
-		p.rrs(file, line, c, []byte(generateTTL(f, c.ttl)))
+		if len(f) < 5 {
+			p.fault(file, line, "$GENERATE: expected a range, an owner name, a type and its rdata")
+			return
+		}
+		p.rrs(file, line, c, 0, []byte(generateTTL(f, c.ttl)))
 	default:
 		p.fault(file, line, "directive %q: expected $ORIGIN, $TTL, $INCLUDE or $GENERATE", f[0])
 	}
@@ -230,40 +254,26 @@ func (p *parser) include(args []string, file string, line int, c context) {
 		p.fault(file, line, "$INCLUDE %q: more than %d files deep", args[0], p.limits.include)
 		return
 	case p.files == p.limits.files:
-		p.fault(file, line, "$INCLUDE %q: more than %d files in all", args[0], p.limits.files)
-		p.moreFaults++ // enough: nothing more is read
+		p.stop(file, line, "$INCLUDE %q: more than %d files in all", args[0], p.limits.files)
 		return
 	}
 	p.files++
 	if len(args) == 2 {
 		probe, err := p.probe(&c, "$ORIGIN "+args[1], "@")
 		if err != nil {
-			p.fault(file, line, "$INCLUDE %q: %v", args[0], syntax(err, 1))
+			p.fault(file, line, "$INCLUDE %q: %s", args[0], syntax(err, 0))
 			return
 		}
 		c.origin = probe.Name
 	}
-	if p.root == nil {
-		root, err := os.OpenRoot(p.folder)
-		if err != nil {
-			p.fault(file, line, "$INCLUDE %q: %v", args[0], err)
-			return
-		}
-		p.root = root
-	}
-	// A relative path is relative to the file that includes (and that is in p.folder).
-	path, err := args[0], error(nil)
+	// A relative path is relative to the file that includes, which is in the folder.
+	path := args[0]
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(file), path)
 	}
-	inside, err := filepath.Rel(p.folder, path)
+	f, err := p.open(path)
 	if err != nil {
-		p.fault(file, line, "$INCLUDE %q: %v", args[0], err)
-		return
-	}
-	f, err := p.root.Open(inside)
-	if err != nil {
-		p.fault(file, line, "$INCLUDE %q: %v; expected a file in %q", args[0], errors.Unwrap(err), p.folder)
+		p.fault(file, line, "$INCLUDE %q: %v; expected a file in %s", args[0], err, p.folder)
 		return
 	}
 	defer f.Close()
@@ -276,10 +286,36 @@ func (p *parser) include(args []string, file string, line int, c context) {
 	p.depth--
 }
 
+// open opens a file in the folder of the zone.
+func (p *parser) open(path string) (*os.File, error) {
+	if p.root == nil {
+		root, err := os.OpenRoot(p.folder)
+		if err != nil {
+			return nil, err
+		}
+		p.root = root
+	}
+	folder, err := filepath.Abs(p.folder)
+	if err != nil {
+		return nil, err
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
+	if path, err = filepath.Rel(folder, path); err != nil {
+		return nil, err
+	}
+	f, err := p.root.Open(path)
+	if pathErr := new(os.PathError); errors.As(err, &pathErr) {
+		err = pathErr.Err // the path is in the fault already
+	}
+	return f, err
+}
+
 // generateTTL returns a $GENERATE of those fields, with ttl if it has none of its own:
-// dns.ZoneParser does not hand the default on.
+// dns.ZoneParser does not hand the default on. There are five at least.
 func generateTTL(f []string, ttl uint32) string {
-	at := min(3, len(f)) // $GENERATE range lhs [ttl] [class] type rhs
+	const at = 3 // $GENERATE range lhs [ttl] [class] type rhs
 	for _, s := range f[at:] {
 		if s != "" && '0' <= s[0] && s[0] <= '9' {
 			return strings.Join(f, " ") + "\n"
@@ -323,22 +359,34 @@ func fields(text string) []string {
 
 // rrs reads the RRs of one entry, given in parts, and hands them to the builder. It returns
 // false where the entry cannot be read.
-func (p *parser) rrs(file string, line int, c *context, parts ...[]byte) bool {
+func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]byte) bool {
+	switch open {
+	case '"':
+		p.fault(file, line, "a quoted string does not end in its line")
+		return false
+	case '(':
+		p.fault(file, line, "a parenthesis is left open")
+		return false
+	}
+	generated := parts[0][0] == '$'
 	zp := dns.NewZoneParser(&partsReader{parts: parts}, c.origin, "")
 	zp.SetDefaultTTL(c.ttl)
 	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
-		h := rr.Header()
-		c.owner, c.lost = h.Name, false
+		c.owner, c.lost = rr.Header().Name, false
 		p.rr(rr, file, line, c)
 		if p.full() {
 			return true
 		}
 	}
-	if err := zp.Err(); err != nil {
-		p.fault(file, line, "%v", syntax(err, line))
-		return false
+	switch err := zp.Err(); {
+	case err == nil:
+		return true
+	case generated:
+		p.fault(file, line, "$GENERATE: %s", syntax(err, 0))
+	default:
+		p.fault(file, line, "%s", syntax(err, line))
 	}
-	return true
+	return false
 }
 
 // rr hands one RR to the builder.
@@ -351,9 +399,10 @@ func (p *parser) rr(rr dns.RR, file string, line int, c *context) {
 	case t == 0 || t == dns.TypeOPT || 128 <= t && t <= 255:
 		p.fault(file, line, "%s: %s: a meta-type cannot be in a zone", show(h.Name), dns.Type(t))
 		return
-	case h.Ttl == noTTL && rr.Header().Rrtype == dns.TypeSOA:
+	case h.Ttl == noTTL && t == dns.TypeSOA:
 		h.Ttl = rr.(*dns.SOA).Minttl
-		p.warn(file, line, "%s: SOA without a TTL, and no $TTL: its MINIMUM, %d, is taken", show(h.Name), h.Ttl)
+		c.ttl, c.explicit = h.Ttl, true
+		p.warn(file, line, "%s: SOA without a TTL, and no $TTL: its MINIMUM, %d, is taken as if $TTL said so", show(h.Name), h.Ttl)
 	case h.Ttl == noTTL:
 		p.fault(file, line, "%s: %s without a TTL: expected one, a $TTL, or one in an RR before", show(h.Name), dns.Type(t))
 		return
@@ -364,7 +413,7 @@ func (p *parser) rr(rr dns.RR, file string, line int, c *context) {
 	}
 	n, err := dns.PackRR(rr, p.wire, 0, nil, false)
 	if err != nil {
-		p.fault(file, line, "%s: %s: %v", show(h.Name), dns.Type(h.Rrtype), strings.TrimPrefix(err.Error(), "dns: "))
+		p.fault(file, line, "%s: %s: %s", show(h.Name), dns.Type(h.Rrtype), strings.ReplaceAll(err.Error(), "dns: ", ""))
 		return
 	}
 	owner := nameLen(p.wire)
@@ -378,8 +427,7 @@ func (p *parser) rr(rr dns.RR, file string, line int, c *context) {
 		return
 	}
 	if p.builder.count() == p.limits.rrs {
-		p.fault(file, line, "more than %d RRs", p.limits.rrs)
-		p.moreFaults++ // enough: nothing more is read
+		p.stop(file, line, "more than %d RRs", p.limits.rrs)
 		return
 	}
 	p.builder.add(p.wire[:owner], h.Rrtype, h.Ttl, rdata, file, line)
@@ -393,7 +441,7 @@ func badRData(h dns.RR_Header, rdata []byte) string {
 	if len(rdata) > MaxName { // only then may a name in it be too long
 		h.Rdlength = uint16(len(rdata))
 		if _, _, err := dns.UnpackRRWithHeader(h, rdata, 0); err != nil {
-			return strings.TrimPrefix(err.Error(), "dns: ")
+			return strings.ReplaceAll(err.Error(), "dns: ", "")
 		}
 	}
 	return ""
@@ -416,21 +464,29 @@ func show(name string) string {
 	return strings.TrimSuffix(name, ".")
 }
 
-var syntaxPlace = regexp.MustCompile(` at line: (\d+):(\d+)$`)
+var (
+	syntaxPlace = regexp.MustCompile(` at line: (\d+):(\d+)$`)
+	badField    = regexp.MustCompile(`^bad ([A-Z0-9]+) (\w+): `)
+)
 
-// syntax words an error of dns.ZoneParser about an entry that begins at line: without its
-// prefix, and with the line only if it is another.
+// syntax words an error of dns.ZoneParser as faults here are worded. The line that it is at
+// is added if it is not that where the entry begins, line; line 0 has no such lines.
 func syntax(err error, line int) string {
 	s := strings.TrimPrefix(err.Error(), "dns: ")
-	m := syntaxPlace.FindStringSubmatch(s)
-	if m == nil {
-		return s
+	at := ""
+	if m := syntaxPlace.FindStringSubmatch(s); m != nil {
+		s = strings.TrimSuffix(s, m[0])
+		if n, _ := strconv.Atoi(m[1]); n > 1 && line > 0 {
+			at = " in line " + strconv.Itoa(line+n-1)
+		}
 	}
-	s = strings.TrimSuffix(s, m[0])
-	if n, _ := strconv.Atoi(m[1]); n > 1 {
-		s += " in line " + strconv.Itoa(line+n-1)
-	}
-	return s
+	s = badField.ReplaceAllString(s, "$1: bad rdata, field $2: ")
+	s = strings.Replace(s, "not a TTL: ", "expected a TTL, a class or a type that is known: ", 1)
+	s = strings.Replace(s, "unexpected newline: ", "expected rdata: ", 1)
+	s = strings.Replace(s, ", not this...: ", ": ", 1)
+	s = strings.Replace(s, `"\n"`, "end of line", 1)
+	s = strings.Replace(s, "extra closing brace", "extra closing parenthesis", 1)
+	return s + at
 }
 
 // partsReader reads parts one after the other, and a newline after the last.

@@ -17,6 +17,11 @@ const (
 	Redirect                 // below a DNAME (RFC 6672): Node is its owner, RRset the DNAME
 )
 
+// String returns the outcome's name as it stands here, in lower case.
+func (o Outcome) String() string {
+	return [...]string{"not ours", "hit", "alias", "steered", "referral", "nodata", "name error", "redirect"}[o]
+}
+
 // Result is where a name leads.
 type Result struct {
 	Outcome  Outcome

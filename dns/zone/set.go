@@ -95,14 +95,17 @@ func (s *Set) place(owner string, service int32) (zone int32, n Node, err error)
 	z := s.zones[i].zone
 	n = Node{Owner: name, Service: service, cut: -1}
 	static := z.find(low)
+	closest := static
 	if static == nil {
-		if cut, _ := z.cutOf(z.encloser(low)); cut != nil {
-			return 0, Node{}, fmt.Errorf("service %s: zone %s ends above it, at %s", owner, z.Name(), ToString(cut.Owner))
-		}
-		return i, n, nil
+		closest = z.encloser(low)
 	}
-	if cut, delegation := z.cutOf(static); cut != nil && (delegation || cut != static) {
-		return 0, Node{}, fmt.Errorf("service %s: zone %s ends at %s", owner, z.Name(), ToString(cut.Owner))
+	if cut, delegation := z.cutOf(closest); delegation {
+		return 0, Node{}, fmt.Errorf("service %s: zone %s ends at the zone cut %s", owner, z.Name(), ToString(cut.Owner))
+	} else if cut != nil && cut != static {
+		return 0, Node{}, fmt.Errorf("service %s: zone %s ends at the DNAME %s", owner, z.Name(), ToString(cut.Owner))
+	}
+	if static == nil {
+		return i, n, nil
 	}
 	for _, t := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeCNAME} {
 		if static.RRset(t) != nil {
