@@ -1,0 +1,161 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// EDNS options.
+const (
+	optionECS = 8 // RFC 7871
+)
+
+// Address families of RFC 7871, section 6, from IANA's Address Family Numbers.
+const (
+	familyNone = 0 // reserved; dig sends it with source 0 to ask for no ECS at all
+	familyIPv4 = 1
+	familyIPv6 = 2
+)
+
+const flagDO = 1 << 15 // of the OPT's TTL field, lower half (RFC 3225)
+
+// edns is the OPT of a query.
+type edns struct {
+	present bool
+	bad     bool // an option that we know is malformed
+	size    uint16
+	version uint8
+	do      bool
+	ecs     ecs
+}
+
+// ecs is the client subnet of a query.
+type ecs struct {
+	raw    []byte     // the option's data, in the packet; nil: there is none
+	addr   netip.Addr // never IPv4-mapped; with source > 0
+	source uint8      // source prefix length as asked; 0: the client does not want to be known
+	prefix uint8      // source prefix length in bits of addr
+	mapped bool       // addr was asked for as an IPv4-mapped IPv6 address
+}
+
+// read parses the OPT RR at off (RFC 6891, section 6.1.2) and returns where it ends, or 0 if
+// its framing is malformed. Options of a version that we do not know are left alone.
+func (e *edns) read(pkt []byte, off int) (end int) {
+	if len(pkt)-off < 11 || pkt[off] != 0 {
+		return 0
+	}
+	rr := pkt[off:]
+	rdlen := int(be16(rr[9:]))
+	if len(rr)-11 < rdlen {
+		return 0
+	}
+	*e = edns{present: true, size: be16(rr[3:]), version: rr[6], do: be16(rr[7:])&flagDO != 0}
+	if e.version == 0 {
+		e.readOptions(rr[11 : 11+rdlen])
+	}
+	return off + 11 + rdlen
+}
+
+// readOptions reads the options that we know. Others are ignored (RFC 6891, section 6.1.2).
+func (e *edns) readOptions(b []byte) {
+	for len(b) > 0 {
+		if len(b) < 4 {
+			e.bad = true
+			return
+		}
+		code, l := be16(b), int(be16(b[2:]))
+		if l > len(b)-4 {
+			e.bad = true
+			return
+		}
+		if code == optionECS && (e.ecs.raw != nil || !e.ecs.read(b[4:4+l:4+l])) {
+			e.ecs, e.bad = ecs{}, true
+			return
+		}
+		b = b[4+l:]
+	}
+}
+
+// read parses the data of an ECS option; what RFC 7871, section 7.2.1, has the server refuse
+// with FORMERR is false: an unknown family, a scope, more or fewer octets than the source
+// prefix needs, and bits beyond it.
+func (c *ecs) read(b []byte) bool {
+	if len(b) < 4 || b[3] != 0 {
+		return false
+	}
+	family, source, addr := be16(b), b[2], b[4:]
+	bits := 0
+	switch family {
+	case familyNone:
+	case familyIPv4:
+		bits = 32
+	case familyIPv6:
+		bits = 128
+	default:
+		return false
+	}
+	if int(source) > bits || len(addr) != (int(source)+7)/8 {
+		return false
+	}
+	if rest := source % 8; rest != 0 && addr[len(addr)-1]<<rest != 0 {
+		return false
+	}
+	c.raw, c.source, c.prefix = b, source, source
+	switch {
+	case source == 0:
+	case family == familyIPv4:
+		var octets [4]byte
+		copy(octets[:], addr)
+		c.addr = netip.AddrFrom4(octets)
+	default:
+		var octets [16]byte
+		copy(octets[:], addr)
+		c.addr = netip.AddrFrom16(octets)
+		if c.addr.Is4In6() { // all 96 bits of the prefix are there, so source >= 96
+			c.addr, c.prefix, c.mapped = c.addr.Unmap(), source-96, true
+		}
+	}
+	return true
+}
+
+// scope returns the scope prefix length to answer for a decision that depended on that many
+// bits of addr.
+func (c *ecs) scope(bits uint8) uint8 {
+	if c.mapped {
+		return 96 + min(bits, 32)
+	}
+	return bits
+}
+
+// optLen returns how many octets putOPT will write.
+func (q *query) optLen(opt bool) int {
+	switch {
+	case !opt:
+		return 0
+	case q.edns.ecs.raw != nil:
+		return 11 + 4 + len(q.edns.ecs.raw)
+	default:
+		return 11
+	}
+}
+
+// putOPT writes our OPT: our UDP size, version 0, DO as it was asked (RFC 3225, section 3),
+// and the client subnet as it was asked with the answer's scope. The room for it was kept.
+func (m *message) putOPT(q *query, r *reply, maxUDP int) {
+	b := m.buf[m.n:][:q.optLen(true)]
+	b[0] = 0
+	binary.BigEndian.PutUint16(b[1:], typeOPT)
+	binary.BigEndian.PutUint16(b[3:], uint16(maxUDP))
+	b[5], b[6], b[7], b[8] = uint8(r.rcode>>4), 0, 0, 0
+	if q.edns.do {
+		b[7] = flagDO >> 8
+	}
+	binary.BigEndian.PutUint16(b[9:], uint16(len(b)-11))
+	if raw := q.edns.ecs.raw; raw != nil {
+		binary.BigEndian.PutUint16(b[11:], optionECS)
+		binary.BigEndian.PutUint16(b[13:], uint16(len(raw)))
+		copy(b[15:], raw)
+		b[15+3] = r.scope
+	}
+	m.n += len(b)
+}

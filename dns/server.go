@@ -1,0 +1,229 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// The defaults of Options.
+const (
+	DefaultMaxUDP        = 1232    // octets: fits every path without fragments (DNS flag day 2020)
+	DefaultReceiveBuffer = 4 << 20 // octets
+	DefaultTCPIdle       = 10 * time.Second
+	DefaultTCPConns      = 1024
+	DefaultTCPPerClient  = 256
+)
+
+// Options are a server's settings. Addrs and Data are required.
+type Options struct {
+	// Addrs are served over UDP and TCP. Port 0 is any free port, the same for both. A
+	// wildcard address answers from whatever address it was asked at.
+	Addrs []netip.AddrPort
+
+	// Data is what queries are answered from; the server only loads it. While it is nil,
+	// every query is REFUSED.
+	Data *atomic.Pointer[Data]
+
+	// Workers is the number of UDP workers per address; default GOMAXPROCS.
+	Workers int
+
+	// Trace returns what takes the records of a worker's queries, or nil for none. It is
+	// called once for each of the numbers from 0 to TraceWorkers-1; nil records nothing.
+	Trace func(worker int) TraceWorker
+
+	Logger *slog.Logger // default slog.Default()
+
+	MaxUDP        int // octets of the longest reply over UDP, 512..4096; default DefaultMaxUDP
+	ReceiveBuffer int // octets of each UDP socket's queue; default DefaultReceiveBuffer, and what the kernel allows
+
+	TCPIdle      time.Duration // until a connection without a whole query, or that does not take its replies, is closed; default DefaultTCPIdle
+	TCPConns     int           // connections at once; the longest idle makes way for a new one; default DefaultTCPConns
+	TCPPerClient int           // connections at once of one address, or one IPv6 /64; default DefaultTCPPerClient
+}
+
+// Server is an authoritative DNS server.
+type Server struct {
+	opts        Options
+	addrs       []netip.AddrPort
+	udp         []*udpWorker
+	udpCounters []counters
+	tcp         tcpServer
+	lastPanic   atomic.Int64 // when a panic was logged last, Unix time in seconds
+}
+
+// New returns a server. It starts nothing and opens nothing.
+func New(opts Options) *Server {
+	defaultTo(&opts.Workers, runtime.GOMAXPROCS(0))
+	defaultTo(&opts.MaxUDP, DefaultMaxUDP)
+	opts.MaxUDP = min(max(opts.MaxUDP, minUDP), maxUDPBuffer)
+	defaultTo(&opts.ReceiveBuffer, DefaultReceiveBuffer)
+	defaultTo(&opts.TCPIdle, DefaultTCPIdle)
+	defaultTo(&opts.TCPConns, DefaultTCPConns)
+	defaultTo(&opts.TCPPerClient, DefaultTCPPerClient)
+	if opts.Logger == nil {
+		opts.Logger = slog.Default()
+	}
+	s := &Server{opts: opts, udpCounters: make([]counters, len(opts.Addrs)*opts.Workers)}
+	s.tcp.init(s)
+	return s
+}
+
+func defaultTo[T int | time.Duration](v *T, value T) {
+	if *v <= 0 {
+		*v = value
+	}
+}
+
+// TraceWorkers returns how many workers Options.Trace is asked for: those of UDP, and one that
+// all of TCP shares.
+func (s *Server) TraceWorkers() int { return len(s.udpCounters) + 1 }
+
+// tracer returns the tracer of a worker, or nil.
+func (s *Server) tracer(worker int) TraceWorker {
+	if s.opts.Trace == nil {
+		return nil
+	}
+	return s.opts.Trace(worker)
+}
+
+// Listen binds every address. Its error names the address that could not be bound; then
+// nothing stays open. Run calls it if it was not called before.
+func (s *Server) Listen() error {
+	for _, addr := range s.opts.Addrs {
+		if err := s.listen(addr); err != nil {
+			s.close()
+			return fmt.Errorf("dns %s: %w", addr, cause(err))
+		}
+	}
+	return nil
+}
+
+// cause strips what net says around the system's error: the address is named already.
+func cause(err error) error {
+	if sys, ok := errors.AsType[*os.SyscallError](err); ok {
+		return sys.Err
+	}
+	return err
+}
+
+// portTries bounds the search for a port that is free for both protocols.
+const portTries = 16
+
+func (s *Server) listen(addr netip.AddrPort) error {
+	for try := 1; ; try++ {
+		// TCP first: its socket does not share the port, and so finds out whether somebody
+		// has it already, be it another server of ours.
+		ln, err := net.ListenTCP(network("tcp", addr), net.TCPAddrFromAddrPort(addr))
+		if err != nil {
+			return err
+		}
+		bound := netip.AddrPortFrom(addr.Addr(), uint16(ln.Addr().(*net.TCPAddr).Port))
+		workers, err := s.listenUDP(bound)
+		if err != nil {
+			ln.Close()
+			if addr.Port() == 0 && try < portTries {
+				continue
+			}
+			return err
+		}
+		s.tcp.listeners = append(s.tcp.listeners, ln)
+		s.udp = append(s.udp, workers...)
+		s.addrs = append(s.addrs, bound)
+		return nil
+	}
+}
+
+// listenUDP opens the sockets of all workers of an address.
+func (s *Server) listenUDP(addr netip.AddrPort) (workers []*udpWorker, err error) {
+	for range s.opts.Workers {
+		id := len(s.udp) + len(workers)
+		a := newAnswerer(&s.udpCounters[id], s.tracer(id), s.opts.MaxUDP, s.panicked)
+		w, err := newUDPWorker(addr, s.opts.Data, a, s.opts.ReceiveBuffer)
+		if err != nil {
+			for _, w := range workers {
+				w.conn.Close()
+			}
+			return nil, err
+		}
+		workers = append(workers, w)
+	}
+	return workers, nil
+}
+
+// network returns the name of the address's own family, so that [::] and 0.0.0.0 can be served
+// side by side.
+func network(proto string, addr netip.AddrPort) string {
+	if addr.Addr().Is4() {
+		return proto + "4"
+	}
+	return proto + "6"
+}
+
+func (s *Server) close() {
+	for _, w := range s.udp {
+		w.conn.Close()
+	}
+	for _, ln := range s.tcp.listeners {
+		ln.Close()
+	}
+	s.udp, s.tcp.listeners, s.addrs = nil, nil, nil
+}
+
+// Addrs returns the bound addresses in the order of Options.Addrs, once Listen was called.
+func (s *Server) Addrs() []netip.AddrPort { return s.addrs }
+
+// Run serves until ctx ends. Then it answers what the sockets have received already, on UDP and
+// on open TCP connections, closes everything and returns the cause of ctx's end, once its last
+// goroutine has ended. An error before that is from Listen, or from a socket that failed.
+func (s *Server) Run(ctx context.Context) error {
+	if s.addrs == nil {
+		if err := s.Listen(); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, w := range s.udp {
+		wg.Go(func() {
+			if err := w.run(ctx); err != nil {
+				cancel(fmt.Errorf("dns %s: udp: %w", w.addr, err))
+			}
+		})
+	}
+	wg.Go(func() {
+		if err := s.tcp.run(ctx); err != nil {
+			cancel(fmt.Errorf("dns: tcp: %w", err))
+		}
+	})
+	<-ctx.Done()
+	for _, w := range s.udp {
+		w.stop()
+	}
+	wg.Wait()
+	s.close()
+	return context.Cause(ctx)
+}
+
+// panicked logs a panic with the packet that caused it, once a second at most: the counter
+// tells of the others.
+func (s *Server) panicked(reason any, packet []byte) {
+	now := time.Now().Unix()
+	if last := s.lastPanic.Load(); last == now || !s.lastPanic.CompareAndSwap(last, now) {
+		return
+	}
+	stack := make([]byte, 4<<10)
+	stack = stack[:runtime.Stack(stack, false)]
+	s.opts.Logger.Error("query panicked, answered SERVFAIL",
+		"reason", reason, "packet", strconv.QuoteToASCII(string(packet)), "stack", string(stack))
+}

@@ -1,0 +1,226 @@
+package dns
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/meridian-gslb/meridian/dns/zone"
+	"github.com/meridian-gslb/meridian/gslb"
+)
+
+// Stats is what a server has done since it was made. Every count only grows, but for
+// TCPOpen, also when the snapshot is replaced.
+type Stats struct {
+	UDP  uint64 // queries read
+	TCP  uint64
+	Full uint64 // of them, answered by the full path
+
+	// Every name is there, also with 0, so that a rate can be told from the first event on.
+	Rcodes   map[string]uint64 // replies, by the rcode's mnemonic
+	Outcomes map[string]uint64 // queries that were resolved, by the zone.Outcome that it ended in
+	Reasons  map[string]uint64 // decisions, by gslb.Reason
+
+	Pools []PoolCount // decisions, by service and pool; ordered by both
+
+	Truncated uint64 // replies with TC
+	Malformed uint64 // packets that were no query, answered with FORMERR
+	Dropped   uint64 // packets that got no reply: shorter than a header, or a response
+	Unsent    uint64 // replies that the kernel did not take
+	Panics    uint64 // queries whose answer panicked: a bug of ours
+
+	TCPAccepted uint64 // connections
+	TCPEvicted  uint64 // connections that made way for another, being idle for longest
+	TCPRefused  uint64 // connections beyond the limit of their client
+	TCPOpen     int    // connections now
+}
+
+// PoolCount counts the decisions for a service that ended in a pool. An empty Pool stands for
+// those that ended in none: a fallback, or SERVFAIL.
+type PoolCount struct {
+	Service, Pool string
+	Decisions     uint64
+}
+
+var rcodeNames = [...]string{
+	rcodeNoError: "NOERROR", rcodeFormErr: "FORMERR", rcodeServFail: "SERVFAIL", rcodeNameError: "NXDOMAIN",
+	rcodeNotImplemented: "NOTIMP", rcodeRefused: "REFUSED", rcodeYXDomain: "YXDOMAIN", rcodeBadVers: "BADVERS",
+}
+
+// cacheLine is the room between what two CPUs write: two lines, because they are fetched in
+// pairs.
+const cacheLine = 128
+
+// counters is what one worker counts. Its worker alone adds to it, so that no cache line is
+// shared; others read it.
+type counters struct {
+	_ [cacheLine]byte
+
+	queries, full             atomic.Uint64
+	malformed, dropped        atomic.Uint64
+	truncated, unsent, panics atomic.Uint64
+	rcodes                    [len(rcodeNames)]atomic.Uint64
+	outcomes                  [zone.Redirect + 1]atomic.Uint64
+	reasons                   [gslb.ReasonServfail + 1]atomic.Uint64
+
+	pools atomic.Pointer[poolTable]
+
+	mu      sync.Mutex // held when pools is replaced, once a snapshot at most
+	retired map[[2]string]uint64
+
+	_ [cacheLine]byte
+}
+
+// replied counts a reply.
+func (c *counters) replied(r *reply) {
+	c.rcodes[r.rcode].Add(1)
+	if r.resolved {
+		c.outcomes[r.outcome].Add(1)
+	}
+	if r.rcode == rcodeFormErr {
+		c.malformed.Add(1)
+	}
+	if r.tc {
+		c.truncated.Add(1)
+	}
+}
+
+// decided counts a decision.
+func (c *counters) decided(s *gslb.Snapshot, d *gslb.Decision) {
+	c.reasons[d.Reason].Add(1)
+	t := c.pools.Load()
+	if t == nil || t.snapshot.Load() != s {
+		t = c.follow(s)
+	}
+	pool := len(s.Pools)
+	if d.Pool != nil {
+		pool = d.Pool.Index
+	}
+	t.row(d.Service.Index)[pool].Add(1)
+}
+
+// poolTable counts decisions by the service's and the pool's index in a snapshot. Rows come
+// with their first decision: few services of a large plan are asked for at one node.
+type poolTable struct {
+	snapshot        atomic.Pointer[gslb.Snapshot] // whose indices are those of services and pools
+	services, pools []string
+	rows            []atomic.Pointer[[]atomic.Uint64] // by service; a row's last entry is for no pool
+}
+
+func (t *poolTable) row(service int) []atomic.Uint64 {
+	row := t.rows[service].Load()
+	if row == nil {
+		fresh := make([]atomic.Uint64, len(t.pools)+1)
+		if !t.rows[service].CompareAndSwap(nil, &fresh) { // only TCP's goroutines share a table
+			return *t.rows[service].Load()
+		}
+		return fresh
+	}
+	return *row
+}
+
+// follow returns a table for s: the present one if services and pools are the same, as they
+// are when only verdicts changed, else a new one. What the old one counted is kept by name.
+func (c *counters) follow(s *gslb.Snapshot) *poolTable {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old := c.pools.Load()
+	if old != nil && old.fits(s) {
+		old.snapshot.Store(s)
+		return old
+	}
+	t := &poolTable{rows: make([]atomic.Pointer[[]atomic.Uint64], len(s.Services))}
+	for _, service := range s.Services {
+		t.services = append(t.services, service.Name)
+	}
+	for _, pool := range s.Pools {
+		t.pools = append(t.pools, pool.Name)
+	}
+	t.snapshot.Store(s)
+	if old != nil {
+		if c.retired == nil {
+			c.retired = make(map[[2]string]uint64)
+		}
+		old.addTo(c.retired)
+	}
+	c.pools.Store(t)
+	return t
+}
+
+func (t *poolTable) fits(s *gslb.Snapshot) bool {
+	return slices.EqualFunc(t.services, s.Services, func(name string, s *gslb.Service) bool { return name == s.Name }) &&
+		slices.EqualFunc(t.pools, s.Pools, func(name string, p *gslb.Pool) bool { return name == p.Name })
+}
+
+// addTo adds t's counts to sums, by service and pool.
+func (t *poolTable) addTo(sums map[[2]string]uint64) {
+	for i := range t.rows {
+		row := t.rows[i].Load()
+		if row == nil {
+			continue
+		}
+		for j := range *row {
+			if n := (*row)[j].Load(); n > 0 {
+				pool := ""
+				if j < len(t.pools) {
+					pool = t.pools[j]
+				}
+				sums[[2]string{t.services[i], pool}] += n
+			}
+		}
+	}
+}
+
+// addTo adds c to s, and its decisions to pools.
+func (c *counters) addTo(s *Stats, pools map[[2]string]uint64) {
+	s.Full += c.full.Load()
+	s.Malformed += c.malformed.Load()
+	s.Dropped += c.dropped.Load()
+	s.Truncated += c.truncated.Load()
+	s.Unsent += c.unsent.Load()
+	s.Panics += c.panics.Load()
+	for rcode, name := range rcodeNames {
+		if name != "" {
+			s.Rcodes[name] += c.rcodes[rcode].Load()
+		}
+	}
+	for outcome := range c.outcomes {
+		s.Outcomes[zone.Outcome(outcome).String()] += c.outcomes[outcome].Load()
+	}
+	for reason := range c.reasons {
+		s.Reasons[gslb.Reason(reason).String()] += c.reasons[reason].Load()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, n := range c.retired {
+		pools[key] += n
+	}
+	if t := c.pools.Load(); t != nil {
+		t.addTo(pools)
+	}
+}
+
+// Stats returns what the server has done so far. It may be called at any time.
+func (s *Server) Stats() Stats {
+	st := Stats{Rcodes: map[string]uint64{}, Outcomes: map[string]uint64{}, Reasons: map[string]uint64{}}
+	pools := make(map[[2]string]uint64)
+	for i := range s.udpCounters {
+		s.udpCounters[i].addTo(&st, pools)
+		st.UDP += s.udpCounters[i].queries.Load()
+	}
+	s.tcp.counters.addTo(&st, pools)
+	st.TCP = s.tcp.counters.queries.Load()
+	st.TCPAccepted, st.TCPEvicted, st.TCPRefused = s.tcp.accepted.Load(), s.tcp.evicted.Load(), s.tcp.refused.Load()
+	st.TCPOpen = s.tcp.open()
+	for key, n := range pools {
+		st.Pools = append(st.Pools, PoolCount{Service: key[0], Pool: key[1], Decisions: n})
+	}
+	slices.SortFunc(st.Pools, func(a, b PoolCount) int {
+		if c := strings.Compare(a.Service, b.Service); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Pool, b.Pool)
+	})
+	return st
+}
