@@ -2,6 +2,7 @@ package geo
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -14,23 +15,23 @@ const pollInterval = 2 * time.Second
 
 // Source keeps a Map up to date with its files. It is safe for concurrent use.
 type Source struct {
-	report  func(*Map, error)
+	log     *slog.Logger
 	changed chan struct{}
 	current atomic.Pointer[Map]
 
 	mu     sync.Mutex // guards what follows
 	config Config
 	seen   [2]os.FileInfo // of config.City and config.ASN when they were last read; nil: not there
+	err    error          // of the last reading
 }
 
 // NewSource opens the files of c and returns a source that has the map; its error is that
-// of Open. report, which may be nil, is told of every later reading: of the map that is in
-// use from then on, or of the error that left the old one in use. Nothing is started.
-func NewSource(c Config, report func(*Map, error)) (*Source, error) {
-	if report == nil {
-		report = func(*Map, error) {}
+// of Open. log, which may be nil, is told of every later reading. Nothing is started.
+func NewSource(c Config, log *slog.Logger) (*Source, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
 	}
-	s := &Source{report: report, changed: make(chan struct{}, 1)}
+	s := &Source{log: log, changed: make(chan struct{}, 1)}
 	if err := s.load(c); err != nil {
 		return nil, err
 	}
@@ -39,6 +40,14 @@ func NewSource(c Config, report func(*Map, error)) (*Source, error) {
 
 // Current returns the newest map that was read without fault.
 func (s *Source) Current() *Map { return s.current.Load() }
+
+// Err returns what is wrong with the files now, so that Current is older than they are; nil
+// if nothing is.
+func (s *Source) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
 
 // Changed has a value when Current has become another map since the last receive.
 func (s *Source) Changed() <-chan struct{} { return s.changed }
@@ -51,6 +60,7 @@ func (s *Source) Reconfigure(c Config) error {
 	if err := s.load(c); err != nil {
 		return err
 	}
+	s.err = nil
 	s.signal()
 	return nil
 }
@@ -66,26 +76,26 @@ func (s *Source) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
-			if m, err, read := s.poll(); read {
-				s.report(m, err)
-			}
+			s.poll()
 		}
 	}
 }
 
 // poll reads the files if one has changed since they were read.
-func (s *Source) poll() (m *Map, err error, read bool) {
+func (s *Source) poll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := stat(s.config)
 	if same(now[0], s.seen[0]) && same(now[1], s.seen[1]) {
-		return nil, nil, false
+		return
 	}
-	if err := s.load(s.config); err != nil {
-		return nil, err, true
+	if s.err = s.load(s.config); s.err != nil {
+		s.log.Error("geo databases changed but cannot be used; the old ones stay in use", "err", s.err)
+		return
 	}
+	v4, v6 := s.Current().Len()
+	s.log.Info("geo databases changed and are in use", "databases", s.Current().Databases(), "prefixes4", v4, "prefixes6", v6)
 	s.signal()
-	return s.Current(), nil, true
 }
 
 // load reads the map of c. The files are looked at before they are read, so that a change
