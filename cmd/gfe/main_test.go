@@ -1,0 +1,91 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/meridian-gslb/meridian/cmd/gfe/gfetest"
+	"github.com/meridian-gslb/meridian/gslb"
+)
+
+// TestCommand runs the command against the stream of a node, from the flags to a user's
+// answer and the end.
+func TestCommand(t *testing.T) {
+	gfetest.Leaks(t)
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "hello") }))
+	defer upstream.Close()
+	at := netip.MustParseAddrPort(upstream.Listener.Addr().String())
+	admin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer secret" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		if r.Method == http.MethodGet {
+			json.NewEncoder(w).Encode(map[string]any{"pool": "gfe-eu", "revision": 1, "hops": []gslb.Hop{{Pool: "fe-eu", Weight: 1,
+				Endpoints: []gslb.Endpoint{{Addr: at.Addr(), Port: at.Port(), Weight: 1, Verdict: gslb.Up}}}}})
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	defer admin.Close()
+	t.Setenv("MERIDIAN_ADMIN_TOKEN", "secret")
+
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	out, in := io.Pipe()
+	cmd := command(in, io.Discard)
+	cmd.SetArgs([]string{"--pool", "gfe-eu", "--name", "gfe-eu-1", "--admin", admin.URL, "--listen", "127.0.0.1:0"})
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.ExecuteContext(ctx) }()
+
+	ready, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`^gfe gfe-eu-1 ready: pool gfe-eu on \[(.*)\]\n$`).FindStringSubmatch(ready)
+	if m == nil {
+		t.Fatalf("ready line: got %q", ready)
+	}
+	client := &http.Client{Transport: &http.Transport{}}
+	defer client.CloseIdleConnections()
+	gfetest.Eventually(t, "the upstream answers through the proxy", func() bool {
+		res, err := client.Get("http://" + m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		return res.StatusCode == http.StatusOK && string(b) == "hello"
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("end: got %v, want nil", err)
+	}
+}
+
+func TestCommandRefuses(t *testing.T) {
+	for _, test := range []struct{ name, args, want string }{
+		{"nothing", "", `required flag(s) "listen", "pool" not set`},
+		{"admin", "--pool p --listen 127.0.0.1:0 --admin ftp://x", `--admin: server "ftp://x": expected http://host:port`},
+		{"listen", "--pool p --listen nowhere", `listen "nowhere"`},
+		{"key", "--pool p --listen 127.0.0.1:0 --tls-cert c.pem", "a certificate needs its key"},
+		{"more", "--pool p --listen 127.0.0.1:0 word", `unknown command "word"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cmd := command(io.Discard, io.Discard)
+			cmd.SetArgs(strings.Fields(test.args))
+			if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
