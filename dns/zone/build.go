@@ -14,13 +14,12 @@ import (
 // builder collects RRs and compiles them to a Zone.
 type builder struct {
 	*report
-	origin []byte // wire form, with the case given
-	apex   []byte // origin in lower case
+	apex []byte // the zone's name in lower case
 
 	nodes   []Node // RRsets are filled in at the end
 	parents []uint32
 	named   []bool // an RR gave the node's owner name: it is no empty non-terminal
-	names   index  // of nodes, grown as needed
+	slots   slots  // of nodes, grown as needed
 	records []record
 	files   []string
 	file    int    // the last one, in files
@@ -38,20 +37,18 @@ type record struct {
 }
 
 func newBuilder(rep *report, origin []byte) *builder {
-	b := &builder{report: rep, origin: origin, apex: AppendLower(nil, origin), files: []string{""}}
+	b := &builder{report: rep, apex: AppendLower(nil, origin), files: []string{""}}
 	b.grow(16)
 	b.node(b.apex, origin)
 	return b
 }
 
-func (b *builder) count() int { return len(b.records) }
-
 // grow makes room for n nodes.
 func (b *builder) grow(n int) {
-	b.names = index{nodes: b.nodes, slots: make([]slot, n+n/2+1)}
+	b.slots = newSlots(n)
 	var low [MaxName]byte
 	for i := range b.nodes {
-		b.names.insert(hash(AppendLower(low[:0], b.nodes[i].Owner)), i)
+		b.slots.insert(hash(AppendLower(low[:0], b.nodes[i].Owner)), i)
 	}
 }
 
@@ -59,7 +56,7 @@ func (b *builder) grow(n int) {
 // non-terminals above it where they are missing. The name is not outside the zone.
 func (b *builder) node(name, owner []byte) uint32 {
 	h := hash(name)
-	if n := b.find(h, name); n >= 0 {
+	if n := b.slots.search(h, func(i int) bool { return sameName(b.nodes[i].Owner, name) }); n >= 0 {
 		return uint32(n)
 	}
 	var parent uint32
@@ -67,20 +64,14 @@ func (b *builder) node(name, owner []byte) uint32 {
 		cut := 1 + name[0]
 		parent = b.node(name[cut:], owner[cut:])
 	}
-	if len(b.nodes)*3/2 >= len(b.names.slots)-1 {
+	if len(b.nodes)*3/2+1 >= len(b.slots) {
 		b.grow(2 * len(b.nodes))
 	}
 	b.nodes = append(b.nodes, Node{Owner: b.keep(owner), Service: -1, cut: -1})
 	b.parents = append(b.parents, parent)
 	b.named = append(b.named, false)
-	b.names.insert(h, len(b.nodes)-1)
+	b.slots.insert(h, len(b.nodes)-1)
 	return uint32(len(b.nodes) - 1)
-}
-
-// find returns the index of the node of a name, or -1.
-func (b *builder) find(h uint64, name []byte) int {
-	b.names.nodes = b.nodes
-	return b.names.search(h, name)
 }
 
 // keep copies what outlives the call.
@@ -295,7 +286,7 @@ func (b *builder) layout() *Zone {
 			nodes[i].RRsets = rrsets[first:len(rrsets):len(rrsets)]
 		}
 	}
-	z := &Zone{Origin: b.origin, names: newIndex(nodes), labels: countLabels(b.apex), rrsets: len(rrsets), rrs: len(rdata)}
+	z := &Zone{Origin: nodes[0].Owner, names: newIndex(nodes), labels: countLabels(b.apex), rrsets: len(rrsets), rrs: len(rdata)}
 	apex := &z.names.nodes[0]
 	z.SOA, z.NS = apex.RRset(dns.TypeSOA), apex.RRset(dns.TypeNS)
 	if z.SOA != nil {

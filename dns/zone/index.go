@@ -11,72 +11,80 @@ var seed = maphash.MakeSeed() // one for all, so that a name is hashed once for 
 // hash hashes a name in lower case.
 func hash(name []byte) uint64 { return maphash.Bytes(seed, name) }
 
-// index finds nodes by name: open addressing with linear probing, at 12 octets a name and
-// no pointers for the garbage collector to follow.
-type index struct {
-	nodes []Node
-	slots []slot // half again as many as nodes, so that some are always empty
-	depth int    // most labels of any node
-}
+// slots finds things by the hash of their name: open addressing with linear probing, at 12
+// octets a thing and without a pointer for the garbage collector to follow.
+type slots []slot
 
 type slot struct {
-	tag  uint32 // low bits of the hash
-	node uint32 // index into nodes, plus one; 0: empty
+	tag   uint32 // low bits of the hash
+	thing uint32 // its number, plus one; 0: empty
+}
+
+// newSlots returns slots for n things: half again as many, so that some are always empty.
+func newSlots(n int) slots { return make(slots, n+n/2+1) }
+
+// insert adds thing i, whose name is not there yet.
+func (t slots) insert(h uint64, i int) {
+	at := t.home(h)
+	for t[at].thing != 0 {
+		if at++; at == len(t) {
+			at = 0
+		}
+	}
+	t[at] = slot{tag: uint32(h), thing: uint32(i) + 1}
+}
+
+// search returns the thing of that hash whose name it is, or -1.
+func (t slots) search(h uint64, is func(i int) bool) int {
+	at := t.home(h)
+	for {
+		s := t[at]
+		if s.thing == 0 {
+			return -1
+		}
+		if s.tag == uint32(h) && is(int(s.thing-1)) {
+			return int(s.thing - 1)
+		}
+		if at++; at == len(t) {
+			at = 0
+		}
+	}
+}
+
+// home is the slot where a search for h begins: h scaled to the number of slots by its
+// high bits (Lemire, "A fast alternative to the modulo reduction").
+func (t slots) home(h uint64) int {
+	hi, _ := bits.Mul64(h, uint64(len(t)))
+	return int(hi)
+}
+
+// index finds nodes by name.
+type index struct {
+	nodes []Node
+	slots slots
+	depth int // most labels of any node
 }
 
 // newIndex indexes nodes, whose names differ.
 func newIndex(nodes []Node) index {
-	x := index{nodes: nodes, slots: make([]slot, len(nodes)+len(nodes)/2+1)}
+	x := index{nodes: nodes, slots: newSlots(len(nodes))}
 	var low [MaxName]byte
 	for i := range nodes {
 		name := AppendLower(low[:0], nodes[i].Owner)
-		x.insert(hash(name), i)
+		x.slots.insert(hash(name), i)
 		x.depth = max(x.depth, countLabels(name))
 	}
 	return x
 }
 
-func (x *index) insert(h uint64, node int) {
-	i := x.home(h)
-	for x.slots[i].node != 0 {
-		if i++; i == len(x.slots) {
-			i = 0
-		}
-	}
-	x.slots[i] = slot{tag: uint32(h), node: uint32(node) + 1}
-}
-
-// home is the slot where a search for h begins: h scaled to the number of slots by its
-// high bits (Lemire, "A fast alternative to the modulo reduction").
-func (x *index) home(h uint64) int {
-	hi, _ := bits.Mul64(h, uint64(len(x.slots)))
-	return int(hi)
-}
-
 // find returns the node of a name in lower case and its hash, or nil.
 func (x *index) find(h uint64, name []byte) *Node {
-	if i := x.search(h, name); i >= 0 {
-		return &x.nodes[i]
+	i := x.slots.search(h, func(i int) bool { return sameName(x.nodes[i].Owner, name) })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return &x.nodes[i]
 }
 
-// search returns the position in nodes of a name in lower case and its hash, or -1.
-func (x *index) search(h uint64, name []byte) int {
-	i := x.home(h)
-	for {
-		s := x.slots[i]
-		if s.node == 0 {
-			return -1
-		}
-		if s.tag == uint32(h) {
-			owner := x.nodes[s.node-1].Owner
-			if bytes.Equal(owner, name) || equalFold(owner, name) {
-				return int(s.node - 1)
-			}
-		}
-		if i++; i == len(x.slots) {
-			i = 0
-		}
-	}
-}
+// sameName tells whether owner, in any case, is name, in lower case.
+func sameName(owner, name []byte) bool { return bytes.Equal(owner, name) || equalFold(owner, name) }

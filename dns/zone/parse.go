@@ -19,7 +19,7 @@ import (
 // limits bound what one zone may cost to read.
 type limits struct {
 	entry   int // octets of one entry; an RR of 65,535 octets needs 262,140 as \DDD
-	rrs     int // RRs, those of $GENERATE included
+	rrs     int // RRs, those of $GENERATE included, and those that are ignored
 	include int // depth of $INCLUDE
 	files   int // read for $INCLUDE, counted each time; a record holds 16 bits of it
 }
@@ -79,6 +79,7 @@ type parser struct {
 	root    *os.Root // folder, open since the first $INCLUDE
 	depth   int      // of $INCLUDE
 	files   int      // read for $INCLUDE
+	read    int      // RRs
 	wire    []byte   // scratch for one RR
 }
 
@@ -200,6 +201,9 @@ func (p *parser) ownerOf(text []byte, c *context) {
 	}
 }
 
+// maxGenerate bounds the length of a $GENERATE, which is read again for each of its RRs.
+const maxGenerate = 2048
+
 // directive reads one control entry.
 func (p *parser) directive(text []byte, file string, line int, c *context) {
 	f := fields(string(text))
@@ -217,8 +221,8 @@ func (p *parser) directive(text []byte, file string, line int, c *context) {
 	case "$INCLUDE":
 		p.include(f[1:], file, line, *c)
 	case "$GENERATE":
-		if len(f) < 5 {
-			p.fault(file, line, "$GENERATE: expected a range, an owner name, a type and its rdata")
+		if len(f) < 5 || len(text) > maxGenerate {
+			p.fault(file, line, "$GENERATE: expected a range, an owner name, a type and its rdata, in %d octets at most", maxGenerate)
 			return
 		}
 		p.rrs(file, line, c, 0, []byte(generateTTL(f, c.ttl)))
@@ -372,6 +376,10 @@ func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]by
 	zp := dns.NewZoneParser(&partsReader{parts: parts}, c.origin, "")
 	zp.SetDefaultTTL(c.ttl)
 	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
+		if p.read++; p.read > p.limits.rrs {
+			p.stop(file, line, "more than %d RRs", p.limits.rrs)
+			return true
+		}
 		c.owner, c.lost = rr.Header().Name, false
 		p.rr(rr, file, line, c)
 		if p.full() {
@@ -424,10 +432,6 @@ func (p *parser) rr(rr dns.RR, file string, line int, c *context) {
 	}
 	if reason := badRData(*h, rdata); reason != "" {
 		p.fault(file, line, "%s: %s: %s", show(h.Name), dns.Type(h.Rrtype), reason)
-		return
-	}
-	if p.builder.count() == p.limits.rrs {
-		p.stop(file, line, "more than %d RRs", p.limits.rrs)
 		return
 	}
 	p.builder.add(p.wire[:owner], h.Rrtype, h.Ttl, rdata, file, line)

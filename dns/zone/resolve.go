@@ -46,32 +46,23 @@ func (s *Set) Resolve(name []byte, qtype uint16, r *Result) {
 	if i < 0 {
 		return
 	}
-	if qtype == dns.TypeDS && n > 0 && s.zones[i].zone.labels == n {
+	if qtype == dns.TypeDS && s.zones[i].labels == n {
 		if parent := s.above(name, &off, n, n-1); parent >= 0 {
 			i = parent
 		}
 	}
-	s.zones[i].resolve(name, &off, n, qtype, r)
+	sv := served{s.zones[i], s.services[i]}
+	sv.resolve(name, &off, n, qtype, r)
 }
 
-// enclosing returns the index of the closest zone at or above a name of n labels, or -1.
-func (s *Set) enclosing(name []byte, off *offsets, n int) int32 { return s.above(name, off, n, n) }
-
-// above is enclosing for zones of at most most labels.
-func (s *Set) above(name []byte, off *offsets, n, most int) int32 {
-	for _, d := range s.depths {
-		if d > most {
-			continue
-		}
-		if i, ok := s.origins[string(name[off[n-d]:])]; ok {
-			return i
-		}
-	}
-	return -1
+// served is a zone and the services in it, if there are any.
+type served struct {
+	zone     *Zone
+	services *index
 }
 
 // resolve does what Resolve does for a name of n labels that is in the zone.
-func (sv *served) resolve(name []byte, off *offsets, n int, qtype uint16, r *Result) {
+func (sv served) resolve(name []byte, off *offsets, n int, qtype uint16, r *Result) {
 	r.Zone = sv.zone
 	node := sv.find(name)
 	if node == nil {
@@ -91,10 +82,10 @@ func (sv *served) resolve(name []byte, off *offsets, n int, qtype uint16, r *Res
 
 // missing ends the search for a name that is not there: at the cut or DNAME above it, at a
 // wildcard, or in a name error.
-func (sv *served) missing(name []byte, off *offsets, n int, qtype uint16, r *Result) {
+func (sv served) missing(name []byte, off *offsets, n int, qtype uint16, r *Result) {
 	// The closest encloser (RFC 4592, section 3.3.1) has from apex to n-1 labels. As every
 	// ancestor of a name that is there is there too, it can be searched by halves.
-	encloser, there, gone := &sv.zone.names.nodes[0], sv.zone.labels, min(n, sv.depth+1)
+	encloser, there, gone := &sv.zone.names.nodes[0], sv.zone.labels, min(n, sv.depth()+1)
 	for there+1 < gone {
 		d := (there + gone) / 2
 		if node := sv.find(name[off[n-d]:]); node != nil {
@@ -118,8 +109,16 @@ func (sv *served) missing(name []byte, off *offsets, n int, qtype uint16, r *Res
 	r.Outcome = NameError
 }
 
+// depth returns the most labels of any name in the zone.
+func (sv served) depth() int {
+	if sv.services != nil {
+		return max(sv.services.depth, sv.zone.names.depth)
+	}
+	return sv.zone.names.depth
+}
+
 // find returns the node of a name, a service's first, or nil.
-func (sv *served) find(name []byte) *Node {
+func (sv served) find(name []byte) *Node {
 	h := hash(name)
 	if sv.services != nil {
 		if n := sv.services.find(h, name); n != nil {
@@ -172,7 +171,7 @@ func (s *Set) Addresses(name []byte) (a, aaaa *RRset) {
 	if i < 0 {
 		return nil, nil
 	}
-	n := s.zones[i].zone.find(low)
+	n := s.zones[i].find(low)
 	if n == nil {
 		return nil, nil
 	}
