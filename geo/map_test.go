@@ -306,6 +306,6 @@ func BenchmarkCompile(b *testing.B) {
 	m, _ := openSynthetic(b, 450_000)
 	b.ReportAllocs()
 	for b.Loop() {
-		geo.Compile(m, func(place uint32) uint32 { return place % 4 })
+		geo.Compile(m, func(place uint32) uint32 { return place % 4 }, nil)
 	}
 }

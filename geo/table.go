@@ -10,7 +10,9 @@ import (
 
 // Table gives every address one value. It holds, for each family, the partition into the
 // largest prefixes that have a single value, so that the scope of a lookup is the shortest
-// there is. It is immutable and safe for concurrent use.
+// there is. Values may be of one class, and then the scope is that of the class: a resolver
+// may reuse an answer wherever it is the same, whatever the reason for it. A table is
+// immutable and safe for concurrent use.
 type Table struct{ v4, v6 space }
 
 // embedded is the value of the IPv6 ranges that embed an IPv4 address: look that up.
@@ -25,26 +27,31 @@ var holes = []leaf{
 }
 
 // Lookup returns the value of addr and the scope of that answer: the length of the largest
-// prefix around addr in which every address has that value, 0..32 for IPv4 and 0..128 for
-// IPv6. An IPv4-mapped address is looked up as IPv4, in IPv4 bits. Lookup does not
+// prefix around addr in which every address has a value of that class, 0..32 for IPv4 and
+// 0..128 for IPv6. An IPv4-mapped address is looked up as IPv4, in IPv4 bits. Lookup does not
 // allocate.
 func (t *Table) Lookup(addr netip.Addr) (value uint32, scope uint8) {
 	if addr.Is4() || addr.Is4In6() {
 		a := addr.As4()
-		return t.v4.find(uint64(binary.BigEndian.Uint32(a[:]))<<32, 0)
+		i := t.v4.find(uint64(binary.BigEndian.Uint32(a[:]))<<32, 0)
+		return t.v4.value[i], t.v4.scope[i]
 	}
 	a := addr.As16()
 	hi, lo := binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:])
-	value, scope = t.v6.find(hi, lo)
-	if value != embedded {
-		return value, scope
+	i := t.v6.find(hi, lo)
+	if value = t.v6.value[i]; value != embedded {
+		return value, t.v6.scope[i]
 	}
-	v4 := lo
-	if scope == 16 {
+	length, v4 := t.v6.bits[i], lo
+	if length == 16 {
 		v4 = hi >> 16
 	}
-	value, inner := t.v4.find(v4<<32, 0)
-	return value, scope + inner
+	j := t.v4.find(v4<<32, 0)
+	value, scope = t.v4.value[j], t.v4.scope[j]
+	if scope == 0 { // all of IPv4 is of one class, and so may be more around this range
+		return value, t.v6.scope[i]
+	}
+	return value, length + scope
 }
 
 // Len returns the number of prefixes of each family.
@@ -76,17 +83,35 @@ func (t *Table) All() iter.Seq2[netip.Prefix, uint32] {
 }
 
 // Compile returns the table of value over m. value maps an index of m.Places to anything
-// but 2^32-1, and is called once for each place that some address of m has, and for the
-// first; neighbours with equal values become one prefix.
-func Compile(m *Map, value func(place uint32) uint32) *Table {
+// but 2^32-1, and is called once for each of them, in order; neighbours with equal values
+// become one prefix. class, which may be nil, maps values to classes.
+func Compile(m *Map, value func(place uint32) uint32, class func(value uint32) uint32) *Table {
 	values := make([]uint32, len(m.places))
+	most := uint32(0)
 	for i := range values {
 		values[i] = value(uint32(i))
+		most = max(most, values[i])
 	}
-	t := new(Table)
-	t.v4.remap(&m.table.v4, values, embedded)
-	t.v6.remap(&m.table.v6, values, t.whole())
+	t := m.table.remap(values)
+	if class == nil {
+		return t
+	}
+	classes := make([]uint32, most+1)
+	for i := range classes {
+		classes[i] = class(uint32(i))
+	}
+	wide := t.remap(classes)
+	t.v4.widen(&wide.v4)
+	t.v6.widen(&wide.v6)
 	return t
+}
+
+// remap returns the table of values[v] wherever t has v.
+func (t *Table) remap(values []uint32) *Table {
+	out := new(Table)
+	out.v4.remap(&t.v4, values, embedded)
+	out.v6.remap(&t.v6, values, out.whole())
+	return out
 }
 
 // fill makes the table of two complete partitions; v6 has the value embedded in holes.
@@ -130,6 +155,7 @@ type space struct {
 	hi, lo []uint64 // lo is nil for IPv4
 	value  []uint32
 	bits   []uint8
+	scope  []uint8 // scope[i] <= bits[i]: how long the prefix around it is that has one class
 
 	shift uint8    // what is left of hi after it selects an entry of index
 	index []uint32 // index[p]: the last prefix that starts at or before the first address whose leading bits are p
@@ -138,8 +164,8 @@ type space struct {
 // maxIndexBits bounds the index to 256 KiB; more would not fit the cache of a core.
 const maxIndexBits = 16
 
-// find returns the value of an address and the length of its prefix.
-func (s *space) find(hi, lo uint64) (value uint32, length uint8) {
+// find returns the index of the prefix that holds an address.
+func (s *space) find(hi, lo uint64) uint32 {
 	p := hi >> s.shift
 	i, j := s.index[p], s.index[p+1]
 	for i < j { // the prefix is in [i, j]
@@ -150,7 +176,7 @@ func (s *space) find(hi, lo uint64) (value uint32, length uint8) {
 			j = m - 1
 		}
 	}
-	return s.value[i], s.bits[i]
+	return i
 }
 
 // push appends the next prefix in the order of addresses. As long as it is the right
@@ -193,10 +219,23 @@ func (s *space) grow(n int) {
 	s.value, s.bits = make([]uint32, 0, n), make([]uint8, 0, n)
 }
 
+// widen sets the scope of each prefix to the length of the prefix of wide that holds it.
+func (s *space) widen(wide *space) {
+	s.scope = make([]uint8, len(s.bits))
+	w := 0
+	for i := range s.hi {
+		if w+1 < len(wide.hi) && (wide.hi[w+1] < s.hi[i] || wide.hi[w+1] == s.hi[i] && (s.lo == nil || wide.lo[w+1] <= s.lo[i])) {
+			w++ // prefixes of wide are made of whole ones of s, so that none is passed over
+		}
+		s.scope[i] = wide.bits[w]
+	}
+}
+
 // finish ends the pushing: it gives back spare memory and builds the index. deep says that
 // prefixes may be longer than 64 bits.
 func (s *space) finish(deep bool) {
 	s.hi, s.value, s.bits = exact(s.hi), exact(s.value), exact(s.bits)
+	s.scope = s.bits
 	if deep {
 		s.lo = exact(s.lo)
 	} else {

@@ -179,28 +179,58 @@ func TestTableAgreesWithTwin(t *testing.T) {
 			}
 			return uint32(site[1]-'0') % classes
 		}
-		table := geo.Compile(m, func(place uint32) uint32 { return w.value(m.Places()[place].Site) })
+		table := geo.Compile(m, func(place uint32) uint32 { return w.value(m.Places()[place].Site) }, nil)
+		checkAgainst(t, rng, m, w, table)
+
+		// The same places under values that are finer than their classes.
+		classes = max(classes, 2)
+		fine := geo.Compile(m, func(place uint32) uint32 { return 2*place + w.value(m.Places()[place].Site)%2 }, func(v uint32) uint32 { return v % 2 })
+		wide := w
+		wide.value = func(site string) uint32 { return w.value(site) % 2 }
 		for range 60 {
 			a := randomAddr(rng, w)
-			got, scope := table.Lookup(a)
-			if want := w.at(a); got != want {
-				t.Fatalf("round %d: %v: Lookup(%s) = %d, want %d", round, w.overrides, a, got, want)
+			v, scope := fine.Lookup(a)
+			if v%2 != wide.at(a) {
+				t.Fatalf("round %d: fine.Lookup(%s) = %d, want class %d", round, a, v, wide.at(a))
 			}
-			if p, placeScope := m.Lookup(a); w.value(p.Site) != got || placeScope < scope {
-				t.Fatalf("round %d: Map.Lookup(%s) = %q, %d; the table says %d, %d", round, a, p.Site, placeScope, got, scope)
+			if place, _ := m.Lookup(a); m.Places()[v/2] != *place {
+				t.Fatalf("round %d: fine.Lookup(%s) = %d: place %+v, want %+v", round, a, v, m.Places()[v/2], *place)
 			}
-			if a.Is4In6() {
-				a = a.Unmap()
-			}
-			p := netip.PrefixFrom(a, int(scope)).Masked()
-			if !w.uniform(p, got) {
-				t.Fatalf("round %d: %v: Lookup(%s) = %d, scope %d: but %s has other values", round, w.overrides, a, got, scope, p)
-			}
-			if shorter := netip.PrefixFrom(a, int(scope)-1).Masked(); scope > 0 && w.uniform(shorter, got) {
-				t.Fatalf("round %d: %v: Lookup(%s) = %d, scope %d: but all of %s has that value", round, w.overrides, a, got, scope, shorter)
-			}
+			wide.checkScope(t, a, v%2, scope)
 		}
 		checkAll(t, m)
+	}
+}
+
+// checkAgainst compares a table with the twin.
+func checkAgainst(t *testing.T, rng *rand.Rand, m *geo.Map, w twin, table *geo.Table) {
+	t.Helper()
+	for range 60 {
+		a := randomAddr(rng, w)
+		got, scope := table.Lookup(a)
+		if want := w.at(a); got != want {
+			t.Fatalf("%v: Lookup(%s) = %d, want %d", w.overrides, a, got, want)
+		}
+		if p, placeScope := m.Lookup(a); w.value(p.Site) != got || placeScope < scope {
+			t.Fatalf("Map.Lookup(%s) = %q, %d; the table says %d, %d", a, p.Site, placeScope, got, scope)
+		}
+		w.checkScope(t, a, got, scope)
+	}
+}
+
+// checkScope checks that no address within the scope has another value, and that one bit
+// less has one.
+func (w twin) checkScope(t *testing.T, a netip.Addr, got uint32, scope uint8) {
+	t.Helper()
+	a = a.Unmap()
+	if p := netip.PrefixFrom(a, int(scope)).Masked(); !w.uniform(p, got) {
+		t.Fatalf("%v: Lookup(%s) = %d, scope %d: but %s has other values", w.overrides, a, got, scope, p)
+	}
+	if scope == 0 {
+		return
+	}
+	if shorter := netip.PrefixFrom(a, int(scope)-1).Masked(); w.uniform(shorter, got) {
+		t.Fatalf("%v: Lookup(%s) = %d, scope %d: but all of %s has that value", w.overrides, a, got, scope, shorter)
 	}
 }
 
@@ -227,7 +257,7 @@ func checkAll(t *testing.T, m *geo.Map) {
 // ranges that embed IPv4 too.
 func TestCompileUniform(t *testing.T) {
 	m := openDemo(t)
-	table := geo.Compile(m, func(uint32) uint32 { return 5 })
+	table := geo.Compile(m, func(uint32) uint32 { return 5 }, nil)
 	for _, addr := range []string{"192.0.2.1", "2001:db8:1::1", "2002:c000:201::", "64:ff9b::1", "::", "::ffff:192.0.2.1"} {
 		if v, scope := table.Lookup(netip.MustParseAddr(addr)); v != 5 || scope != 0 {
 			t.Errorf("Lookup(%s) = %d, %d; want 5, 0", addr, v, scope)
@@ -242,7 +272,7 @@ func TestCompileUniform(t *testing.T) {
 func TestCompileCallsOncePerPlace(t *testing.T) {
 	m := openDemo(t)
 	calls := map[uint32]int{}
-	geo.Compile(m, func(place uint32) uint32 { calls[place]++; return place })
+	geo.Compile(m, func(place uint32) uint32 { calls[place]++; return place }, nil)
 	for i := range m.Places() {
 		if calls[uint32(i)] != 1 {
 			t.Errorf("place %d: value called %d times, want once", i, calls[uint32(i)])
