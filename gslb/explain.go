@@ -1,0 +1,167 @@
+package gslb
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/meridian-gslb/meridian/geo"
+)
+
+// Explain returns the decision for c on svc and everything that led to it. Its outcome is
+// that of Decide, always. It allocates and is for people.
+func (s *Snapshot) Explain(svc *Service, c Client) *Explanation {
+	var d Decision
+	s.Decide(svc, c, &d)
+	addr := c.Addr.Unmap()
+	e := &Explanation{
+		Service: svc.Name, Revision: s.Revision, Plan: s.Plan,
+		Reason: d.Reason.String(), Answers: slices.Concat(d.V4, d.V6), CNAME: d.Fallback, TTL: d.TTL, Scope: d.Scope,
+	}
+	if e.Answers == nil {
+		e.Answers = []netip.Addr{}
+	}
+	if p, err := addr.Prefix(min(int(c.Source), addr.BitLen())); err == nil {
+		e.Client = p
+	}
+	var at spot
+	if s.Geo != nil {
+		p, _ := s.Geo.Lookup(addr)
+		e.Place = *p
+		at = s.spot(p)
+	}
+	if d.Pool != nil {
+		e.Pool = d.Pool.Name
+	}
+	e.Stages = svc.trace(&d, &at, svc.key(addr))
+	return e
+}
+
+// spot returns where the stages see a client at p.
+func (s *Snapshot) spot(p *geo.Place) spot {
+	if s.world == nil {
+		return spot{} // no stage asks
+	}
+	return spotOf(p, s.world.sites)
+}
+
+// trace runs the contest again for a client, and writes down what each stage did.
+func (svc *Service) trace(d *Decision, at *spot, key uint64) []StageTrace {
+	c := svc.steering.contest()
+	t := tracer{contest: c, key: key, gone: make([]bool, len(c.candidates))}
+	t.stage("pools", t.admission)
+	for i := range c.stages {
+		st := &c.stages[i]
+		st.judge(c, st.slot, at)
+		t.stage(st.name, func(i int) string { return st.note(c, i, at) })
+	}
+	if d.Reason == ReasonAllDown {
+		c.open()
+		for i, s := range c.standings {
+			c.standings[i].down, t.gone[i] = false, s.out
+		}
+		t.stage("allDown", func(int) string { return "open: answered as if healthy" })
+	}
+	t.end(d)
+	return t.traces
+}
+
+// tracer writes down a contest for one client.
+type tracer struct {
+	*contest
+	key    uint64
+	gone   []bool // candidates that were dropped before
+	traces []StageTrace
+}
+
+// stage writes down the candidates that are left, in order, and those that are newly gone.
+func (t *tracer) stage(name string, note func(i int) string) {
+	tr := StageTrace{Stage: name, Kept: []CandidateTrace{}}
+	for _, i := range t.ranked() {
+		line := CandidateTrace{t.candidates[i].pool.Name, note(i)}
+		if s := t.standings[i]; !s.out && !s.down {
+			tr.Kept = append(tr.Kept, line)
+		} else if !t.gone[i] {
+			t.gone[i] = true
+			tr.Lost = append(tr.Lost, line)
+		}
+	}
+	t.traces = append(t.traces, tr)
+}
+
+// ranked returns the candidates in the order so far; where stages leave them equal, in
+// that of the client's draws.
+func (t *tracer) ranked() []int {
+	order := make([]int, len(t.candidates))
+	draws := make([]float64, len(t.candidates))
+	for i, c := range t.candidates {
+		order[i] = i
+		draws[i] = draw(t.key, seed("pool", c.pool.Name), float64(c.weight))
+	}
+	slices.SortStableFunc(order, func(i, j int) int { return cmp.Or(t.compare(i, j), cmp.Compare(draws[i], draws[j])) })
+	return order
+}
+
+// admission says what the configuration and operators make of candidate i.
+func (t *tracer) admission(i int) string {
+	c := &t.candidates[i]
+	switch {
+	case c.weight == 0:
+		return "weight 0: never"
+	case c.pool.none:
+		return "no endpoint has a weight: never"
+	case c.pool.notes.state != "" && c.standby:
+		return "standby, " + c.pool.notes.state
+	case c.pool.notes.state != "":
+		return c.pool.notes.state
+	case c.standby:
+		return "standby"
+	}
+	return ""
+}
+
+// end writes down the choice among the pools that are left, and of its endpoints.
+func (t *tracer) end(d *Decision) {
+	tr := StageTrace{Stage: "select", Kept: []CandidateTrace{}}
+	for _, i := range t.ranked() {
+		p := t.candidates[i].pool
+		switch s := t.standings[i]; {
+		case p == d.Pool:
+			tr.Kept = append(tr.Kept, CandidateTrace{p.Name, t.selection(d)})
+		case s.out || s.down:
+		case d.Pool == nil:
+			tr.Lost = append(tr.Lost, CandidateTrace{p.Name, d.Reason.String()})
+		default:
+			tr.Lost = append(tr.Lost, CandidateTrace{p.Name, t.behind(i, d.Pool)})
+		}
+	}
+	t.traces = append(t.traces, tr)
+}
+
+// selection says how many of the chosen pool's endpoints are answered.
+func (t *tracer) selection(d *Decision) string {
+	l := &d.Pool.up
+	if d.Reason == ReasonAllDown {
+		l = &d.Pool.open
+	}
+	return fmt.Sprintf("%d of %d IPv4, %d of %d IPv6", len(d.V4), len(l.v4.addrs), len(d.V6), len(l.v6.addrs))
+}
+
+// behind says why candidate i is not first but that pool is.
+func (t *tracer) behind(i int, first *Pool) string {
+	j := slices.IndexFunc(t.candidates, func(c candidate) bool { return c.pool == first })
+	switch over := t.standings[i].tier &^ t.standings[j].tier; {
+	case t.compare(i, j) == 0:
+		return "equal to " + first.Name + ", which has this client's share"
+	case over&tierShut != 0:
+		return "forced down: after all others"
+	case over&tierDrained != 0:
+		return "drained: after all others"
+	case over&tierStandby != 0:
+		return "standby: only when nothing else is left"
+	case over&tierDegraded != 0:
+		return "degraded: after those that are not"
+	}
+	return "behind " + first.Name
+}

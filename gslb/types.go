@@ -1,0 +1,204 @@
+// Package gslb is the engine: it compiles configuration, geography and state to one
+// immutable Snapshot, and decides from it which pool a client should reach. It is pure: it
+// has no clock, socket, goroutine or lock, and takes all that changes as plain values.
+package gslb
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/meridian-gslb/meridian/geo"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// Verdict is what the fleet believes of an endpoint.
+type Verdict uint8
+
+// The verdicts. Unknown counts as healthy.
+const (
+	Unknown Verdict = iota
+	Up
+	Down
+)
+
+var verdictNames = [...]string{Unknown: "unknown", Up: "up", Down: "down"}
+
+// String returns "unknown", "up" or "down".
+func (v Verdict) String() string { return verdictNames[v] }
+
+// MarshalText writes v as String does.
+func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (v *Verdict) UnmarshalText(b []byte) error {
+	i := slices.Index(verdictNames[:], string(b))
+	if i < 0 {
+		return fmt.Errorf("verdict %q: expected unknown, up or down", b)
+	}
+	*v = Verdict(i)
+	return nil
+}
+
+// EndpointID names an endpoint: a pool and the address served.
+type EndpointID struct {
+	Pool string
+	Addr netip.Addr
+}
+
+// Client is who asks, for the engine: an address and how much of it is known.
+type Client struct {
+	Addr   netip.Addr // of the ECS option, or of the resolver; never IPv4-mapped
+	Source uint8      // source prefix length in bits (RFC 7871); all bits for a resolver's address
+}
+
+// Inputs is all that a snapshot is made of.
+type Inputs struct {
+	Revision uint64          // of the snapshot to build; the caller lets it only grow
+	Objects  *config.Objects // valid: config.Validate found no fault
+	Geo      *geo.Map        // nil: nothing is known of any address
+	Verdicts map[EndpointID]Verdict
+	Flipping map[EndpointID]bool // endpoints whose verdict is about to change: they shorten the TTL
+	Now      time.Time           // for states that end; see Snapshot.Next
+}
+
+// Snapshot is one immutable state of the world, and decides from it. It is safe for
+// concurrent use.
+type Snapshot struct {
+	Revision uint64    // grows with every snapshot of a node
+	Plan     string    // content hash of the objects in hex: nodes that agree on it serve the same plan
+	Next     time.Time // when a new snapshot is due, for a state ends or is so near its end that TTLs shorten; zero for never
+	Geo      *geo.Map
+
+	Services []*Service // ordered by name
+	Pools    []*Pool    // ordered by name
+
+	world    *world              // geography as the stages see it; nil if nothing depends on it
+	routings map[string]*routing // by what they depend on, for the next Build to share
+}
+
+// Service is a compiled service.
+type Service struct {
+	Name  string
+	Index int     // in Snapshot.Services
+	Pools []*Pool // that it may choose, ordered by name
+
+	steering steering
+	routing  *routing  // from the client's place to the index of an outcome
+	outcomes []outcome // what routing's choices mean in this snapshot
+	seed     uint64    // of this service's hashes
+	sticky4  uint8     // bits of the source prefix that are hashed
+	sticky6  uint8
+}
+
+// Pool is a compiled pool, with the state of its endpoints in this snapshot.
+type Pool struct {
+	Name      string
+	Index     int // in Snapshot.Pools
+	Site      string
+	Healthy   float64 // share of endpoint weight that is usable, 0..1
+	Degraded  bool    // Healthy is under minHealthy
+	Drained   bool
+	Endpoints []Endpoint // all, in the order of the configuration
+
+	site     spot
+	up, open endpoints // to answer with: normally, and when all is down
+	upstream *steering // nil for a pool without one
+	flipping bool      // the verdict of an endpoint is about to change
+	none     bool      // no endpoint has a weight: never answered
+	down     bool      // no endpoint that has a weight is healthy
+	retired  bool      // what is healthy is drained, the pool or every such endpoint
+	shut     bool      // an operator forced every endpoint down
+	notes    poolNotes // for people
+}
+
+// Endpoint is one address of a pool.
+type Endpoint struct {
+	Addr    netip.Addr `json:"addr"`
+	Port    uint16     `json:"port,omitempty"` // of proxies and probes; 0 when none is declared
+	Weight  int        `json:"weight"`         // 0 is never
+	Verdict Verdict    `json:"verdict"`
+	Drained bool       `json:"drained,omitempty"` // itself; see Pool.Drained for all of them
+	Forced  bool       `json:"forced,omitempty"`  // Verdict was set by an operator
+}
+
+// Reason says why a decision chose what it chose.
+type Reason uint8
+
+// The reasons, in the order in which a reader should worry.
+const (
+	ReasonPolicy   Reason = iota // the first choice of the policy
+	ReasonFailover               // the first choice was down or drained
+	ReasonDegraded               // every pool left is under minHealthy
+	ReasonStandby                // nothing but standby pools was left
+	ReasonDrained                // nothing but drained pools was left
+	ReasonAllDown                // nothing was left: open, by policy order
+	ReasonFallback               // nothing was left: the service's fallback
+	ReasonServfail               // nothing was left, and the service wants SERVFAIL
+)
+
+var reasonNames = [...]string{
+	ReasonPolicy: "policy", ReasonFailover: "failover", ReasonDegraded: "degraded", ReasonStandby: "standby", ReasonDrained: "drained",
+	ReasonAllDown: "all-down", ReasonFallback: "fallback", ReasonServfail: "servfail",
+}
+
+// String returns the reason in one word, as logs, metrics and Explanation have it.
+func (r Reason) String() string { return reasonNames[r] }
+
+// MaxAnswers bounds the endpoints of one decision.
+const MaxAnswers = 16
+
+// Decision is what the engine says to one client. Reuse one: Decide allocates nothing.
+type Decision struct {
+	Service  *Service
+	Pool     *Pool // nil with ReasonFallback and ReasonServfail
+	Reason   Reason
+	Scope    uint8        // bits of the client's address that the decision depends on (RFC 7871)
+	TTL      uint32       // seconds
+	Outcome  uint32       // index of the compiled outcome in the service: what explains a recorded decision
+	V4, V6   []netip.Addr // the answers by family; valid until the next Decide into d
+	Fallback string       // a name to answer with CNAME, only with ReasonFallback
+
+	buf [2][MaxAnswers]netip.Addr // of V4 and V6, when the answers are a selection
+}
+
+// Explanation is a decision with everything that led to it.
+type Explanation struct {
+	Service  string       `json:"service"`
+	Client   netip.Prefix `json:"client"`
+	Revision uint64       `json:"revision"`
+	Plan     string       `json:"plan"`
+	Place    geo.Place    `json:"place"`
+	Stages   []StageTrace `json:"stages"`
+	Pool     string       `json:"pool,omitempty"`
+	Reason   string       `json:"reason"`
+	Answers  []netip.Addr `json:"answers"` // both families
+	CNAME    string       `json:"cname,omitempty"`
+	TTL      uint32       `json:"ttl"`
+	Scope    uint8        `json:"scope"`
+}
+
+// StageTrace is what one stage did: the candidates that it left, in order, and those that it
+// dropped or demoted, with the reason and the figure behind it.
+type StageTrace struct {
+	Stage string           `json:"stage"`
+	Kept  []CandidateTrace `json:"kept"`
+	Lost  []CandidateTrace `json:"lost,omitempty"`
+}
+
+// CandidateTrace is one pool at one stage.
+type CandidateTrace struct {
+	Pool string `json:"pool"`
+	Note string `json:"note,omitempty"` // "312 km", "weight 2 of 5", "0 of 2 endpoints healthy", "drained by ann: upgrade, until 14:00Z"
+}
+
+// Hop is where a proxy sends requests next, best group first: every group is used only when
+// those before it have nothing healthy left.
+type Hop struct {
+	Pool      string     `json:"pool"`
+	Site      string     `json:"site"`
+	Weight    int        `json:"weight"`
+	Priority  int        `json:"priority"` // 0 is best; equal priorities share by weight
+	Endpoints []Endpoint `json:"endpoints"`
+}
