@@ -102,6 +102,7 @@ func (s *Server) Listen() error {
 	for _, addr := range s.opts.Addrs {
 		if err := s.listen(addr); err != nil {
 			s.close()
+			s.addrs = nil
 			return fmt.Errorf("dns %s: %w", addr, cause(err))
 		}
 	}
@@ -176,14 +177,14 @@ func (s *Server) close() {
 	for _, ln := range s.tcp.listeners {
 		ln.Close()
 	}
-	s.udp, s.tcp.listeners, s.addrs = nil, nil, nil
+	s.udp, s.tcp.listeners = nil, nil
 }
 
 // Addrs returns the bound addresses in the order of Options.Addrs, once Listen was called.
 func (s *Server) Addrs() []netip.AddrPort { return s.addrs }
 
-// Run serves until ctx ends. Then it answers what the sockets have received already, on UDP and
-// on open TCP connections, closes everything and returns the cause of ctx's end, once its last
+// Run serves until ctx ends. Then it answers what has been received already, on UDP and on open
+// TCP connections, within a second, closes everything and returns the cause of ctx's end, once its last
 // goroutine has ended. An error before that is from Listen, or from a socket that failed.
 func (s *Server) Run(ctx context.Context) error {
 	if s.addrs == nil {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/meridian-gslb/meridian/tracing"
@@ -17,10 +19,6 @@ const (
 	// maxTCPQuery is the longest query that is read from a connection, in octets. A longer one
 	// is nothing that we serve.
 	maxTCPQuery = 4096
-
-	// drainGrace is how long connections are still read when the server stops: what was sent
-	// before is there by then.
-	drainGrace = 100 * time.Millisecond
 
 	// writeSize is how many octets of replies are gathered for one write.
 	writeSize = 16 << 10
@@ -40,7 +38,7 @@ type tcpServer struct {
 	replies   sync.Pool // of *[]byte
 
 	accepted, evicted, refused atomic.Uint64
-	end                        atomic.Int64 // when reading ends because the server stops: Unix time in ns; 0: it does not
+	end                        atomic.Int64 // when replies must be taken by because the server stops: Unix time in ns; 0: it does not
 
 	mu      sync.Mutex
 	conns   map[*tcpConn]struct{}
@@ -107,27 +105,28 @@ func (t *tcpServer) run(ctx context.Context) error {
 	return err
 }
 
-// stop has everything end within drainGrace, and a write that blocks even now.
+// stop has every connection answer what it holds and end, by drainTime at the latest.
 func (t *tcpServer) stop() {
-	end := time.Now().Add(drainGrace)
-	t.end.Store(end.UnixNano())
+	now := time.Now()
+	t.end.Store(now.Add(drainTime).UnixNano())
 	for _, ln := range t.listeners {
-		_ = ln.SetDeadline(end) // fails only if it is closed
+		ln.Close()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for c := range t.conns {
-		_ = c.conn.SetDeadline(end)
+		_ = c.conn.SetReadDeadline(now) // fails only on a closed connection
+		_ = c.conn.SetWriteDeadline(now.Add(drainTime))
 	}
 }
 
-// accept serves the connections of ln until it is closed or its deadline is over.
+// accept serves the connections of ln until it is closed.
 func (t *tcpServer) accept(ln *net.TCPListener, wg *sync.WaitGroup) error {
 	for {
 		conn, err := ln.AcceptTCP()
 		switch {
 		case err == nil:
-		case t.end.Load() != 0 || errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed):
 			return nil
 		case temporary(err): // out of descriptors or memory: others may be closed soon
 			t.evict()
@@ -243,18 +242,25 @@ func (c *tcpConn) touch() { c.last.Store(time.Now().UnixNano()) }
 // await sets how long the next whole query may take to come. What comes of it in between does
 // not extend that, so that a slow client cannot hold the connection.
 func (c *tcpConn) await() {
-	_ = c.conn.SetReadDeadline(c.deadline()) // fails only on a closed connection
-	if c.t.end.Load() != 0 {                 // since a moment ago: stop's deadline was overwritten
-		_ = c.conn.SetReadDeadline(c.deadline())
+	_ = c.conn.SetReadDeadline(time.Now().Add(c.t.idle)) // fails only on a closed connection
+	if c.t.end.Load() != 0 {                             // since a moment ago: stop's deadline was overwritten
+		_ = c.conn.SetReadDeadline(time.Now())
 	}
 }
 
-// deadline returns when what now begins must have ended.
-func (c *tcpConn) deadline() time.Time {
-	if end := c.t.end.Load(); end != 0 {
-		return time.Unix(0, end)
+// read reads what there is, and waits for it unless the server stops.
+func (c *tcpConn) read(b []byte) (n int, err error) {
+	n, err = c.conn.Read(b)
+	end := c.t.end.Load()
+	if n > 0 || end == 0 || !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().UnixNano() > end {
+		return n, err
 	}
-	return time.Now().Add(c.t.idle)
+	raw, err := c.conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) { n, err = syscall.Read(int(fd), b) }) // does not block
+	return max(n, 0), errors.Join(cerr, err)
 }
 
 // run answers the connection's queries until it ends, falls idle or breaks the protocol.
@@ -269,10 +275,11 @@ func (c *tcpConn) run() {
 				c.t.counters.dropped.Add(1)
 				return
 			}
-			read, err := c.conn.Read(c.in[n:])
-			if n += read; err != nil && !whole(c.in[:n]) {
+			read, err := c.read(c.in[n:])
+			if read == 0 || err != nil {
 				return
 			}
+			n += read
 		}
 		used, ok := c.answer(c.in[:n])
 		if !ok {
@@ -324,9 +331,9 @@ func (c *tcpConn) gather(in []byte, used int, out *[]byte) (int, bool) {
 
 // write sends replies, within the idle time.
 func (c *tcpConn) write(b []byte) bool {
-	_ = c.conn.SetWriteDeadline(c.deadline()) // fails only on a closed connection
-	if c.t.end.Load() != 0 {
-		_ = c.conn.SetWriteDeadline(c.deadline())
+	_ = c.conn.SetWriteDeadline(time.Now().Add(c.t.idle)) // fails only on a closed connection
+	if end := c.t.end.Load(); end != 0 {
+		_ = c.conn.SetWriteDeadline(time.Unix(0, end))
 	}
 	_, err := c.conn.Write(b)
 	return err == nil
