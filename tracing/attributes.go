@@ -1,0 +1,55 @@
+package tracing
+
+// SchemaURL is the version of the OpenTelemetry semantic conventions that the first group of
+// attribute names follows.
+const SchemaURL = "https://opentelemetry.io/schemas/1.43.0"
+
+// The spans made of a Query. A query of a steered service has all three.
+const (
+	SpanQuery  = "dns.query"   // SERVER, the root: from the read of the batch to the answer written
+	SpanLookup = "geo.lookup"  // INTERNAL, child of dns.query: where the client is
+	SpanDecide = "gslb.decide" // INTERNAL, child of dns.query: which pool, and why
+)
+
+// Attributes of the OpenTelemetry semantic conventions.
+const (
+	AttrServiceName     = "service.name"         // resource: gslbd, gfe, frontend, backend …
+	AttrServiceInstance = "service.instance.id"  // resource: the node's name
+	AttrServiceVersion  = "service.version"      // resource
+	AttrQuestionName    = "dns.question.name"    // string: qname as asked, without the trailing dot
+	AttrAnswers         = "dns.answers"          // string[]: the addresses answered
+	AttrServerAddress   = "server.address"       // string: the name server that answered
+	AttrTransport       = "network.transport"    // string: udp or tcp
+	AttrNetworkType     = "network.type"         // string: ipv4 or ipv6, between resolver and server
+	AttrClientAddress   = "client.address"       // string: of the ECS option, otherwise the resolver's
+	AttrErrorType       = "error.type"           // string: the rcode of an answer that failed
+	AttrContinent       = "geo.continent.code"   // string: two letters
+	AttrCountry         = "geo.country.iso_code" // string: ISO 3166-1 alpha-2
+	AttrRegion          = "geo.region.iso_code"  // string: ISO 3166-2
+	AttrLocality        = "geo.locality.name"    // string: city
+	AttrLat             = "geo.location.lat"     // double: degrees
+	AttrLon             = "geo.location.lon"     // double: degrees
+)
+
+// Attributes that the conventions do not have (they know of DNS only the client's side).
+const (
+	AttrQuestionType = "dns.question.type"  // string: A, AAAA …
+	AttrResponseCode = "dns.response_code"  // string: NOERROR, NXDOMAIN …
+	AttrSite         = "gslb.site"          // resource, string: the site of the node
+	AttrClientPrefix = "gslb.client.prefix" // string: the client as far as it is known, address/source prefix length
+	AttrClientASN    = "gslb.client.asn"    // int: its autonomous system
+	AttrClientSite   = "gslb.client.site"   // string: the site that an override pins it to
+	AttrECS          = "gslb.client.ecs"    // bool: whether the resolver sent the client's subnet (RFC 7871)
+	AttrResolver     = "gslb.resolver"      // string: the address that asked
+	AttrScope        = "gslb.scope"         // int: bits of the client's address that the answer depends on
+	AttrTTL          = "gslb.ttl"           // int: seconds
+	AttrAnswerCount  = "gslb.answers"       // int: RRs in the answer section
+	AttrSampledBy    = "gslb.sampled_by"    // string: why this query was sampled, see the Sampled constants
+	AttrService      = "gslb.service"       // string: owner name of the steered service
+	AttrPool         = "gslb.pool"          // string
+	AttrReason       = "gslb.reason"        // string: policy, failover …
+	AttrCandidates   = "gslb.candidates"    // string[]: the pools left, best first
+	AttrRejected     = "gslb.rejected"      // string[]: "pool: reason"
+	AttrRevision     = "gslb.revision"      // int: of the snapshot that decided
+	AttrPlan         = "gslb.plan"          // string: content hash of the configuration that decided
+)

@@ -1,0 +1,209 @@
+package tracing
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	protobufType = "application/x-protobuf"
+	jsonType     = "application/json"
+
+	maxRequest = 4 << 20 // octets of a request, as sent and again unpacked
+)
+
+// Receiver returns the handler of POST /v1/traces (OTLP/HTTP, protobuf and JSON, plain or
+// gzip, at most 4 MiB), to which proxies and the services behind them export. Their spans go
+// into the node's memory and, as they came, to the collector if there is one. A request is
+// taken as a whole or refused as a whole, with the reason; that the collector is behind does
+// not concern the sender and is counted here.
+func (r *Recorder) Receiver() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
+		sent, message, fault := readRequest(w, req, kind)
+		if fault == nil {
+			var n int
+			if n, fault = checkRequest(message); fault == nil {
+				r.accept(message, batch{body: sent, spans: n, kind: kind, encoding: req.Header.Get("Content-Encoding")})
+			}
+		}
+		if fault != nil {
+			fault.write(w, kind)
+			return
+		}
+		w.Header().Set("Content-Type", kind)
+		if kind == jsonType {
+			io.WriteString(w, "{}")
+		} // an ExportTraceServiceResponse without fields is empty
+	})
+}
+
+// accept remembers a checked request, given as protobuf, and passes it on as it came.
+func (r *Recorder) accept(message []byte, b batch) {
+	r.received.Add(uint64(b.spans))
+	r.memory.addRequest(message) // was checked
+	if r.exporter != nil && b.spans > 0 {
+		r.exporter.put(b)
+	}
+}
+
+// fault is why a request was refused.
+type fault struct {
+	status int
+	err    error
+}
+
+func badRequest(err error) *fault { return &fault{http.StatusBadRequest, err} }
+
+var errTooLarge = fmt.Errorf("request of more than %d octets", maxRequest)
+
+// write sends the fault as a google.rpc.Status, as OTLP wants, in the request's own encoding,
+// or as text if that is unknown.
+func (f *fault) write(w http.ResponseWriter, kind string) {
+	const invalidArgument = 3 // google.rpc.Code
+	switch kind {
+	case protobufType:
+		w.Header().Set("Content-Type", kind)
+		w.WriteHeader(f.status)
+		w.Write(appendBytes(appendVarint(nil, 1, invalidArgument), 2, f.err.Error()))
+	case jsonType:
+		w.Header().Set("Content-Type", kind)
+		w.WriteHeader(f.status)
+		json.NewEncoder(w).Encode(struct {
+			Code    int    `json:"code"`
+			Message string `json:"message"`
+		}{invalidArgument, f.err.Error()})
+	default:
+		http.Error(w, f.err.Error(), f.status)
+	}
+}
+
+// readRequest returns the body as it was sent and as a protobuf message.
+func readRequest(w http.ResponseWriter, req *http.Request, kind string) (sent, message []byte, _ *fault) {
+	if req.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		return nil, nil, &fault{http.StatusMethodNotAllowed, fmt.Errorf("method %s: want POST", req.Method)}
+	}
+	if kind != protobufType && kind != jsonType {
+		return nil, nil, &fault{http.StatusUnsupportedMediaType,
+			fmt.Errorf("content type %q: want %s or %s", req.Header.Get("Content-Type"), protobufType, jsonType)}
+	}
+	sent, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxRequest))
+	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
+		return nil, nil, &fault{http.StatusRequestEntityTooLarge, errTooLarge}
+	} else if err != nil {
+		return nil, nil, badRequest(fmt.Errorf("body: %w", err))
+	}
+	message = sent
+	switch encoding := req.Header.Get("Content-Encoding"); encoding {
+	case "", "identity":
+	case "gzip":
+		if message, err = decompress(sent); errors.Is(err, errTooLarge) {
+			return nil, nil, &fault{http.StatusRequestEntityTooLarge, err}
+		} else if err != nil {
+			return nil, nil, badRequest(fmt.Errorf("gzip: %w", err))
+		}
+	default:
+		return nil, nil, &fault{http.StatusUnsupportedMediaType, fmt.Errorf("content encoding %q: want gzip or none", encoding)}
+	}
+	if kind == jsonType {
+		if message, err = fromJSON(message); err != nil {
+			return nil, nil, badRequest(err)
+		}
+	}
+	return sent, message, nil
+}
+
+func decompress(b []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	out, err := io.ReadAll(io.LimitReader(z, maxRequest+1))
+	if err == nil && len(out) > maxRequest {
+		err = errTooLarge
+	}
+	return out, err
+}
+
+// checkRequest counts the spans of an ExportTraceServiceRequest, of which every one must be
+// readable.
+func checkRequest(message []byte) (spans int, _ *fault) {
+	err := walkRequest(message, func(resource, span []byte) error {
+		spans++
+		if _, err := decodeResource(resource); err != nil {
+			return fmt.Errorf("resource: %w", err)
+		}
+		_, err := decodeSpan(span)
+		return err
+	})
+	if err != nil {
+		return 0, badRequest(fmt.Errorf("export request: %w", err))
+	}
+	return spans, nil
+}
+
+// fromJSON turns a request in OTLP's JSON into protobuf. That JSON is protobuf's own but for
+// the ids, which are hex there and base64 here.
+func fromJSON(b []byte) ([]byte, error) {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	var tree any
+	if err := dec.Decode(&tree); err != nil {
+		return nil, fmt.Errorf("json: %w", err)
+	}
+	if err := rewriteIDs(tree); err != nil {
+		return nil, fmt.Errorf("json: %w", err)
+	}
+	b, err := json.Marshal(tree)
+	if err != nil {
+		return nil, fmt.Errorf("json: %w", err)
+	}
+	var req coltracepb.ExportTraceServiceRequest
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, &req); err != nil {
+		return nil, fmt.Errorf("json: %w", err)
+	}
+	return proto.Marshal(&req)
+}
+
+// rewriteIDs turns the ids in tree from hex to base64. The keys of objects are the names of
+// fields only: attributes are lists of pairs.
+func rewriteIDs(tree any) error {
+	switch tree := tree.(type) {
+	case []any:
+		for _, v := range tree {
+			if err := rewriteIDs(v); err != nil {
+				return err
+			}
+		}
+	case map[string]any:
+		for key, v := range tree {
+			switch key {
+			case "traceId", "spanId", "parentSpanId":
+				text, _ := v.(string)
+				id, err := hex.DecodeString(text)
+				if err != nil {
+					return fmt.Errorf("%s %q: want hex digits", key, text)
+				}
+				tree[key] = base64.StdEncoding.EncodeToString(id)
+			default:
+				if err := rewriteIDs(v); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,228 @@
+package tracing
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+const jsonRequest = `{"resourceSpans":[{
+	"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"shop"}}]},
+	"scopeSpans":[{"scope":{"name":"s"},"spans":[{
+		"traceId":"0102030405060708090A0b0c0d0e0f10","spanId":"0102030405060708","parentSpanId":"","name":"GET /","kind":2,"flags":257,
+		"startTimeUnixNano":"1700000000000000000","endTimeUnixNano":1700000000001000000,
+		"attributes":[{"key":"traceId","value":{"stringValue":"not hex"}},{"key":"n","value":{"intValue":"9007199254740993"}},
+			{"key":"a","value":{"arrayValue":{"values":[{"boolValue":true},{"doubleValue":0.5}]}}}],
+		"links":[{"traceId":"000102030405060708090a0b0c0d0e0f","spanId":"0000000000000001"}],
+		"status":{"code":2,"message":"oops"},"someday":{"unknown":[1]}}]}]}]}`
+
+func protobufRequest() []byte {
+	s := fullSpan()
+	return appendRequest(nil, appendResource(nil, map[string]any{AttrServiceName: "gfe"}), "", appendSpan(nil, &s))
+}
+
+func TestReceiver(t *testing.T) {
+	good := protobufRequest()
+	badID := appendRequest(nil, nil, "", appendBytes(nil, scopeSpansSpans, appendBytes(nil, spanTraceID, "short")))
+	mixed := append(bytes.Clone(good), badID...)
+	for _, tc := range []struct {
+		name                   string
+		method, kind, encoding string
+		body                   []byte
+		status                 int
+		says                   string // in the response
+		spans                  int    // remembered and passed on
+	}{
+		{"protobuf", "POST", protobufType, "", good, 200, "", 1},
+		{"protobuf, gzip", "POST", protobufType, "gzip", compress(good), 200, "", 1},
+		{"json", "POST", jsonType, "", []byte(jsonRequest), 200, "{}", 1},
+		{"json with parameters, gzip", "POST", "application/json; charset=utf-8", "gzip", compress([]byte(jsonRequest)), 200, "{}", 1},
+		{"empty", "POST", protobufType, "", nil, 200, "", 0},
+		{"empty json", "POST", jsonType, "", []byte("{}"), 200, "{}", 0},
+		{"get", "GET", protobufType, "", nil, 405, "method GET: want POST", 0},
+		{"text", "POST", "text/plain", "", good, 415, `content type "text/plain": want application/x-protobuf`, 0},
+		{"no type", "POST", "", "", good, 415, `content type ""`, 0},
+		{"brotli", "POST", protobufType, "br", good, 415, `content encoding "br": want gzip`, 0},
+		{"not protobuf", "POST", protobufType, "", []byte("hello"), 400, "export request: ", 0},
+		{"bad id", "POST", protobufType, "", badID, 400, "resource_spans[0]: scope_spans[0]: spans[0]: trace_id of 5 octets: want 16", 0},
+		{"one bad of two", "POST", protobufType, "", mixed, 400, "resource_spans[1]", 0},
+		{"cut off", "POST", protobufType, "", good[:len(good)-1], 400, "not a protobuf message", 0},
+		{"not gzip", "POST", protobufType, "gzip", good, 400, "gzip: ", 0},
+		{"not json", "POST", jsonType, "", []byte("{"), 400, `json: `, 0},
+		{"json of another form", "POST", jsonType, "", []byte(`{"resourceSpans":5}`), 400, "json: ", 0},
+		{"json id in base64", "POST", jsonType, "", []byte(strings.Replace(jsonRequest, "0102030405060708\"", "AQIDBA==\"", 1)), 400, `json: spanId \"AQIDBA==\": want hex digits`, 0},
+		{"json id is a number", "POST", jsonType, "", []byte(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":7}]}]}]}`), 400, "trace_id", 0},
+		{"too large", "POST", protobufType, "", make([]byte, maxRequest+1), 413, "more than 4194304 octets", 0},
+		{"bomb", "POST", protobufType, "gzip", compress(make([]byte, 20<<20)), 413, "more than 4194304 octets", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := New(Options{Endpoint: "http://collector", Logger: quiet()})
+			req := httptest.NewRequest(tc.method, "/v1/traces", bytes.NewReader(tc.body))
+			if tc.kind != "" {
+				req.Header.Set("Content-Type", tc.kind)
+			}
+			if tc.encoding != "" {
+				req.Header.Set("Content-Encoding", tc.encoding)
+			}
+			w := httptest.NewRecorder()
+			r.Receiver().ServeHTTP(w, req)
+			if w.Code != tc.status || !strings.Contains(w.Body.String(), tc.says) {
+				t.Errorf("status %d, %q, want %d, %q", w.Code, w.Body, tc.status, tc.says)
+			}
+			if got := len(r.Memory().Traces(Filter{})); got != tc.spans {
+				t.Errorf("%d traces remembered, want %d", got, tc.spans)
+			}
+			s := r.Stats()
+			if s.Received != uint64(tc.spans) || s.Queued != uint64(tc.spans) || len(r.exporter.queue) != tc.spans {
+				t.Errorf("%d received, %d for the collector, want %d", s.Received, s.Queued, tc.spans)
+			}
+			for _, b := range r.exporter.queue { // exactly as it came
+				if !bytes.Equal(b.body, tc.body) || !strings.HasPrefix(tc.kind, b.kind) || b.encoding != tc.encoding {
+					t.Errorf("passed on %d octets of %q, %q, want %d of %q, %q", len(b.body), b.kind, b.encoding, len(tc.body), tc.kind, tc.encoding)
+				}
+			}
+		})
+	}
+}
+
+// A refusal is a google.rpc.Status in the sender's encoding.
+func TestReceiverFault(t *testing.T) {
+	r := New(Options{})
+	post := func(kind string) *httptest.ResponseRecorder {
+		req := httptest.NewRequest("POST", "/v1/traces", strings.NewReader("\xff"))
+		req.Header.Set("Content-Type", kind)
+		w := httptest.NewRecorder()
+		r.Receiver().ServeHTTP(w, req)
+		return w
+	}
+	w := post(jsonType)
+	var status struct {
+		Code    int
+		Message string
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &status); err != nil || status.Code != 3 || status.Message == "" {
+		t.Errorf("json: %q, %v, want a status of code 3", w.Body, err)
+	}
+	w = post(protobufType)
+	code, message := uint64(0), ""
+	err := fields(w.Body.Bytes(), func(f field) error {
+		switch f.Num {
+		case 1:
+			code = f.Value
+		case 2:
+			message = string(f.Bytes)
+		}
+		return nil
+	})
+	if err != nil || code != 3 || !strings.Contains(message, "not a protobuf message") {
+		t.Errorf("protobuf: code %d, message %q, %v, want 3 and the reason", code, message, err)
+	}
+}
+
+func TestReceiverReadsJSON(t *testing.T) {
+	r := New(Options{})
+	req := httptest.NewRequest("POST", "/v1/traces", strings.NewReader(jsonRequest))
+	req.Header.Set("Content-Type", jsonType)
+	r.Receiver().ServeHTTP(httptest.NewRecorder(), req)
+	trace, _ := ParseTraceID("0102030405060708090a0b0c0d0e0f10")
+	spans := r.Memory().Trace(trace)
+	if len(spans) != 1 {
+		t.Fatalf("%d spans, want 1", len(spans))
+	}
+	s := spans[0]
+	got := fmt.Sprint(s.Service, s.Name, s.Kind, s.SpanID, s.ParentID.IsZero(), s.End.Sub(s.Start), s.Attributes, s.Status, s.Links)
+	want := "shopGET /server0102030405060708true1ms map[a:[true 0.5] n:9007199254740993 traceId:not hex] {error oops} [{000102030405060708090a0b0c0d0e0f 0000000000000001 map[]}]"
+	if strings.ReplaceAll(got, " ", "") != strings.ReplaceAll(want, " ", "") {
+		t.Errorf("span\n got %s\nwant %s", got, want)
+	}
+}
+
+// Received spans reach the collector unchanged, beside those of the node.
+func TestRelay(t *testing.T) {
+	var bodies [][]byte
+	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		b, _ := io.ReadAll(req.Body)
+		if req.Header.Get("Content-Encoding") == "gzip" {
+			z, err := gzip.NewReader(bytes.NewReader(b))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			b, _ = io.ReadAll(z)
+		}
+		bodies = append(bodies, b)
+	}))
+	r := New(Options{Endpoint: collector.URL, Logger: quiet()})
+	sent := protobufRequest()
+	for _, body := range [][]byte{sent, compress(sent)} {
+		req := httptest.NewRequest("POST", "/v1/traces", bytes.NewReader(body))
+		req.Header.Set("Content-Type", protobufType)
+		if len(body) != len(sent) {
+			req.Header.Set("Content-Encoding", "gzip")
+		}
+		r.Receiver().ServeHTTP(httptest.NewRecorder(), req)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r.Run(ctx)
+	collector.Close()
+	if len(bodies) != 2 || !bytes.Equal(bodies[0], sent) || !bytes.Equal(bodies[1], sent) {
+		t.Errorf("%d requests arrived, want two, each as it was sent", len(bodies))
+	}
+	s := r.Stats()
+	check(t, s)
+	if s.Exported != 2 {
+		t.Errorf("exported %d, want 2", s.Exported)
+	}
+}
+
+func FuzzReceiver(f *testing.F) {
+	f.Add([]byte(jsonRequest), true, false)
+	small := Span{TraceID: id(1), SpanID: sid(1), Name: "x"}
+	request := appendRequest(nil, nil, "", appendSpan(nil, &small))
+	f.Add(request, false, false)
+	f.Add(compress(request), false, true)
+	f.Add(protowire.AppendTag(nil, 1, protowire.EndGroupType), false, false)
+	f.Fuzz(func(t *testing.T, body []byte, isJSON, isGzip bool) {
+		r := New(Options{Endpoint: "http://collector", Logger: quiet()})
+		req := httptest.NewRequest("POST", "/v1/traces", bytes.NewReader(body))
+		req.Header.Set("Content-Type", protobufType)
+		if isJSON {
+			req.Header.Set("Content-Type", jsonType)
+		}
+		if isGzip {
+			req.Header.Set("Content-Encoding", "gzip")
+		}
+		w := httptest.NewRecorder()
+		r.Receiver().ServeHTTP(w, req)
+		s, m := r.Stats(), r.Memory().Stats()
+		switch w.Code {
+		case 200:
+			if s.Received > 0 && m.Traces == 0 && m.Forgotten == 0 {
+				t.Errorf("%d spans received, none remembered", s.Received)
+			}
+			for _, trace := range r.Memory().Traces(Filter{}) {
+				spans := r.Memory().Trace(trace.TraceID)
+				if _, err := json.Marshal(spans); err != nil {
+					t.Error(err)
+				}
+				Tree(spans, TreeOptions{All: true})
+			}
+		case 400, 413:
+			if s.Received != 0 || m.Traces != 0 {
+				t.Errorf("refused, but %d received and %d remembered", s.Received, m.Traces)
+			}
+		default:
+			t.Errorf("status %d, want 200, 400 or 413", w.Code)
+		}
+	})
+}

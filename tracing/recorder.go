@@ -1,0 +1,286 @@
+package tracing
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options configure a Recorder. Zero values mean the defaults named.
+type Options struct {
+	Workers  int     // rings: one for each goroutine that answers queries; default 1
+	RingSize int     // records in a ring, rounded up to a power of two; default 4096
+	Sample   float64 // share of all queries that become spans, 0..1
+
+	Slow        time.Duration // a query that took longer is interesting; default 5 ms
+	Interesting int           // interesting queries a second that become spans beyond Sample; default 100, negative for none
+
+	Endpoint string            // http:// or https:// base URL of an OTLP/HTTP collector, /v1/traces is appended; empty: memory only
+	Headers  map[string]string // of every request to it
+	Gzip     bool              // compress requests: less traffic for more CPU
+	Timeout  time.Duration     // of one attempt; default 10 s
+	RetryFor time.Duration     // how long a batch is retried; default 30 s
+	Linger   time.Duration     // how long a batch waits to fill up; default 1 s
+	Queue    int               // octets of batches that wait for the collector; default 8 MiB
+	Grace    time.Duration     // for the last batches after Run's context ended; default 3 s
+
+	Node    string // this node's name: service.instance.id and server.address
+	Site    string // gslb.site
+	Version string // service.version
+
+	// Describe names what a query's indices stand for. It is called by the goroutine of Run,
+	// for sampled queries only, and must not keep the Query. Nil: the spans go without.
+	Describe func(*Query) Facts
+
+	Memory       int // traces that the node itself remembers; default 1024, negative for none
+	MemoryOctets int // and their size; default 16 MiB
+
+	Logger *slog.Logger // default slog.Default
+}
+
+// serviceName is the service.name of the daemon's spans.
+const serviceName = "gslbd"
+
+const (
+	batchOctets = 256 << 10 // a batch is sent when it is as large,
+	batchSpans  = 1024      // or has as many spans
+	maxSleep    = 20 * time.Millisecond
+	minSleep    = time.Millisecond
+)
+
+func (o Options) withDefaults() Options {
+	def := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	wait := func(v *time.Duration, d time.Duration) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	o.Workers = max(o.Workers, 1)
+	def(&o.RingSize, defaultRing)
+	def(&o.Interesting, 100)
+	def(&o.Queue, 8<<20)
+	def(&o.Memory, 1024)
+	def(&o.MemoryOctets, 16<<20)
+	wait(&o.Slow, 5*time.Millisecond)
+	wait(&o.Timeout, 10*time.Second)
+	wait(&o.RetryFor, 30*time.Second)
+	wait(&o.Linger, time.Second)
+	wait(&o.Grace, 3*time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.Default()
+	}
+	return o
+}
+
+// resource is what every span of this node says of its origin.
+func (o *Options) resource() map[string]any {
+	attrs := map[string]any{AttrServiceName: serviceName}
+	for key, value := range map[string]string{
+		AttrServiceInstance: o.Node, AttrServiceVersion: o.Version, AttrSite: o.Site,
+	} {
+		if value != "" {
+			attrs[key] = value
+		}
+	}
+	return attrs
+}
+
+// Recorder takes the records of the workers, makes spans of some, remembers them and exports
+// them.
+type Recorder struct {
+	options  Options
+	workers  []*Worker
+	memory   *Memory
+	exporter *exporter // nil: memory only
+	resource []byte    // content of the Resource of every span
+
+	// Only the goroutine of Run.
+	sampler *sampler
+	maker   *spanMaker
+	spans   []byte // of the batch that fills up, as fields of ScopeSpans
+	inBatch int    // spans
+	born    time.Time
+
+	// Written by the goroutine of Run alone.
+	sampled [len(sampledBy)]atomic.Uint64
+	limited atomic.Uint64
+	made    atomic.Uint64
+	// Written by the receiver.
+	received atomic.Uint64
+}
+
+var sampledBy = [...]string{SampledRatio, SampledReason, SampledServfail, SampledSlow, SampledFirst}
+
+// New returns a Recorder; nothing runs before Run.
+func New(o Options) *Recorder {
+	o = o.withDefaults()
+	r := &Recorder{
+		options:  o,
+		memory:   NewMemory(o.Memory, o.MemoryOctets),
+		resource: appendResource(nil, o.resource()),
+		sampler:  newSampler(o.Sample, o.Slow, float64(max(o.Interesting, 0))),
+		maker:    newSpanMaker(o.Node, o.Describe),
+	}
+	for range o.Workers {
+		r.workers = append(r.workers, newWorker(o.RingSize))
+	}
+	if o.Endpoint != "" {
+		r.exporter = newExporter(&r.options)
+	}
+	return r
+}
+
+// Worker returns ring i, 0 <= i < Options.Workers, for the one goroutine that fills it.
+func (r *Recorder) Worker(i int) *Worker { return r.workers[i] }
+
+// Memory returns the node's memory of the last traces.
+func (r *Recorder) Memory() *Memory { return r.memory }
+
+// Run drains the rings and exports until ctx ends. Then it drains them once more, gives the
+// collector Options.Grace to take what is left, and returns the cause of ctx once its last
+// goroutine has ended. Run is called once.
+func (r *Recorder) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	exporting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	if r.exporter != nil {
+		wg.Go(func() { r.exporter.run(exporting) })
+	}
+
+	r.drainUntil(ctx)
+
+	if r.exporter != nil {
+		r.exporter.close()
+		defer time.AfterFunc(r.options.Grace, cancel).Stop()
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// drainUntil drains until ctx ends, then a last time.
+func (r *Recorder) drainUntil(ctx context.Context) {
+	pause := maxSleep
+	for sleep(ctx, pause) {
+		most := r.drain(time.Now())
+		pause = nextPause(pause, most, len(r.workers[0].slots))
+	}
+	r.drain(time.Now())
+	r.flush()
+}
+
+// nextPause returns how long to sleep so that the fullest ring, which took most records in the
+// last pause, is about a quarter full at the next drain.
+func nextPause(last time.Duration, most, size int) time.Duration {
+	if most == 0 {
+		return maxSleep
+	}
+	ideal := time.Duration(float64(last) * float64(size) / 4 / float64(most))
+	return min(max(ideal, minSleep), maxSleep)
+}
+
+// drain empties every ring once and returns the most records that one had.
+func (r *Recorder) drain(now time.Time) (most int) {
+	for _, w := range r.workers {
+		most = max(most, w.drain(func(q *Query) { r.take(q, now) }))
+	}
+	if r.inBatch > 0 && now.Sub(r.born) >= r.options.Linger {
+		r.flush()
+	}
+	return most
+}
+
+// take samples one query and makes its spans.
+func (r *Recorder) take(q *Query, now time.Time) {
+	lower := r.maker.lower()
+	by, limited := r.sampler.judge(q, lower, now)
+	if limited {
+		r.limited.Add(1)
+	}
+	if by == "" {
+		return
+	}
+	r.sampled[slices.Index(sampledBy[:], by)].Add(1)
+
+	if r.inBatch == 0 {
+		r.born = now
+	}
+	trace, from := r.maker.traceID(lower), len(r.spans)
+	var n int
+	r.spans, n = r.maker.appendQuery(r.spans, q, trace, by)
+	r.made.Add(uint64(n))
+	r.memory.add(r.resource, trace, r.spans[from:], n)
+	r.inBatch += n
+	if len(r.spans) >= batchOctets || r.inBatch >= batchSpans {
+		r.flush()
+	}
+}
+
+// flush hands the batch to the exporter.
+func (r *Recorder) flush() {
+	if r.exporter != nil && r.inBatch > 0 {
+		body := appendRequest(make([]byte, 0, len(r.spans)+len(r.resource)+256), r.resource, r.options.Version, r.spans)
+		r.exporter.put(batch{body: body, spans: r.inBatch, kind: protobufType})
+	}
+	r.spans, r.inBatch = r.spans[:0], 0
+}
+
+// Stats are exact counters since the start. At any moment
+//
+//	Recorded = Drained + Waiting + Dropped[DropRingFull]
+//	Queued   = Exported + Pending + the other Dropped
+//
+// and, without the received spans that were not forwarded, Queued and the batch that fills up
+// come to Made + Received.
+type Stats struct {
+	Recorded uint64 // queries that workers began to record
+	Drained  uint64 // queries that the drain has seen
+	Waiting  uint64 // queries in the rings
+
+	Sampled map[string]uint64 // queries made into spans, by one of the Sampled constants; every one is there
+	Limited uint64            // interesting queries beyond Options.Interesting
+	Made    uint64            // spans made of sampled queries
+
+	Received uint64 // spans that other processes sent here
+	Queued   uint64 // spans for the collector
+	Pending  uint64 // spans that wait for it
+	Exported uint64 // spans that it took
+	Retries  uint64 // further attempts at a batch
+
+	Dropped map[string]uint64 // by one of the Drop constants; every one is there
+}
+
+// Stats returns the counters. It may be called at any time.
+func (r *Recorder) Stats() Stats {
+	s := Stats{
+		Sampled:  make(map[string]uint64, len(sampledBy)),
+		Limited:  r.limited.Load(),
+		Made:     r.made.Load(),
+		Received: r.received.Load(),
+		Dropped:  make(map[string]uint64, len(dropCauses)),
+	}
+	for _, cause := range dropCauses {
+		s.Dropped[cause] = 0
+	}
+	for i, by := range sampledBy {
+		s.Sampled[by] = r.sampled[i].Load()
+	}
+	if r.exporter != nil {
+		r.exporter.addTo(&s)
+	}
+	for _, w := range r.workers {
+		// head first: it never passes a tail read later.
+		head, tail, full := w.head.Load(), w.tail.Load(), w.full.Load()
+		s.Drained += head
+		s.Waiting += tail - head
+		s.Recorded += tail + full
+		s.Dropped[DropRingFull] += full
+	}
+	return s
+}

@@ -1,0 +1,118 @@
+package tracing
+
+import (
+	"encoding/binary"
+	"math"
+	"time"
+)
+
+// Why a query was sampled: the values of gslb.sampled_by. Only those of SampledRatio are a
+// fair picture of all queries.
+const (
+	SampledRatio    = "ratio"    // by its trace id
+	SampledReason   = "reason"   // a decision that the policy's first choice did not make
+	SampledServfail = "servfail" // answered SERVFAIL
+	SampledSlow     = "slow"     // answered late
+	SampledFirst    = "first"    // the first in a minute of its service, pool and reason
+)
+
+const (
+	rcodeServfail = 2           // RFC 1035, section 4.1.1
+	reasonPolicy  = 0           // gslb.ReasonPolicy: nothing out of the ordinary
+	kindsFor      = time.Minute // for how long a kind of decision is remembered
+	maxKinds      = 1 << 14     // how many kinds are; beyond, none counts as a first
+)
+
+// sampler says which queries become spans: a ratio of all, and the interesting ones, of which
+// only so many a second that an outage, which makes every query interesting, is no flood. It
+// has no clock. One goroutine uses it.
+type sampler struct {
+	bound uint64        // of the upper 63 bits of the second half of a trace id
+	slow  time.Duration // a query that took longer is interesting
+	rate  float64       // interesting queries a second, and at once
+
+	tokens float64   // 0 <= tokens <= rate
+	filled time.Time // when tokens was brought up to date
+	kinds  map[kind]struct{}
+	since  time.Time // when kinds was empty
+}
+
+// kind is what makes a decision like another. Its indices may mean something else in another
+// snapshot; then a kind is taken for new, or for known up to a minute too long.
+type kind struct {
+	service, pool int32
+	reason        uint8
+}
+
+// newSampler returns a sampler of ratio, 0..1, of all queries.
+func newSampler(ratio float64, slow time.Duration, perSecond float64) *sampler {
+	return &sampler{
+		bound:  uint64(min(max(ratio, 0), 1) * (1 << 63)),
+		slow:   slow,
+		rate:   perSecond,
+		tokens: perSecond,
+		kinds:  make(map[kind]struct{}),
+	}
+}
+
+// byRatio reports whether the trace of that id is sampled, by the rule of the OpenTelemetry
+// SDKs (TraceIDRatioBased), so that every service of a trace agrees.
+func (s *sampler) byRatio(lower [8]byte) bool {
+	return binary.BigEndian.Uint64(lower[:])>>1 < s.bound
+}
+
+// judge says why the query is sampled, or "" if it is not. lower is the second half of its
+// trace id; limited tells that only the rate kept an interesting query out.
+func (s *sampler) judge(q *Query, lower [8]byte, now time.Time) (by string, limited bool) {
+	first := s.isFirst(q, now)
+	switch {
+	case s.byRatio(lower):
+		by = SampledRatio
+	case q.Rcode == rcodeServfail:
+		by = SampledServfail
+	case q.Reason != reasonPolicy:
+		by = SampledReason
+	case time.Duration(q.End) > s.slow:
+		by = SampledSlow
+	case first:
+		by = SampledFirst
+	default:
+		return "", false
+	}
+	if by != SampledRatio && !s.take(now) {
+		return "", true
+	}
+	if first {
+		s.kinds[kindOf(q)] = struct{}{}
+	}
+	return by, false
+}
+
+func kindOf(q *Query) kind { return kind{q.Service, q.Pool, q.Reason} }
+
+// isFirst reports whether no decision of that kind was sampled in this minute.
+func (s *sampler) isFirst(q *Query, now time.Time) bool {
+	if q.Service < 0 || q.Decided == 0 {
+		return false
+	}
+	if now.Sub(s.since) >= kindsFor {
+		clear(s.kinds)
+		s.since = now
+	}
+	_, known := s.kinds[kindOf(q)]
+	return !known && len(s.kinds) < maxKinds
+}
+
+// take takes one token, of which rate come every second up to rate of them.
+func (s *sampler) take(now time.Time) bool {
+	if s.filled.IsZero() {
+		s.filled = now
+	}
+	s.tokens = math.Min(s.rate, s.tokens+s.rate*max(0, now.Sub(s.filled).Seconds()))
+	s.filled = now
+	if s.tokens < 1 {
+		return false
+	}
+	s.tokens--
+	return true
+}
