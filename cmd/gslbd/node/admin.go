@@ -1,0 +1,69 @@
+package node
+
+import (
+	"time"
+
+	"github.com/meridian-gslb/meridian/admin"
+	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/gslb/store"
+)
+
+// adminOptions shows the running node to the admin API.
+func (n *Node) adminOptions() admin.Options {
+	nc := n.opts.File.Node
+	return admin.Options{
+		Addr: nc.Admin.String(),
+		Node: api.Node{
+			Name: nc.Name, Site: nc.Site, Version: n.opts.Version, Started: time.Now(), DNS: nc.DNS,
+		},
+		Token:    nc.AdminToken,
+		Log:      n.log,
+		Snapshot: n.Snapshot,
+		View: func() store.View {
+			if v := n.build.lastView(); v != nil {
+				return *v
+			}
+			return store.View{Objects: &config.Objects{}}
+		},
+		Store:    n.store,
+		Health:   n.health.Views,
+		Members:  n.members,
+		Counters: n.counters,
+		Traces:   n.traces.Memory(),
+		OTLP:     n.traces.Receiver(),
+		Degraded: n.build.faults,
+		Extra:    n.opts.Extra,
+	}
+}
+
+// members are the nodes of the gossip, this one included.
+func (n *Node) members() []api.Member {
+	var out []api.Member
+	for _, m := range n.health.Members() {
+		out = append(out, api.Member{Name: m.Name, Site: m.Site, Addr: m.Address, State: m.State})
+	}
+	return out
+}
+
+// counters are what the DNS server has counted.
+func (n *Node) counters() api.Counters {
+	s := n.dns.Stats()
+	c := api.Counters{
+		Time:       time.Now(),
+		Queries:    s.UDP + s.TCP,
+		Transports: map[string]uint64{"udp": s.UDP, "tcp": s.TCP},
+		Rcodes:     s.Rcodes,
+		Outcomes:   s.Outcomes,
+		Reasons:    s.Reasons,
+		Dropped:    map[string]uint64{"not-a-query": s.Dropped, "unsent": s.Unsent},
+		Events: map[string]uint64{
+			"full-path": s.Full, "truncated": s.Truncated, "malformed": s.Malformed, "panics": s.Panics,
+			"tcp-accepted": s.TCPAccepted, "tcp-evicted": s.TCPEvicted, "tcp-refused": s.TCPRefused,
+		},
+	}
+	for _, p := range s.Pools {
+		c.Answers = append(c.Answers, api.Answers{Service: p.Service, Pool: p.Pool, Count: p.Decisions})
+	}
+	return c
+}

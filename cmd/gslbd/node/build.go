@@ -1,0 +1,357 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meridian-gslb/meridian/dns"
+	"github.com/meridian-gslb/meridian/dns/zone"
+	"github.com/meridian-gslb/meridian/geo"
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/gslb/store"
+	"github.com/meridian-gslb/meridian/health"
+)
+
+// builder is the one writer of the node's data: it waits until the objects, the places, a
+// verdict or the clock asks for a new snapshot, compiles it, and stores the whole.
+type builder struct {
+	n       *Node
+	kick    chan struct{}
+	changed func(*gslb.Snapshot)
+
+	mu     sync.Mutex
+	latest *store.View       // what the store said last; nil before it said anything
+	stale  bool              // the zone files may have changed
+	wrong  map[string]string // what is refused now, by what it is: the last good one stays
+
+	// Only the run goroutine.
+	revision uint64
+	applied  *config.Objects
+	zones    map[string]*zone.Zone
+	sources  map[string][32]byte // of zones: what they were read from
+	set      *zone.Set           // of zones, without services
+
+	recent sync.Map // revision → *gslb.Snapshot, the last keepSnapshots: what tracing describes records with
+}
+
+// keepSnapshots is how many past snapshots stay known, so that a record drained a moment
+// later is described by the one that decided it.
+const keepSnapshots = 64
+
+// settle is how long a burst of changes may go on before it is compiled as one.
+const settle = 5 * time.Millisecond
+
+// firstRound is the longest wait for a first round of probes where nothing is known yet.
+const firstRound = 10 * time.Second
+
+func newBuilder(n *Node) *builder {
+	return &builder{
+		n:       n,
+		kick:    make(chan struct{}, 1),
+		wrong:   map[string]string{},
+		zones:   map[string]*zone.Zone{},
+		sources: map[string][32]byte{},
+	}
+}
+
+// view takes what the store says.
+func (b *builder) view(v store.View) {
+	b.mu.Lock()
+	b.latest = &v
+	b.mu.Unlock()
+	b.wake()
+}
+
+// reread asks for the zone files to be read again.
+func (b *builder) reread() {
+	b.mu.Lock()
+	b.stale = true
+	b.mu.Unlock()
+	b.wake()
+}
+
+func (b *builder) wake() {
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+}
+
+// report logs that what (the snapshot, a zone, the configuration) was refused and keeps it
+// for the node's status; a nil error takes it back.
+func (b *builder) report(what, kept string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil {
+		delete(b.wrong, what)
+		return
+	}
+	b.wrong[what] = fmt.Sprintf("%s refused, %s: %v", what, kept, err)
+	b.n.log.Error(what+" refused; "+kept, "err", err)
+}
+
+// faults are the sentences of what is refused now.
+func (b *builder) faults() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Sorted(maps.Values(b.wrong))
+}
+
+// lastView returns what the store said last, nil before it said anything.
+func (b *builder) lastView() *store.View {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.latest
+}
+
+// zonesStale says whether the zones of o must be read, and forgets that they had to.
+func (b *builder) zonesStale(o *config.Objects) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	stale := b.stale || b.applied != o
+	b.stale = false
+	return stale
+}
+
+// run compiles a snapshot whenever something asks for one, until ctx ends.
+func (b *builder) run(ctx context.Context) error {
+	n := b.n
+	known := b.restore()
+	next := time.NewTimer(time.Hour)
+	next.Stop()
+	defer next.Stop()
+	save := newSaver(n.statePath(), n.log)
+	defer save.flush()
+
+	var wait <-chan struct{} // the first round of probes, while it must be waited for
+	if !known {
+		wait = n.health.FirstRound()
+	}
+	var limit <-chan time.Time
+	for {
+		var saveC <-chan time.Time
+		if save.due != nil {
+			saveC = save.due.C
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-saveC:
+			save.flush()
+			continue
+		case <-wait:
+			wait = nil
+		case <-limit:
+			wait = nil
+		case <-b.kick:
+		case <-n.places.Changed():
+		case <-n.health.Changed():
+		case <-next.C:
+		}
+		v := b.lastView()
+		if v == nil {
+			continue
+		}
+		if b.applied != v.Objects {
+			n.health.SetTargets(health.Targets(v.Objects))
+			if wait != nil && limit == nil {
+				limit = time.After(firstRound)
+			}
+		}
+		if wait != nil {
+			// Verdicts come from the last known good file and from peers; with neither,
+			// nothing is answered before one round of probes.
+			select {
+			case <-wait:
+				wait = nil
+			default:
+				continue
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(settle):
+		}
+		s, err := b.rebuild(b.lastView())
+		if err != nil {
+			b.report("snapshot", "the last one stays", err)
+			continue
+		}
+		b.report("snapshot", "", nil)
+		if !s.Next.IsZero() {
+			next.Reset(max(time.Until(s.Next), 10*time.Millisecond))
+		}
+		save.put(b.state(s))
+	}
+}
+
+// rebuild compiles v with the present places and verdicts, and stores the result.
+func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
+	n := b.n
+	if b.zonesStale(v.Objects) {
+		if err := b.readZones(v.Objects); err != nil {
+			return nil, err
+		}
+	}
+	b.applied = v.Objects
+	start := time.Now()
+	var prev *gslb.Snapshot
+	if d := n.data.Load(); d != nil {
+		prev = d.Snapshot
+	}
+	s, err := gslb.Build(prev, gslb.Inputs{
+		Revision: b.revision + 1,
+		Objects:  v.Objects,
+		Geo:      n.places.Current(),
+		Verdicts: n.health.Verdicts(),
+		Flipping: n.health.Flipping(),
+		Now:      start,
+	})
+	if err != nil {
+		return nil, err
+	}
+	set, err := b.set.WithServices(servicesIn(b.set.Zones(), s))
+	if err != nil {
+		return nil, err
+	}
+	b.revision++
+	b.recent.Store(s.Revision, s)
+	b.recent.Delete(s.Revision - keepSnapshots)
+	n.data.Store(&dns.Data{Snapshot: s, Zones: set})
+	n.health.SetInfo(s.Plan)
+	n.log.Debug("snapshot", "revision", s.Revision, "plan", s.Plan, "took", time.Since(start))
+	if prev == nil {
+		close(n.ready)
+	}
+	n.admin.Updated()
+	if b.changed != nil {
+		b.changed(s)
+	}
+	return s, nil
+}
+
+// readZones reads the zones that changed. A zone that has a fault keeps its last good
+// version, and takes no other zone down.
+func (b *builder) readZones(o *config.Objects) error {
+	for name, z := range o.Zones {
+		text, file, err := zoneText(z)
+		if err == nil {
+			if b.sources[name] == sha256.Sum256([]byte(text)) {
+				continue // as it was, good or bad
+			}
+			err = b.readZone(name, file, text)
+		}
+		kept := "it is not served"
+		if b.zones[name] != nil {
+			kept = "its last good version stays"
+		}
+		b.report("zone "+name, kept, err)
+	}
+	gone := func(name string) bool { _, ok := o.Zones[name]; return !ok }
+	maps.DeleteFunc(b.zones, func(name string, _ *zone.Zone) bool { return gone(name) })
+	maps.DeleteFunc(b.sources, func(name string, _ [32]byte) bool {
+		if gone(name) {
+			b.report("zone "+name, "", nil)
+		}
+		return gone(name)
+	})
+	set, err := zone.NewSet(slices.Collect(maps.Values(b.zones)), nil)
+	if err == nil {
+		b.set = set
+	}
+	return err
+}
+
+// readZone parses text to the zone of that name.
+func (b *builder) readZone(name, file, text string) error {
+	b.sources[name] = sha256.Sum256([]byte(text)) // a faulty text is reported once
+	z, warnings, err := zone.Parse(strings.NewReader(text), file, name)
+	for _, w := range warnings {
+		b.n.log.Warn("zone", "zone", name, "warning", w.String())
+	}
+	if err != nil {
+		return err
+	}
+	b.zones[name] = z
+	return nil
+}
+
+// zoneText returns the master file's text of z, and the file that it is in; none lets
+// $INCLUDE read nothing.
+func zoneText(z config.Zone) (text, file string, err error) {
+	if z.File == "" {
+		return z.Records, "", nil
+	}
+	t, err := os.ReadFile(z.File)
+	return string(t), z.File, err
+}
+
+// servicesIn returns the services of s that lie in one of zones, by owner name.
+func servicesIn(zones []*zone.Zone, s *gslb.Snapshot) map[string]int32 {
+	in := map[string]int32{}
+	for _, svc := range s.Services {
+		for _, z := range zones {
+			if name := z.Name(); name == "" || svc.Name == name || strings.HasSuffix(svc.Name, "."+name) {
+				in[svc.Name] = int32(svc.Index)
+				break
+			}
+		}
+	}
+	return in
+}
+
+// snapshot returns the snapshot of that revision, or nil when it is gone.
+func (b *builder) snapshot(revision uint64) *gslb.Snapshot {
+	if s, ok := b.recent.Load(revision); ok {
+		return s.(*gslb.Snapshot)
+	}
+	return nil
+}
+
+// Check reports every fault of the configuration file at path, its zones and its databases
+// together, and what else is worth a warning.
+func Check(path string) (warnings []string, err error) {
+	f, err := config.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var faults []error
+	var zones []*zone.Zone
+	for name, z := range f.Objects.Zones {
+		text, file, err := zoneText(z)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("zone %s: %w", name, err))
+			continue
+		}
+		zz, warns, err := zone.Parse(strings.NewReader(text), file, name)
+		for _, w := range warns {
+			warnings = append(warnings, w.String())
+		}
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		zones = append(zones, zz)
+	}
+	places, err := geo.Open(geoConfig(f))
+	if err != nil {
+		faults = append(faults, err)
+	}
+	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: places, Now: time.Now()})
+	if err != nil {
+		faults = append(faults, err)
+	} else if _, err := zone.NewSet(zones, servicesIn(zones, s)); err != nil {
+		faults = append(faults, err)
+	}
+	return warnings, errors.Join(faults...)
+}
