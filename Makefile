@@ -1,0 +1,57 @@
+# What CI runs is "make check"; each part can be run alone.
+#
+#   make build    the three binaries in bin/
+#   make check    all that CI checks, but the compose demo
+#   make compose  the compose demo, checked (needs docker and docker-compose)
+#   make bench    the tables of testdata/bench (needs gdnsd, dnsperf)
+
+SHELL := /bin/bash
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Bugs (SA), what can be simpler (S1), what nobody uses (U1000), and how errors read.
+LINTS := SA*,S1*,U1000,ST1005,ST1016,ST1019,ST1023
+FUZZTIME := 5s
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/gslbd ./cmd/gslbctl ./cmd/gfe
+
+check: format vet lint test bench-once fuzz demo
+
+format:
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt these:"; echo "$$bad"; exit 1; fi
+
+vet:
+	go vet ./...
+
+lint:
+	go run $(STATICCHECK) -checks '$(LINTS)' ./...
+
+test:
+	go test -race ./...
+
+# Every benchmark once, so that none rots.
+bench-once:
+	go test -run '^$$' -bench . -benchtime 1x ./...
+
+# Every fuzz target for a moment, from its seeds.
+fuzz:
+	@set -e; for pkg in $$(go list ./...); do \
+	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+demo:
+	testdata/ci/demo.sh
+
+# The static binaries that the image's "prebuilt" target takes.
+dist:
+	mkdir -p dist/bin dist/data
+	CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o dist/bin/ ./cmd/gslbd ./cmd/gslbctl ./cmd/gfe
+
+compose: dist
+	testdata/ci/compose.sh
+
+bench:
+	testdata/bench/dns.sh
+
+.PHONY: build check format vet lint test bench-once fuzz demo dist compose bench
