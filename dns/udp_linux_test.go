@@ -1,0 +1,117 @@
+package dns
+
+import (
+	"net"
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestBatchAllocations runs the worker's own loop over real sockets: a batch in, a batch out, and
+// no allocation.
+func TestBatchAllocations(t *testing.T) {
+	for _, wildcard := range []bool{false, true} {
+		data := new(atomic.Pointer[Data])
+		data.Store(loadWorld(t).data(t))
+		w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(t), 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.conn.Close()
+		if wildcard { // the way of a wildcard's socket, without one
+			w.pktinfo = true
+			if err := w.raw.Control(func(fd uintptr) { err = w.options(int(fd), 1<<20) }); err != nil {
+				t.Fatal(err)
+			}
+			for i := range w.in {
+				w.in[i].hdr.Control = &w.control[i][0]
+			}
+			w.rearm(batch)
+		}
+		c, err := net.Dial("udp", w.conn.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		var queries [][]byte
+		for range 4 {
+			for _, query := range hotQueries(t) {
+				if len(query) > headerLen+2 { // those that are answered with more than a header
+					queries = append(queries, query)
+				}
+			}
+		}
+		buf := make([]byte, 4096)
+		allocs := testing.AllocsPerRun(50, func() {
+			for _, query := range queries {
+				if _, err := c.Write(query); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for replies := 0; replies < len(queries); {
+				if err := w.raw.Read(w.receive); err != nil {
+					t.Fatal(err)
+				}
+				w.answer()
+				replies += w.replies
+				if w.sent != w.replies {
+					t.Fatalf("sent %d of %d replies", w.sent, w.replies)
+				}
+			}
+			for range queries {
+				if _, err := c.Read(buf); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+		if allocs != 0 {
+			t.Errorf("wildcard %t: got %v allocations for %d queries, want 0", wildcard, allocs, len(queries))
+		}
+	}
+}
+
+// TestWildcard serves the wildcard addresses, in a network of its own: replies leave from the
+// address that was asked, whichever that is.
+func TestWildcard(t *testing.T) {
+	ip, err := exec.LookPath("ip")
+	needs(t, err == nil, "ip")
+	// The test's thread is not unlocked, so that it ends with the test and takes the namespace along.
+	runtime.LockOSThread()
+	err = unix.Unshare(unix.CLONE_NEWNET)
+	needs(t, err != unix.EPERM, "leave to make a network namespace")
+	if err != nil {
+		t.Fatalf("unshare: %v", err)
+	}
+	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"-6", "addr", "add", "2001:db8::1/128", "dev", "lo", "nodad"}, {"-6", "addr", "add", "2001:db8::2/128", "dev", "lo", "nodad"}} {
+		if out, err := exec.Command(ip, args...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+	}
+	s := New(Options{Addrs: []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:5300"), netip.MustParseAddrPort("[::]:5300")}, Data: new(atomic.Pointer[Data]), Workers: 2})
+	s.opts.Data.Store(loadWorld(t).data(t))
+	if err := s.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ts := &testServer{Server: s, ended: make(chan error, 1)}
+	ts.run()
+	defer ts.stop(t)
+	for _, addr := range []string{"127.0.0.1", "127.0.0.9", "127.1.2.3", "::1", "2001:db8::1", "2001:db8::2"} {
+		for _, network := range []string{"udp", "tcp"} {
+			// A connected socket takes replies from the address alone that it is connected to.
+			c, err := net.Dial(network, netip.AddrPortFrom(netip.MustParseAddr(addr), 5300).String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m := unpack(t, converseOn(t, c, ask(t, "ns1.example.com", "A"))); len(m.Answer) != 1 {
+				t.Errorf("%s %s: got %v", network, addr, m)
+			}
+			c.Close()
+		}
+	}
+}
