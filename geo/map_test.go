@@ -149,6 +149,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		{"override given twice", twice, []string{"192.0.2.0/24", "twice"}},
 		{"override off Earth", override("192.0.2.0/24", geo.Place{Located: true, Lat: 91}), []string{"lat 91", "expected -90..90"}},
 		{"override inside 6to4", override("2002:c000:200::/40", geo.Place{}), []string{"2002:c000:200::/40", "expected the IPv4 prefix"}},
+		{"override of IPv4-mapped addresses", override("::ffff:192.0.2.0/120", geo.Place{}), []string{"expected the IPv4 prefix"}},
 		{"override without prefix", geo.Config{Overrides: make([]geo.Override, 1)}, []string{"expected a prefix"}},
 	}
 	for _, tt := range tests {

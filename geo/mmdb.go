@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,12 +94,9 @@ func checkOverride(o Override, seen map[netip.Prefix]bool) error {
 	case o.Place.Located && !onEarth(o.Place.Lat, o.Place.Lon):
 		return fmt.Errorf("lat %v, lon %v: expected -90..90 and -180..180", o.Place.Lat, o.Place.Lon)
 	}
-	if o.Prefix.Addr().Is6() {
-		for _, h := range holes {
-			if h.holds(leafOf(o.Prefix, 0)) {
-				return errors.New("these addresses embed IPv4 and are placed by it; expected the IPv4 prefix")
-			}
-		}
+	l := leafOf(o.Prefix, 0)
+	if slices.ContainsFunc(holes, func(h leaf) bool { return o.Prefix.Addr().Is6() && h.holds(l) }) || o.Prefix.Addr().Is4In6() && l.bits >= 96 {
+		return errors.New("these addresses embed IPv4 and are placed by it; expected the IPv4 prefix")
 	}
 	return nil
 }

@@ -18,18 +18,18 @@ type Table struct{ v4, v6 space }
 // embedded is the value of the IPv6 ranges that embed an IPv4 address: look that up.
 const embedded = ^uint32(0)
 
-// holes are the ranges whose addresses are looked up by the IPv4 address inside them.
-// Such a prefix says by its length where the address starts.
+// holes are the IPv6 ranges whose addresses are looked up by the IPv4 address inside them.
+// Such a prefix says by its length where the address starts. IPv4-mapped addresses are not
+// among them: they are IPv4 on the way in, and no IPv6 client has one.
 var holes = []leaf{
-	{key{hi: 0, lo: 0xffff << 32}, 96, 1},   // ::ffff:0:0/96, IPv4-mapped: RFC 4291, section 2.5.5.2
 	{key{hi: 0x0064_ff9b_0000_0000}, 96, 1}, // 64:ff9b::/96, NAT64: RFC 6052, section 2.1
 	{key{hi: 0x2002_0000_0000_0000}, 16, 1}, // 2002::/16, 6to4: RFC 3056, section 2
 }
 
 // Lookup returns the value of addr and the scope of that answer: the length of the largest
 // prefix around addr in which every address has a value of that class, 0..32 for IPv4 and
-// 0..128 for IPv6. An IPv4-mapped address is looked up as IPv4, in IPv4 bits. Lookup does not
-// allocate.
+// 0..128 for IPv6. An IPv4-mapped address is looked up as IPv4, in IPv4 bits; a scope of IPv6 bits
+// never speaks of those. Lookup does not allocate.
 func (t *Table) Lookup(addr netip.Addr) (value uint32, scope uint8) {
 	if addr.Is4() || addr.Is4In6() {
 		a := addr.As4()

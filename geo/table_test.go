@@ -26,12 +26,13 @@ var (
 func (w twin) at(a netip.Addr) uint32 {
 	if b := a.As16(); a.Is6() {
 		switch {
-		case nat64.Contains(a), a.Is4In6():
+		case nat64.Contains(a):
 			a = netip.AddrFrom4([4]byte(b[12:]))
 		case sixTo4.Contains(a):
 			a = netip.AddrFrom4([4]byte(b[2:6]))
 		}
 	}
+	a = a.Unmap()
 	site, longest := "", -1
 	for _, o := range w.overrides {
 		if o.Prefix.Contains(a) && o.Prefix.Bits() > longest {
@@ -45,17 +46,18 @@ func (w twin) at(a netip.Addr) uint32 {
 // address of p and of every prefix, and the one past each, also as embedded in IPv6. A
 // value that all of these share is that of all of p.
 func (w twin) corners(p netip.Prefix) []netip.Addr {
-	out := []netip.Addr{p.Masked().Addr()}
+	var out []netip.Addr
 	add := func(a netip.Addr) {
-		if a.IsValid() && p.Contains(a) {
+		if a.IsValid() && p.Contains(a) && !a.Is4In6() {
 			out = append(out, a)
 		}
 	}
+	add(p.Masked().Addr())
 	edges := func(q netip.Prefix) {
 		add(q.Addr())
 		add(after(q))
 	}
-	for _, h := range []netip.Prefix{mapped, nat64, sixTo4} {
+	for _, h := range []netip.Prefix{nat64, sixTo4} {
 		edges(h)
 	}
 	for _, o := range w.overrides {
@@ -63,7 +65,6 @@ func (w twin) corners(p netip.Prefix) []netip.Addr {
 		if o.Prefix.Addr().Is4() && p.Addr().Is6() {
 			edges(embed(nat64, o.Prefix))
 			edges(embed(sixTo4, o.Prefix))
-			edges(embed(mapped, o.Prefix))
 		}
 	}
 	return out
