@@ -393,9 +393,9 @@ func TestProcesses(t *testing.T) {
 		}
 		return m[3]
 	}
-	database := launch("database", "--listen", "127.0.0.1:0", "--path", filepath.Join(t.TempDir(), "app.db"))
+	database := launch("database", "--listen", "127.0.0.1:0", "--file", filepath.Join(t.TempDir(), "app.db"))
 	backend := launch("backend", "--listen", "127.0.0.1:0", "--database", "http://"+database, "--name", "be-1", "--site", "eu-west")
-	frontend := launch("frontend", "--listen", "127.0.0.1:0", "--backend", backend)
+	frontend := launch("frontend", "--listen", "127.0.0.1:0", "--backend", "http://"+backend)
 	gfetest.Eventually(t, "the frontend knows its backend", func() bool {
 		status, _ := ask(t, "GET", "http://"+frontend+"/healthz")
 		return status == 200
@@ -406,8 +406,8 @@ func TestProcesses(t *testing.T) {
 func TestProcessRefuses(t *testing.T) {
 	for _, test := range []struct{ name, args, want string }{
 		{"unknown", "cache", `unknown command "cache"`},
-		{"no address", "database --path x", `required flag(s) "listen" not set`},
-		{"no path", "database --listen 127.0.0.1:0", `required flag(s) "path" not set`},
+		{"no address", "database --file x", `required flag(s) "listen" not set`},
+		{"no file", "database --listen 127.0.0.1:0", `required flag(s) "file" not set`},
 		{"no database", "backend --listen 127.0.0.1:0", `required flag(s) "database" not set`},
 		{"database", "backend --listen 127.0.0.1:0 --database 127.0.0.1:1", `database "127.0.0.1:1": expected http://host:port`},
 		{"no backend", "frontend --listen 127.0.0.1:0", "expected either --backend, or --admin with --pool"},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -123,6 +124,9 @@ func frontendCommand(out, logs io.Writer) *cobra.Command {
 			return nil, errors.New("expected either --backend, or --admin with --pool")
 		case admin == "":
 			pool = "frontend"
+			for i, b := range backends {
+				backends[i] = strings.TrimSuffix(strings.TrimPrefix(b, "http://"), "/")
+			}
 			source, err = proxy.Static("backend", backends...)
 		case pool == "":
 			return nil, errors.New("--admin needs --pool: the pool that this frontend belongs to")
@@ -139,7 +143,7 @@ func frontendCommand(out, logs io.Writer) *cobra.Command {
 	})
 	cmd.Example = `  gslbd app frontend --listen 127.0.3.11:8080 --backend 127.0.4.11:8080
   gslbd app frontend --listen 127.0.3.11:8080 --pool fe-eu --admin http://127.0.0.1:8053`
-	cmd.Flags().StringArrayVar(&backends, "backend", nil, "`HOST:PORT` of a backend; may be repeated")
+	cmd.Flags().StringArrayVar(&backends, "backend", nil, "`ADDRESS` of a backend: [http://]host:port; may be repeated")
 	cmd.Flags().StringVar(&admin, "admin", "", "`URL` of the admin API of a node that assigns the backends")
 	cmd.Flags().StringVar(&token, "admin-token", "", "bearer `TOKEN` for it (default $MERIDIAN_ADMIN_TOKEN)")
 	cmd.Flags().StringVar(&pool, "pool", "", "with --admin: the `POOL` that this frontend belongs to")
@@ -162,8 +166,8 @@ func databaseCommand(out, logs io.Writer) *cobra.Command {
 	cmd, _ := command("database", "Keep counters in a file", out, logs, func(p *process) (service, error) {
 		return NewDatabase(p.Config, path)
 	})
-	cmd.Example = "  gslbd app database --listen 127.0.5.11:8080 --path /var/lib/meridian/app.db"
-	cmd.Flags().StringVar(&path, "path", "", "the `FILE` to keep counters in; made if it is not there")
-	cobra.CheckErr(cmd.MarkFlagRequired("path"))
+	cmd.Example = "  gslbd app database --listen 127.0.5.11:8080 --file /var/lib/meridian/app.db"
+	cmd.Flags().StringVar(&path, "file", "", "the `FILE` to keep counters in; made if it is not there")
+	cobra.CheckErr(cmd.MarkFlagRequired("file"))
 	return cmd
 }
