@@ -1,0 +1,55 @@
+package ctl
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/meridian-gslb/meridian/admin/api"
+)
+
+// demoCommand stops and starts parts of the demo.
+func (a *app) demoCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "demo",
+		Short: "Stop and start parts of a running demo",
+	}
+	for _, op := range []struct{ name, past, short string }{
+		{"stop", "stopped", "Stop a part of the demo, such as a pool"},
+		{"start", "started", "Start a part of the demo again"},
+	} {
+		c.AddCommand(&cobra.Command{
+			Use:               op.name + " NAME",
+			Short:             op.short,
+			Example:           "  gslbctl demo " + op.name + " gfe-eu",
+			Args:              args("NAME"),
+			ValidArgsFunction: a.complete(completePools),
+			RunE: func(c *cobra.Command, args []string) error {
+				raw, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (json.RawMessage, error) {
+					return c.Demo(ctx, op.name, args[0])
+				})
+				if e, ok := err.(*api.Error); ok && e.Status == 404 && e.Hint == "" {
+					e.Hint = "is this a demo? start one with gslbd demo"
+				}
+				if err != nil {
+					return err
+				}
+				if len(raw) == 0 {
+					raw, _ = json.Marshal(map[string]string{"message": args[0] + " " + op.past})
+				}
+				return a.show(raw, func() {
+					var v struct {
+						Message string `json:"message"`
+					}
+					if json.Unmarshal(raw, &v) != nil || v.Message == "" {
+						v.Message = args[0] + " " + op.past
+					}
+					fmt.Fprintln(a.out, clean(v.Message))
+				})
+			},
+		})
+	}
+	return c
+}

@@ -1,0 +1,216 @@
+package ctl
+
+import (
+	"bytes"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/meridian-gslb/meridian/admin"
+	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/gslb/store"
+	"github.com/meridian-gslb/meridian/tracing"
+)
+
+var queryTrace = tracing.TraceID{0: 0xaa, 15: 1}
+
+// serveDNS answers every A question with 127.0.0.1 and remembers the trace of it.
+func serveDNS(t *testing.T, m *tracing.Memory, rcode int) netip.AddrPort {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		r := new(dns.Msg)
+		r.SetRcode(q, rcode)
+		client := "none"
+		if opt := q.IsEdns0(); opt != nil {
+			r.SetEdns0(1232, false)
+			for _, o := range opt.Option {
+				if s, ok := o.(*dns.EDNS0_SUBNET); ok {
+					addr, _ := netip.AddrFromSlice(s.Address)
+					client = netip.PrefixFrom(addr.Unmap(), int(s.SourceNetmask)).String()
+					back := *s
+					back.SourceScope = 20
+					r.IsEdns0().Option = append(r.IsEdns0().Option, &back)
+				}
+			}
+		}
+		if rcode == dns.RcodeSuccess {
+			r.Answer = append(r.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 30}, A: net.IPv4(127, 0, 0, 1)})
+		}
+		now := time.Now()
+		name := strings.TrimSuffix(q.Question[0].Name, ".")
+		m.Add(
+			tracing.Span{TraceID: queryTrace, SpanID: tracing.SpanID{1}, Name: tracing.SpanQuery, Kind: tracing.KindServer, Service: "gslbd", Start: now, End: now.Add(time.Millisecond),
+				Attributes: map[string]any{tracing.AttrQuestionName: name, tracing.AttrQuestionType: "A", tracing.AttrClientPrefix: client}},
+			tracing.Span{TraceID: queryTrace, SpanID: tracing.SpanID{2}, ParentID: tracing.SpanID{1}, Name: tracing.SpanDecide, Service: "gslbd", Start: now, End: now.Add(time.Millisecond),
+				Attributes: map[string]any{tracing.AttrPool: "gfe-eu", tracing.AttrReason: "policy"}},
+		)
+		w.WriteMsg(r)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- srv.ActivateAndServe() }()
+	t.Cleanup(func() { conn.Close(); <-served })
+	return conn.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// serveHTTP answers as a proxy does that reports its span, a child of the request's.
+func serveHTTP(t *testing.T, m *tracing.Memory) netip.AddrPort {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		parts := strings.Split(r.Header.Get("Traceparent"), "-")
+		var parent tracing.SpanID
+		id, err := tracing.ParseTraceID(parts[1])
+		if err != nil || len(parts) != 4 || parent.UnmarshalText([]byte(parts[2])) != nil || parts[0] != "00" || parts[3] != "01" || r.Host != "www.example.com" {
+			t.Errorf("traceparent %q, host %q", r.Header.Get("Traceparent"), r.Host)
+			return
+		}
+		now := time.Now()
+		m.Add(tracing.Span{TraceID: id, SpanID: tracing.SpanID{9}, ParentID: parent, Name: "GET /shop", Kind: tracing.KindServer, Service: "gfe", Start: now, End: now.Add(time.Millisecond)})
+	}))
+	t.Cleanup(srv.Close)
+	return netip.MustParseAddrPort(srv.Listener.Addr().String())
+}
+
+// traceNode returns the admin API of a node with that DNS and that proxy.
+func traceNode(t *testing.T, m *tracing.Memory, dnsAddr, proxy netip.AddrPort) http.Handler {
+	t.Helper()
+	o := &config.Objects{
+		Sites: map[string]config.Site{"eu-west": {Lat: 50, Lon: 8}},
+		Pools: map[string]config.Pool{"gfe-eu": {Site: "eu-west", Port: proxy.Port(), Endpoints: []config.Endpoint{{Address: addr("127.0.0.1")}}}},
+		Services: map[string]config.Service{
+			"www.example.com": {Steering: config.Steering{Pools: map[string]config.PoolRef{"gfe-eu": {}}}},
+		},
+	}
+	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: o, Now: at})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return admin.New(admin.Options{
+		Node:     api.Node{Name: "ns1", DNS: []netip.AddrPort{dnsAddr}},
+		Snapshot: func() *gslb.Snapshot { return s },
+		View:     func() store.View { return store.View{Revision: 1, Objects: o} },
+		Traces:   m,
+	}).Handler()
+}
+
+// TestTrace makes a trace: a real query and a real request, both drawn as one tree.
+func TestTrace(t *testing.T) {
+	m := tracing.NewMemory(100, 1<<20)
+	node := traceNode(t, m, serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
+
+	stdout, stderr, code := run(t, node, "", "trace", "www.example.com", "--client", "198.51.100.7", "--path", "/shop")
+	if code != ExitOK {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	last := -1
+	for _, want := range []string{
+		"www.example.com for 198.51.100.0/24 from 127.0.0.1:", "127.0.0.1, TTL 30 s, scope /20\n",
+		"GET http://127.0.0.1:", "/shop: 200 OK\n",
+		"1 trace linked", "3 services, 4 spans",
+		"dns.query www.example.com A", "gslb.decide gfe-eu (policy)", "⇢ GET", "GET /shop",
+	} {
+		i := strings.Index(stdout, want)
+		if i < 0 || i < last {
+			t.Errorf("no %q in its place in\n%s", want, stdout)
+		}
+		last = max(last, i)
+	}
+
+	t.Run("as json", func(t *testing.T) {
+		stdout, stderr, code := run(t, node, "", "trace", "www.example.com", "--client", "198.51.100.0/24", "--no-request", "-o", "json")
+		var got madeTrace
+		if code != ExitOK || json.Unmarshal([]byte(stdout), &got) != nil {
+			t.Fatalf("exit %d: %s%s", code, stdout, stderr)
+		}
+		if len(got.Spans) != 2 || len(got.Traces) != 1 || got.TTL != 30 || got.Scope == nil || *got.Scope != 20 || got.URL != "" {
+			t.Errorf("got %+v", got)
+		}
+	})
+	t.Run("one by its id", func(t *testing.T) {
+		stdout, stderr, code := run(t, node, "", "trace", queryTrace.String())
+		if code != ExitOK || !strings.Contains(stdout, "dns.query www.example.com A") {
+			t.Errorf("exit %d: %s%s", code, stdout, stderr)
+		}
+	})
+	t.Run("the list", func(t *testing.T) {
+		stdout, stderr, code := run(t, node, "", "trace", "--client", "198.51.100.7")
+		if code != ExitOK || !strings.Contains(stdout, queryTrace.String()) || strings.Count(stdout, "\n") != 2 {
+			t.Errorf("exit %d: %s%s", code, stdout, stderr)
+		}
+	})
+	t.Run("an empty list", func(t *testing.T) {
+		stdout, _, code := run(t, node, "", "trace", "--client", "203.0.113.7")
+		if code != ExitOK || !strings.Contains(stdout, "remembers no such trace yet") {
+			t.Errorf("exit %d: %s", code, stdout)
+		}
+	})
+}
+
+// TestTraceFaults holds what is said where a part of the way is missing.
+func TestTraceFaults(t *testing.T) {
+	m := tracing.NewMemory(100, 1<<20)
+	closed := httptest.NewServer(nil)
+	refused := netip.MustParseAddrPort(closed.Listener.Addr().String())
+	closed.Close()
+	good := serveDNS(t, m, dns.RcodeSuccess)
+
+	rows := []struct {
+		name   string
+		dns    netip.AddrPort
+		args   string
+		code   int
+		stdout string
+		stderr string
+	}{
+		{"no client", good, "trace www.example.com", ExitUsage, "", "--client is missing"},
+		{"bad client", good, "trace www.example.com --client x", ExitUsage, "", `--client "x"`},
+		{"bad type", good, "trace www.example.com --client 192.0.2.1 --type MX", ExitUsage, "", "expected A or AAAA"},
+		{"not a name", good, "trace a..b --client 192.0.2.1", ExitUsage, "", "neither a trace id nor a domain name"},
+		{"unknown id", good, "trace ffffffffffffffffffffffffffffffff", ExitError, "", "no trace ffff"},
+		{"no DNS", refused, "trace www.example.com --client 192.0.2.1", ExitError, "", "set --dns"},
+		{"name error", serveDNS(t, m, dns.RcodeNameError), "trace www.example.com --client 192.0.2.1", ExitOK, "NXDOMAIN without an address", ""},
+		{"proxy is down", good, "trace www.example.com --client 192.0.2.1", ExitOK, "connection refused", ""},
+	}
+	for _, r := range rows {
+		t.Run(r.name, func(t *testing.T) {
+			stdout, stderr, code := run(t, traceNode(t, m, r.dns, refused), "", strings.Fields(r.args)...)
+			if code != r.code || !strings.Contains(stdout, r.stdout) || !strings.Contains(stderr, r.stderr) {
+				t.Errorf("exit %d, stdout %q, stderr %q; want %d, %q, %q", code, stdout, stderr, r.code, r.stdout, r.stderr)
+			}
+		})
+	}
+}
+
+func TestDNSServer(t *testing.T) {
+	a := newApp(nil, &bytes.Buffer{}, &bytes.Buffer{})
+	a.server = "http://192.0.2.53:8053"
+	rows := []struct{ given, node, want string }{
+		{"", "127.0.0.1:5300", "127.0.0.1:5300"},
+		{"", "0.0.0.0:53", "192.0.2.53:53"},
+		{"", "[::]:53", "192.0.2.53:53"},
+		{"ns1.example.net", "127.0.0.1:5300", "ns1.example.net:53"},
+		{"2001:db8::53", "127.0.0.1:5300", "[2001:db8::53]:53"},
+		{"[2001:db8::53]:5300", "127.0.0.1:5300", "[2001:db8::53]:5300"},
+	}
+	for _, r := range rows {
+		st := &api.Status{Node: api.Node{DNS: []netip.AddrPort{netip.MustParseAddrPort(r.node)}}}
+		if got, err := a.dnsServer(r.given, st); err != nil || got != r.want {
+			t.Errorf("%q, %s: got %q, %v; want %q", r.given, r.node, got, err, r.want)
+		}
+	}
+	if _, err := a.dnsServer("", &api.Status{}); err == nil {
+		t.Error("a status without DNS: got no error")
+	}
+}
