@@ -184,7 +184,7 @@ func (p *Pool) list(index []int) endpoints {
 			a = &l.v4
 		}
 		a.addrs = append(a.addrs, e.Addr)
-		a.weights = append(a.weights, float64(e.Weight))
+		a.means = append(a.means, 1/float64(e.Weight))
 		a.seeds = append(a.seeds, seed("endpoint", p.Name, e.Addr.String()))
 	}
 	l.v4.addrs, l.v6.addrs = slices.Clip(l.v4.addrs), slices.Clip(l.v6.addrs)
@@ -283,7 +283,7 @@ func (svc *Service) outcome(ch choice, allDown config.AllDown) outcome {
 		if ch.reason == ReasonAllDown {
 			list = &c.pool.open
 		}
-		o.shares = append(o.shares, share{c.pool, list, float64(c.weight), seed("pool", c.pool.Name), lost})
+		o.shares = append(o.shares, share{c.pool, list, 1 / float64(c.weight), seed("pool", c.pool.Name), lost})
 	}
 	for _, i := range ch.best {
 		add(i, false)

@@ -183,7 +183,7 @@ func TestSelect(t *testing.T) {
 	svc := s.Service("w.example")
 	first := map[string]int{}
 	var d, again Decision
-	const clients = 20_000
+	const clients = 10_000
 	for i := range clients {
 		c := Client{netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 9}), 32}
 		s.Decide(svc, c, &d)

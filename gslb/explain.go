@@ -97,7 +97,7 @@ func (t *tracer) ranked() []int {
 	draws := make([]float64, len(t.candidates))
 	for i, c := range t.candidates {
 		order[i] = i
-		draws[i] = draw(t.key, seed("pool", c.pool.Name), float64(c.weight))
+		draws[i] = draw(t.key, seed("pool", c.pool.Name), 1/float64(c.weight))
 	}
 	slices.SortStableFunc(order, func(i, j int) int { return cmp.Or(t.compare(i, j), cmp.Compare(draws[i], draws[j])) })
 	return order

@@ -36,9 +36,9 @@ func seed(names ...string) uint64 {
 	return mix(h.Sum64())
 }
 
-// draw returns the draw of the candidate with that seed and weight for the client with
-// that key. Smaller is better. weight > 0.
-func draw(key, seed uint64, weight float64) float64 { return negLog2(mix(key^seed)) / weight }
+// draw returns the draw of the candidate with that seed and mean, which is 1/weight, for
+// the client with that key. Smaller is better.
+func draw(key, seed uint64, mean float64) float64 { return negLog2(mix(key^seed)) * mean }
 
 // log2Bits is the precision of the table of logarithms: with linear interpolation its
 // error is under 3e-6, which moves one client in a million.

@@ -35,11 +35,11 @@ type outcome struct {
 
 // share is a pool that some of an outcome's clients are sent to, or would be.
 type share struct {
-	pool   *Pool
-	list   *endpoints // of pool: what to answer with
-	weight float64    // over 0
-	seed   uint64
-	lost   bool // down or demoted: its clients go to the others
+	pool *Pool
+	list *endpoints // of pool: what to answer with
+	mean float64    // of its draws: 1/weight
+	seed uint64
+	lost bool // down or demoted: its clients go to the others
 }
 
 // endpoints are what a pool is answered with, by family.
@@ -50,9 +50,9 @@ type endpoints struct {
 
 // answers are addresses of one family, in the order of the configuration.
 type answers struct {
-	addrs   []netip.Addr
-	weights []float64
-	seeds   []uint64
+	addrs []netip.Addr
+	means []float64 // of their draws: 1/weight
+	seeds []uint64
 }
 
 // Decide fills d with the decision for c on svc, a service of s. It does not allocate.
@@ -95,7 +95,7 @@ func pick(shares []share, key uint64) (mine *share, moved bool) {
 	var best, first float64 // draws: of the best share that is not lost, and of the best
 	for i := range shares {
 		sh := &shares[i]
-		d := draw(key, sh.seed, sh.weight)
+		d := draw(key, sh.seed, sh.mean)
 		if i == 0 || d < first {
 			first, moved = d, sh.lost
 		}
@@ -115,7 +115,7 @@ func (a *answers) top(n int, key uint64, buf *[MaxAnswers]netip.Addr) []netip.Ad
 	var draws [MaxAnswers]float64 // of buf, ascending
 	found := 0
 	for i, addr := range a.addrs {
-		d := draw(key, a.seeds[i], a.weights[i])
+		d := draw(key, a.seeds[i], a.means[i])
 		at := found
 		for at > 0 && d < draws[at-1] {
 			at--

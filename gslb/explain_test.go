@@ -1,0 +1,95 @@
+package gslb
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// text shows an explanation as a person would read it.
+func (e *Explanation) text() string {
+	var b strings.Builder
+	for _, s := range e.Stages {
+		fmt.Fprintf(&b, "%s:", s.Stage)
+		for _, k := range s.Kept {
+			fmt.Fprintf(&b, " %s", k.Pool)
+			if k.Note != "" {
+				fmt.Fprintf(&b, " (%s)", k.Note)
+			}
+		}
+		for _, l := range s.Lost {
+			fmt.Fprintf(&b, "\n  - %s (%s)", l.Pool, l.Note)
+		}
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "%s %s %s scope=%d ttl=%d\n", e.Client, e.Pool, e.Reason, e.Scope, e.TTL)
+	return b.String()
+}
+
+// TestExplain reads whole explanations.
+func TestExplain(t *testing.T) {
+	tests := []struct {
+		name, service, states, down, client, want string
+	}{
+		{
+			"drained and degraded", "pools: {us: {}, eu: {}, ap: {weight: 0}, uk: {}, us2: {standby: true}}, policy: [health, nearest, select: {answers: 1}]",
+			"states:\n  s: {pool: eu, state: drain, author: ann, reason: kernel upgrade, until: 2026-01-05T14:00:00Z}\n", "uk/10.5.0.1 us/10.1.0.1", "198.51.100.0/24", `
+pools: us uk us2 (standby) eu (drained by ann: kernel upgrade, until 14:00Z)
+  - ap (weight 0: never)
+health: us (2 of 3 endpoints healthy) uk (1 of 2 endpoints healthy, degraded: 33 % of its weight usable) us2 (1 of 1 endpoints healthy) eu (3 of 3 endpoints healthy)
+nearest: us (6204 km) uk (640 km) us2 (6204 km) eu (2 km)
+select: us (1 of 1 IPv4, 1 of 1 IPv6)
+  - uk (degraded: after those that are not)
+  - us2 (standby: only when nothing else is left)
+  - eu (drained: after all others)
+198.51.100.0/24 us failover scope=0 ttl=30
+`},
+		{
+			"a share", "pools: {us: {}, eu: {weight: 3}, ap: {}}, policy: [health, failover: [[us, eu]], weighted]",
+			"", "", "192.0.2.0/24", `
+pools: ap eu us
+health: ap (2 of 2 endpoints healthy) eu (3 of 3 endpoints healthy) us (3 of 3 endpoints healthy)
+failover: eu (rank 1 of 1) us (rank 1 of 1) ap (not named: last)
+weighted: eu (weight 3 of 4) us (weight 1 of 4) ap (weight 1 of 1)
+select: eu (2 of 2 IPv4, 1 of 1 IPv6)
+  - us (equal to eu, which has this client's share)
+  - ap (behind eu)
+192.0.2.0/24 eu policy scope=24 ttl=30
+`},
+		{
+			"all down", "pools: {us: {}, eu: {}}, policy: [health, nearest]",
+			"states:\n  s: {pool: eu, endpoint: 10.2.0.1, state: down, author: bob, until: 2026-02-01T00:00:00Z}\n", "us eu", "198.51.100.7", `
+pools: eu (10.2.0.1 forced down by bob, until 2026-02-01 00:00Z) us
+health:
+  - eu (0 of 3 endpoints healthy)
+  - us (0 of 3 endpoints healthy)
+nearest:
+allDown: eu (open: answered as if healthy) us (open: answered as if healthy)
+select: eu (1 of 1 IPv4, 1 of 1 IPv6)
+  - us (behind eu)
+198.51.100.7/32 eu all-down scope=24 ttl=15
+`},
+		{
+			"fallback, of an unknown place", "pools: {us: {}}, policy: [nearest, health], allDown: {fallback: [sorry.example]}",
+			"", "us", "100.64.0.1", `
+pools: us
+nearest: us (the client's place is not known)
+health:
+  - us (0 of 3 endpoints healthy)
+select:
+100.64.0.1/32  fallback scope=0 ttl=15
+`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := mustBuild(t, nil, testInputs(t, tt.service, tt.states, tt.down, ""))
+			e := s.Explain(s.Service("w.example"), client(tt.client))
+			if got, want := e.text(), strings.TrimPrefix(tt.want, "\n"); got != want {
+				t.Errorf("got\n%s\nwant\n%s", got, want)
+			}
+			if e.Service != "w.example" || e.Revision != 7 || e.Plan != s.Plan {
+				t.Errorf("service %s, revision %d, plan %s; want those of the snapshot", e.Service, e.Revision, e.Plan)
+			}
+		})
+	}
+}
