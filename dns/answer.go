@@ -18,9 +18,9 @@ const (
 	// a chain that long is a mistake.
 	maxChain = 16
 
-	// maxSets bounds the RRsets of one reply: the longest chain and the two addresses of
-	// 23 name servers. What does not fit was additional data, which may be left out.
-	maxSets = 64
+	// maxSets bounds the RRsets of one reply: a CNAME and a DNAME for each link of the longest
+	// chain and the end of it, and so much additional data, of which the rest is left out.
+	maxSets = 2*(maxChain+1) + 2 + 28
 )
 
 // section is a section of a message (RFC 1035, section 4.1) after the question.
@@ -55,6 +55,7 @@ type reply struct {
 	opt      bool // EDNS was understood and is answered
 	tc       bool
 	scope    uint8 // RFC 7871; only ever lengthened
+	followed bool  // a CNAME: names are no longer parts of the question's
 	resolved bool
 	outcome  zone.Outcome // where the path ended; with resolved
 	decided  bool
@@ -68,17 +69,15 @@ type reply struct {
 func (r *reply) reset() {
 	clear(r.sets[:r.n])
 	r.rcode, r.aa, r.echo, r.opt, r.tc, r.scope, r.n = rcodeNoError, false, false, false, false, 0, 0
-	r.resolved, r.decided, r.answers, r.names = false, false, 0, r.names[:0]
+	r.followed, r.resolved, r.decided, r.answers, r.names = false, false, false, 0, r.names[:0]
 }
 
-// add returns a new set of r to be filled, or nil when r is full.
-func (r *reply) add(s section) *set {
-	if r.n == maxSets {
-		return nil
-	}
+// add returns a new set of r. There is room for it, unless it is additional data.
+func (r *reply) add(sec section, owner []byte, rtype uint16, ttl uint32) *set {
+	s := &r.sets[r.n]
+	s.section, s.owner, s.rtype, s.ttl = sec, owner, rtype, ttl
 	r.n++
-	r.sets[r.n-1].section = s
-	return &r.sets[r.n-1]
+	return s
 }
 
 // holds tells whether rrset is in r already, at any name.
@@ -113,7 +112,7 @@ type answerer struct {
 func newAnswerer(c *counters, trace TraceWorker, maxUDP int, panicked func(reason any, packet []byte)) *answerer {
 	return &answerer{
 		counters: c, trace: trace, maxUDP: maxUDP, panicked: panicked,
-		r: reply{names: make([]byte, 0, (maxChain+1)*maxName)},
+		r: reply{names: make([]byte, 0, (maxChain+2)*maxName)},
 	}
 }
 
@@ -182,56 +181,51 @@ func (a *answerer) resolve(d *Data) {
 	}
 	r.resolved = true
 	name, owner := q.lower[:len(q.name)], q.name // the same name, for looking up and for sending
-	for hop := 0; ; hop++ {
+	for link := range maxChain + 1 {
 		d.Zones.Resolve(name, q.qtype, &a.res)
 		r.outcome = a.res.Outcome
-		if hop == 0 {
-			r.aa = r.outcome != zone.NotOurs && r.outcome != zone.Referral // AA speaks of the first owner name: RFC 1035, section 4.1.1
+		if link == 0 { // AA speaks of the first owner name: RFC 1035, section 4.1.1
+			r.aa = r.outcome != zone.NotOurs && r.outcome != zone.Referral
+		} else if a.looped(owner) {
+			return
 		}
-		var next []byte // where a CNAME led
 		switch a.outcome() {
 		case zone.NotOurs:
-			if hop == 0 {
+			if link == 0 {
 				r.rcode = rcodeRefused
 			}
 			return
 		case zone.Hit:
-			a.addRRset(inAnswer, owner, hop, a.res.RRset)
+			a.addRRset(inAnswer, owner, a.res.RRset)
 			if q.qtype != typeANY { // which gets as little as can be: RFC 8482
 				a.addTargets(d.Zones, a.res.RRset)
 			}
 			return
 		case zone.Alias:
-			next = a.res.RRset.RData[0]
-			if hop == maxChain || a.looped(owner) {
-				return
-			}
-			a.addRRset(inAnswer, owner, hop, a.res.RRset)
+			a.addRRset(inAnswer, owner, a.res.RRset)
+			owner = a.res.RRset.RData[0]
 		case zone.Redirect:
-			if hop == maxChain || a.looped(owner) {
-				return
-			}
-			if next = a.addRedirect(owner, hop); next == nil {
+			if owner = a.addRedirect(owner); owner == nil {
 				r.rcode = rcodeYXDomain
 				return
 			}
 		case zone.Steered:
-			if next = a.addSteered(d, owner, hop); next == nil || hop == maxChain {
+			if owner = a.addSteered(d, owner); owner == nil {
 				return
 			}
 		case zone.Referral:
-			a.addReferral(d.Zones, owner, hop)
+			a.addReferral(d.Zones, owner)
 			return
 		case zone.NoData:
-			a.addSOA(owner, hop) // RFC 2308, section 2.2
+			a.addSOA(owner) // RFC 2308, section 2.2
 			return
 		case zone.NameError:
 			r.rcode = rcodeNameError
-			a.addSOA(owner, hop) // RFC 2308, section 2.1
+			a.addSOA(owner) // RFC 2308, section 2.1
 			return
 		}
-		owner = next
-		name = a.target[:lower(a.target[:], next)]
+		r.followed = true
+		name = a.target[:lower(a.target[:], owner)]
 	}
 }
 
@@ -244,14 +238,23 @@ func (a *answerer) outcome() zone.Outcome {
 	return a.r.outcome
 }
 
-// addRRset adds rrset at owner, which is the name asked when hop is 0.
-func (a *answerer) addRRset(sec section, owner []byte, hop int, rrset *zone.RRset) {
-	if s := a.r.add(sec); s != nil {
-		s.owner, s.rtype, s.ttl, s.rrset = owner, rrset.Type, rrset.TTL, rrset
-		if hop == 0 {
-			s.at = a.q.at(owner)
-		}
+// add adds a set at owner, a part of the question's name until a CNAME was followed.
+func (a *answerer) add(sec section, owner []byte, rtype uint16, ttl uint32) *set {
+	s := a.r.add(sec, owner, rtype, ttl)
+	if !a.r.followed {
+		s.at = a.q.at(owner)
 	}
+	return s
+}
+
+func (a *answerer) addRRset(sec section, owner []byte, rrset *zone.RRset) {
+	a.add(sec, owner, rrset.Type, rrset.TTL).rrset = rrset
+}
+
+// addCNAME adds a CNAME that no zone holds, and returns its target.
+func (a *answerer) addCNAME(owner []byte, ttl uint32, target []byte) []byte {
+	a.add(inAnswer, owner, typeCNAME, ttl).target = target
+	return target
 }
 
 // ending returns ancestor, which is at or above name, in the case of name: the reply repeats the
@@ -270,10 +273,9 @@ func (a *answerer) looped(owner []byte) bool {
 
 // addSteered decides for the client, and adds the addresses at owner. It returns the name
 // that a fallback leads to, if it leads to a name.
-func (a *answerer) addSteered(d *Data, owner []byte, hop int) (fallback []byte) {
+func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	q, r := &a.q, &a.r
 	client, fromECS := q.client()
-	a.d.Scope = 0
 	d.Snapshot.Decide(d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
 	a.counters.decided(d.Snapshot, &a.d)
@@ -287,33 +289,28 @@ func (a *answerer) addSteered(d *Data, owner []byte, hop int) (fallback []byte) 
 	if a.d.Fallback != "" {
 		start := len(r.names)
 		r.names = appendText(r.names, a.d.Fallback)
-		return a.addCNAME(owner, hop, a.d.TTL, r.names[start:])
+		return a.addCNAME(owner, a.d.TTL, r.names[start:])
 	}
 	rtype, addrs := typeA, a.d.V4
-	if q.qtype == typeAAAA {
+	if q.qtype == typeAAAA || q.qtype == typeANY && len(addrs) == 0 {
 		rtype, addrs = typeAAAA, a.d.V6
 	}
 	if len(addrs) == 0 { // one pool answers for both families, also with none of one
 		r.outcome = zone.NoData
-		a.addSOA(owner, hop)
+		a.addSOA(owner)
 		return nil
 	}
-	if s := r.add(inAnswer); s != nil {
-		s.owner, s.rtype, s.ttl, s.addrs = owner, rtype, a.d.TTL, addrs
-		if hop == 0 {
-			s.at = q.at(owner)
-		}
-	}
+	a.add(inAnswer, owner, rtype, a.d.TTL).addrs = addrs
 	return nil
 }
 
 // addRedirect adds the DNAME above owner and the CNAME that it makes of it (RFC 6672, section
 // 3.1), and returns the name that owner now is: the DNAME's target in the place of the DNAME's
 // owner. It is nil if that is too long for a name.
-func (a *answerer) addRedirect(owner []byte, hop int) []byte {
+func (a *answerer) addRedirect(owner []byte) []byte {
 	r, dname := &a.r, a.res.RRset
 	if !r.holds(dname) {
-		a.addRRset(inAnswer, ending(owner, a.res.Node.Owner), hop, dname)
+		a.addRRset(inAnswer, ending(owner, a.res.Node.Owner), dname)
 	}
 	prefix, target := owner[:len(owner)-len(a.res.Node.Owner)], dname.RData[0]
 	if len(prefix)+len(target) > maxName {
@@ -321,33 +318,21 @@ func (a *answerer) addRedirect(owner []byte, hop int) []byte {
 	}
 	start := len(r.names)
 	r.names = append(append(r.names, prefix...), target...)
-	return a.addCNAME(owner, hop, dname.TTL, r.names[start:])
-}
-
-// addCNAME adds a CNAME that no zone holds, and returns its target.
-func (a *answerer) addCNAME(owner []byte, hop int, ttl uint32, target []byte) []byte {
-	if s := a.r.add(inAnswer); s != nil {
-		s.owner, s.rtype, s.ttl, s.target = owner, typeCNAME, ttl, target
-		if hop == 0 {
-			s.at = a.q.at(owner)
-		}
-	}
-	return target
+	return a.addCNAME(owner, dname.TTL, r.names[start:])
 }
 
 // addSOA adds the SOA of the zone that denies, to be cached for as long as RFC 2308, section
 // 5, allows.
-func (a *answerer) addSOA(owner []byte, hop int) {
+func (a *answerer) addSOA(owner []byte) {
 	z := a.res.Zone
-	a.addRRset(inAuthority, ending(owner, z.Origin), hop, z.SOA)
-	a.r.sets[a.r.n-1].ttl = z.NegTTL
+	a.add(inAuthority, ending(owner, z.Origin), typeSOA, z.NegTTL).rrset = z.SOA
 }
 
 // addReferral adds the NS RRset of a zone cut and the glue that is known. Glue at or below
 // the cut must not be left out without TC (RFC 9471, section 3.1); other glue may.
-func (a *answerer) addReferral(zones *zone.Set, owner []byte, hop int) {
+func (a *answerer) addReferral(zones *zone.Set, owner []byte) {
 	cut := a.res.Node.Owner
-	a.addRRset(inAuthority, ending(owner, cut), hop, a.res.RRset)
+	a.addRRset(inAuthority, ending(owner, cut), a.res.RRset)
 	for _, ns := range a.res.RRset.RData {
 		a.addAddresses(zones, ns, !below(ns, cut))
 	}
@@ -375,12 +360,11 @@ func (a *answerer) addTargets(zones *zone.Set, rrset *zone.RRset) {
 func (a *answerer) addAddresses(zones *zone.Set, name []byte, optional bool) {
 	v4, v6 := zones.Addresses(name)
 	for _, rrset := range [...]*zone.RRset{v4, v6} {
-		if rrset == nil || a.r.holds(rrset) {
+		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset) {
 			continue
 		}
-		if s := a.r.add(inAdditional); s != nil {
-			s.owner, s.rtype, s.ttl, s.rrset, s.optional = name, rrset.Type, rrset.TTL, rrset, optional
-		}
+		s := a.r.add(inAdditional, name, rrset.Type, rrset.TTL)
+		s.rrset, s.optional = rrset, optional
 	}
 }
 

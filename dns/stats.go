@@ -25,7 +25,7 @@ type Stats struct {
 	Pools []PoolCount // decisions, by service and pool; ordered by both
 
 	Truncated uint64 // replies with TC
-	Malformed uint64 // packets that were no query, answered with FORMERR
+	Malformed uint64 // queries answered with FORMERR
 	Dropped   uint64 // packets that got no reply: shorter than a header, or a response
 	Unsent    uint64 // replies that the kernel did not take
 	Panics    uint64 // queries whose answer panicked: a bug of ours

@@ -233,7 +233,7 @@ type tcpConn struct {
 	conn   *net.TCPConn
 	from   netip.Addr
 	client netip.Prefix
-	last   atomic.Int64 // when it was of use last: Unix time in ns
+	last   atomic.Int64 // when its last query was whole: Unix time in ns
 	in     [2 + maxTCPQuery]byte
 }
 
@@ -281,12 +281,12 @@ func (c *tcpConn) run() {
 			}
 			n += read
 		}
+		c.touch()
 		used, ok := c.answer(c.in[:n])
 		if !ok {
 			return
 		}
 		n = copy(c.in[:], c.in[used:n])
-		c.touch()
 	}
 }
 
