@@ -182,6 +182,9 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, p path) {
 	case *Upstream:
 		d.upstream(n, x, p)
 		return
+	case *Raw:
+		d.raw(n, x, p)
+		return
 	case *AllDown:
 		d.allDown(n, x, p)
 		return

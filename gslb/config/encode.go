@@ -92,7 +92,7 @@ func yamlNode(v reflect.Value) (*yaml.Node, error) {
 		}
 		return yamlNode(reflect.ValueOf(order))
 	case Upstream:
-		if names := sortedKeys(reflect.ValueOf(x.Pools)); len(x.Policy) == 0 && len(names) > 0 &&
+		if names := sortedKeys(reflect.ValueOf(x.Pools)); x.isDefault() && len(x.Policy) == 0 && len(names) > 0 &&
 			!slices.ContainsFunc(names, func(n string) bool { return x.Pools[n] != PoolRef{} }) {
 			if len(names) == 1 {
 				return yamlNode(reflect.ValueOf(names[0]))

@@ -126,6 +126,13 @@ func (l *faultList) add(f fault) {
 	}
 }
 
+// dropLines forgets the lines.
+func (l faultList) dropLines() {
+	for i := range l {
+		l[i].Line = 0
+	}
+}
+
 // unexplained returns the faults of found that no fault of l explains: a value that could
 // not be read is not also called missing or out of range.
 func (l faultList) unexplained(found faultList) faultList {

@@ -45,6 +45,7 @@ type Node struct {
 	Etcd       Etcd             `json:"etcd,omitzero"`
 	Geo        Geo              `json:"geo,omitzero"`
 	OTLP       OTLP             `json:"otlp,omitzero"`
+	XDS        XDS              `json:"xds,omitzero"`
 }
 
 // Gossip configures the exchange of health between nodes. The zero value is a node alone.
@@ -100,6 +101,7 @@ type Site struct {
 	Lon       float64 `json:"lon"`
 	Continent string  `json:"continent,omitempty"` // two letters: AF AN AS EU NA OC SA
 	Country   string  `json:"country,omitempty"`   // ISO 3166-1 alpha-2
+	Region    string  `json:"region,omitempty"`    // sites of one region stand in for each other first; default: a region of its own
 }
 
 // Zone is a zone that this fleet is authoritative for. Exactly one of File and Records is set.
@@ -147,6 +149,7 @@ type Pool struct {
 	MinHealth *float64   `json:"minHealthy,omitempty"` // share of endpoint weight, 0..1; default 0.5. Below it the pool is degraded
 	Endpoints []Endpoint `json:"endpoints"`
 	Upstream  *Upstream  `json:"upstream,omitempty"` // where its proxies send requests next
+	Proxy     *Proxy     `json:"proxy,omitempty"`    // what else its proxies are told, where they ask the config server
 }
 
 // Endpoint is one address in a pool.
@@ -168,12 +171,6 @@ type Target struct {
 type Steering struct {
 	Pools  map[string]PoolRef `json:"pools"`
 	Policy []Stage            `json:"policy,omitempty"` // in order; default [health, nearest]
-}
-
-// Upstream steers the proxies of a pool to the next pool on a request's way. In YAML one
-// pool's name or a list of names is short for pools with weight 1.
-type Upstream struct {
-	Steering `json:",inline"`
 }
 
 // Service is a steered owner name.

@@ -75,8 +75,3 @@ func checkName(name string) string {
 func isAlnum(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
-
-// within reports whether the domain name is zone or below it; both canonical.
-func within(name, zone string) bool {
-	return name == zone || zone == "." || strings.HasSuffix(name, "."+zone)
-}

@@ -77,7 +77,11 @@ func (c *checker) node(p path, n Node) {
 	if n.Gossip.Listen.IsValid() {
 		listen(p.at("gossip").at("listen"), n.Gossip.Listen)
 	}
+	if n.XDS.Listen.IsValid() {
+		listen(p.at("xds").at("listen"), n.XDS.Listen)
+	}
 	c.gossip(p.at("gossip"), n.Gossip)
+	c.xds(p.at("xds"), n.XDS)
 	c.etcd(p.at("etcd"), n.Etcd)
 	c.geo(p.at("geo"), n.Geo)
 	if n.OTLP.Endpoint != "" {

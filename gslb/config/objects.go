@@ -98,6 +98,18 @@ func (o *Objects) Put(kind, name string, v any) error {
 	return nil
 }
 
+// Take sets one object to that of from, with the memory of where it was written, and reports
+// whether from has it. It changes o, so that it is for objects that were not yet handed on.
+func (o *Objects) Take(from *Objects, kind, name string) bool {
+	v, ok := from.Object(kind, name)
+	if !ok || o.Put(kind, name, v) != nil {
+		return false
+	}
+	k := objectKey{kind, name}
+	o.setPlaces(k, from.places[k])
+	return true
+}
+
 // Delete removes one object and reports whether it was there. It changes o, so that it is
 // for objects that were not yet handed on.
 func (o *Objects) Delete(kind, name string) bool {

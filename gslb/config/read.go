@@ -94,10 +94,14 @@ func DecodeObject(kind, name string, data []byte, into *Objects) error {
 		d.faults.add(fault{Fault: Fault{File: d.places.file, Msg: fmt.Sprintf("unknown kind; %s", expected(Kinds))}})
 		return d.faults.err()
 	}
+	oneLine := !bytes.ContainsRune(data, '\n') // its number says nothing
 	root := d.parse(data)
 	if root == nil {
 		if len(d.faults) == 0 {
 			d.faults.add(fault{Fault: Fault{File: d.places.file, Msg: "empty; expected an object"}, path: p})
+		}
+		if oneLine {
+			d.faults.dropLines()
 		}
 		return d.faults.err()
 	}
@@ -113,12 +117,9 @@ func DecodeObject(kind, name string, data []byte, into *Objects) error {
 	}
 	table.Set(reflect.MakeMap(table.Type()))
 	table.SetMapIndex(reflect.ValueOf(name), v)
-	if !bytes.ContainsRune(data, '\n') {
-		// One line: its number says nothing.
+	if oneLine {
 		d.places.lines = nil
-		for i := range d.faults {
-			d.faults[i].Line = 0
-		}
+		d.faults.dropLines()
 	}
 	one.placeAll(d.places)
 	if all := append(d.faults, d.faults.unexplained(one.check(false))...); len(all) > 0 {
@@ -151,7 +152,8 @@ func (f *File) resolve(dir string) {
 		f.Zones[name] = z
 	}
 	n := &f.Node
-	for _, s := range []*string{&n.Data, &n.Geo.City, &n.Geo.ASN, &n.Etcd.TLS.CA, &n.Etcd.TLS.Cert, &n.Etcd.TLS.Key} {
+	for _, s := range []*string{&n.Data, &n.Geo.City, &n.Geo.ASN, &n.Etcd.TLS.CA, &n.Etcd.TLS.Cert, &n.Etcd.TLS.Key,
+		&n.XDS.TLS.CA, &n.XDS.TLS.Cert, &n.XDS.TLS.Key, &n.XDS.Certificates} {
 		*s = relativeTo(dir, *s)
 	}
 }

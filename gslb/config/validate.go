@@ -157,6 +157,9 @@ func (c *checker) site(p path, s Site) {
 		c.fail(p.at("continent"), "%q; %s", s.Continent, expected(continents))
 	}
 	c.country(p.at("country"), s.Country)
+	if msg := checkName(s.Region); s.Region != "" && msg != "" {
+		c.fail(p.at("region"), "%s", msg)
+	}
 }
 
 func (c *checker) country(p path, s string) {
@@ -282,7 +285,10 @@ func (c *checker) pool(p path, pool Pool) {
 		}
 	}
 	if pool.Upstream != nil {
-		c.steering(p.at("upstream"), pool.Upstream.Steering)
+		c.upstream(p.at("upstream"), *pool.Upstream)
+	}
+	if pool.Proxy != nil {
+		c.proxy(p.at("proxy"), pool)
 	}
 }
 
@@ -304,11 +310,8 @@ func (c *checker) address(p path, a netip.Addr) bool {
 }
 
 func (c *checker) service(p path, name string, s Service) {
-	if c.domain(p, name) && c.refs {
-		zones := c.o.Names("zones")
-		if !slices.ContainsFunc(zones, func(z string) bool { return within(name, z) }) {
-			c.fail(p, "in no zone of the configuration; %s", expected(zones))
-		}
+	if c.domain(p, name) && c.refs && !c.o.inZone(name) {
+		c.fail(p, "in no zone of the configuration; %s", expected(c.o.Names("zones")))
 	}
 	c.steering(p, s.Steering)
 	if s.TTL != 0 {
@@ -324,6 +327,21 @@ func (c *checker) service(p path, name string, s Service) {
 		between(c, p.at("sticky").at("ipv6"), s.Sticky.IPv6, 16, 64)
 	}
 	c.allDown(p.at("allDown"), name, s.AllDown)
+}
+
+// inZone reports whether a canonical name lies in a zone of o.
+func (o *Objects) inZone(name string) bool {
+	for {
+		if _, ok := o.Zones[name]; ok {
+			return true
+		}
+		_, parent, ok := strings.Cut(name, ".")
+		if !ok {
+			_, ok := o.Zones["."]
+			return ok
+		}
+		name = parent
+	}
 }
 
 func (c *checker) allDown(p path, service string, a AllDown) {
@@ -457,12 +475,13 @@ func (c *checker) upstreamLoops() {
 	visit = func(name string) {
 		mark[name] = open
 		way = append(way, name)
-		if up := c.o.Pools[name].Upstream; up != nil {
-			for _, next := range sortedPools(up.Steering) {
+		all := c.o.Pools[name].Upstreams()
+		for _, up := range slices.Sorted(maps.Keys(all)) {
+			for _, next := range sortedPools(all[up].Steering) {
 				switch {
 				case mark[next] == open:
 					loop := append(slices.Clone(way[slices.Index(way, next):]), next)
-					c.fail(path{"pools", name, "upstream"}, "requests would go in a loop: %s", strings.Join(loop, " > "))
+					c.fail(upstreamPath(name, up), "requests would go in a loop: %s", strings.Join(loop, " > "))
 				case mark[next] == fresh:
 					if _, ok := c.o.Pools[next]; ok {
 						visit(next)
