@@ -1,0 +1,306 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+)
+
+// follower turns what is read to views. Its fields belong to the goroutine of Client.Run.
+type follower struct {
+	c      *Client
+	update func(View)
+	saves  chan *snapshot // one slot: a newer snapshot replaces one that still waits
+
+	// What is known of etcd: nothing while cluster is 0.
+	cluster  uint64
+	revision int64
+	good     *config.Objects // each object at its last good version
+	entries  map[Key]entry   // of every key, good or not
+	reported string          // what was last logged as wrong with the whole
+}
+
+// entry is what is known of one key.
+type entry struct {
+	mod   int64  // etcd's revision of it
+	fault string // why its value is not used; "" when it is
+}
+
+// runFile hands on the file's objects, and again when they are replaced.
+func (f *follower) runFile(ctx context.Context) {
+	f.good = &config.Objects{}
+	for {
+		f.publish(false)
+		select {
+		case <-f.c.rebase:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// boot hands on the newest snapshot on disk that can be used: under the file's objects of
+// now, or under those of then when the file's no longer fit.
+func (f *follower) boot() {
+	snapshots, bad := f.c.disk.load()
+	for _, err := range bad {
+		f.c.log.Warn("snapshot on disk is not used", "error", err)
+	}
+	f.c.mu.Lock()
+	base := f.c.base
+	f.c.mu.Unlock()
+	for _, s := range snapshots {
+		merged := config.Merge(base, s.Store)
+		err := config.Validate(merged)
+		unfit := err
+		if err != nil {
+			f.c.log.Warn("the file's objects do not fit those of the snapshot on disk; the file's of then are used", "error", err)
+			merged = config.Merge(s.Base, s.Store)
+			err = config.Validate(merged)
+		}
+		if err != nil {
+			f.c.log.Warn("snapshot on disk is not used", "revision", s.Revision, "error", err)
+			continue
+		}
+		f.cluster, f.revision, f.good = s.Cluster, s.Revision, s.Store
+		if f.good == nil {
+			f.good = &config.Objects{}
+		}
+		f.hand(merged, true)
+		if unfit != nil {
+			f.c.setWhole(unfit)
+		}
+		f.c.log.Info("configuration from disk", "revision", s.Revision, "saved", s.Saved)
+		return
+	}
+}
+
+// run takes what the session reads until ctx ends.
+func (f *follower) run(ctx context.Context, s *session) {
+	grace := time.After(f.c.timing.grace)
+	var coalesce <-chan time.Time // not nil: there is something to publish
+	for {
+		select {
+		case l := <-s.listings:
+			held := f.hold(l.listing)
+			f.c.connect(l.cli) // before the view: who sees it may write
+			if held == "" && f.take(l.listing) {
+				coalesce = nil
+				f.publish(true)
+			}
+			l.applied <- held == ""
+		case b := <-s.batches:
+			if f.apply(b) && coalesce == nil {
+				coalesce = time.After(f.c.timing.coalesce)
+			}
+		case <-coalesce:
+			coalesce = nil
+			f.publish(true)
+		case <-f.c.rebase:
+			// Before the first reading, what etcd holds is not known: wait for it.
+			if f.good != nil {
+				f.publish(f.cluster != 0)
+			}
+		case <-grace:
+			f.serveBase()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// serveBase hands on the file's objects alone when nothing else was heard in time.
+func (f *follower) serveBase() {
+	f.c.mu.Lock()
+	base := f.c.base
+	f.c.mu.Unlock()
+	if f.good != nil || base.Len() == 0 {
+		return
+	}
+	f.c.log.Warn("nothing from etcd or disk; the file's objects are served alone")
+	f.hand(base, false)
+}
+
+// hold decides whether l may be applied. It may not when etcd went back or is another
+// cluster: it was restored from an older backup, wiped, or is the wrong one. Then the
+// reason stands in the status until etcd has passed what is known, or the operator confirms.
+func (f *follower) hold(l *listing) (why string) {
+	switch {
+	case f.cluster == 0: // nothing to compare with
+	case l.cluster != f.cluster:
+		why = fmt.Sprintf("etcd is cluster %x; the configuration in use is of cluster %x, revision %d", l.cluster, f.cluster, f.revision)
+	case l.revision < f.revision:
+		why = fmt.Sprintf("etcd went back to revision %d; the configuration in use is of revision %d", l.revision, f.revision)
+	}
+	c := f.c
+	c.mu.Lock()
+	was := c.status.Held
+	if why != "" && c.confirmed {
+		why = ""
+		clear(f.entries) // their revisions are of another history
+	}
+	c.confirmed = false
+	c.status.Held = why
+	c.mu.Unlock()
+	if why != was {
+		if why != "" {
+			c.log.Error("store is held: what etcd has is not applied until it is confirmed", "reason", why)
+		} else {
+			c.log.Info("store is no longer held")
+		}
+	}
+	return why
+}
+
+// take replaces everything by l and reports whether anything is different. An object that
+// is not valid stays at its last good version.
+func (f *follower) take(l *listing) (changed bool) {
+	next := &config.Objects{}
+	entries := make(map[Key]entry, len(l.kvs))
+	for _, kv := range l.kvs {
+		f.read(kv, next, entries)
+	}
+	changed = f.good == nil || f.c.viewRevision() == 0 || len(config.Diff(f.good, next)) > 0 || !maps.Equal(faultsOf(f.entries), faultsOf(entries))
+	f.good, f.entries, f.cluster, f.revision = next, entries, l.cluster, l.revision
+	f.c.setGood(next, faultsOf(entries), !changed)
+	return changed
+}
+
+// apply takes the events of b that are news, and reports whether there were any.
+func (f *follower) apply(b batch) bool {
+	next, news := f.good.Clone(), false
+	for _, ev := range b.events {
+		if ev.Kv.ModRevision <= f.revision {
+			continue
+		}
+		news = true
+		key := keyOf(ev.Kv.Key)
+		if ev.Type == mvccpb.DELETE {
+			next.Delete(key.Kind, key.Name)
+			delete(f.entries, key)
+			continue
+		}
+		f.read(ev.Kv, next, f.entries)
+	}
+	if news {
+		f.good, f.revision = next, b.revision
+		f.c.setGood(next, faultsOf(f.entries), false)
+	}
+	return news
+}
+
+// read decodes kv into next and entries. What was read before at the same revision is
+// reused; what is not valid leaves the last good version.
+func (f *follower) read(kv *mvccpb.KeyValue, next *config.Objects, entries map[Key]entry) {
+	key := keyOf(kv.Key)
+	last := f.good
+	if last == nil {
+		last = &config.Objects{}
+	}
+	before, known := f.entries[key]
+	if known && before.mod == kv.ModRevision {
+		entries[key] = before
+		next.Take(last, key.Kind, key.Name)
+		return
+	}
+	e := entry{mod: kv.ModRevision}
+	if err := config.DecodeObject(key.Kind, key.Name, kv.Value, next); err != nil {
+		e.fault = strings.ReplaceAll(err.Error(), "\n", "; ")
+		if next.Take(last, key.Kind, key.Name) {
+			e.fault += " (the last good version stays)"
+		} else {
+			e.fault += " (left out)"
+		}
+		f.c.log.Warn("object in etcd is not valid", "key", string(kv.Key), "revision", kv.ModRevision, "fault", e.fault)
+	}
+	entries[key] = e
+}
+
+// faultsOf returns the faults among entries.
+func faultsOf(entries map[Key]entry) map[Key]string {
+	faults := map[Key]string{}
+	for k, e := range entries {
+		if e.fault != "" {
+			faults[k] = e.fault
+		}
+	}
+	return faults
+}
+
+// publish hands on the store's objects over the file's, if they are valid together, and
+// saves them when they are from etcd. Otherwise the last view stays.
+func (f *follower) publish(save bool) {
+	c := f.c
+	c.mu.Lock()
+	base := c.base
+	c.mu.Unlock()
+	merged := config.Merge(base, f.good)
+	if err := config.Validate(merged); err != nil {
+		c.setWhole(err)
+		if err.Error() != f.reported {
+			f.reported = err.Error()
+			c.log.Error("the objects are not valid together; the configuration stays as it is", "revision", f.revision, "error", err)
+		}
+		return
+	}
+	f.reported = ""
+	f.hand(merged, false)
+	if save && c.disk.dir != "" {
+		s := &snapshot{Saved: time.Now().UTC(), Cluster: f.cluster, Revision: f.revision, Base: base, Store: f.good}
+		select {
+		case <-f.saves: // an older one that still waits
+		default:
+		}
+		f.saves <- s // the only sender, into a free slot
+	}
+}
+
+// hand makes merged the current view and hands it on.
+func (f *follower) hand(merged *config.Objects, fromDisk bool) {
+	c := f.c
+	c.mu.Lock()
+	v := View{Revision: f.revision, Objects: merged, Faults: faultTexts(c.faults)}
+	c.view = &v
+	c.whole = nil
+	c.status.Revision = v.Revision
+	c.status.LastChange = time.Now()
+	c.status.FromDisk = fromDisk
+	if c.good == nil {
+		c.good = f.good
+	}
+	c.mu.Unlock()
+	f.update(v)
+}
+
+// setGood makes the store's objects known to Apply and SetBase; same says that they are
+// those of the current view, which etcd thereby confirms.
+func (c *Client) setGood(good *config.Objects, faults map[Key]string, same bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.good, c.faults = good, faults
+	if same {
+		c.status.FromDisk = false
+	}
+}
+
+// setWhole records what is wrong with the objects together.
+func (c *Client) setWhole(err error) {
+	c.mu.Lock()
+	c.whole = strings.Split(err.Error(), "\n")
+	c.mu.Unlock()
+}
+
+// viewRevision returns the revision of the current view; 0 before the first from the store.
+func (c *Client) viewRevision() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.view == nil {
+		return 0
+	}
+	return c.view.Revision
+}

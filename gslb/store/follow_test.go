@@ -1,0 +1,431 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func TestFollow(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	rev := e.put(world...)
+	r := start(t, external(e.listen, t.TempDir()), nil)
+
+	v := r.view("the world", hasPool("a"))
+	if v.Revision != rev || names(v, "pools") != "a b" || len(v.Faults) != 0 {
+		t.Errorf("first view: revision %d, pools %s, faults %q; want %d, a b, none", v.Revision, names(v, "pools"), v.Faults, rev)
+	}
+	rev = e.put("pools/c", `{"site":"eu"}`)
+	if v = r.view("pool c", hasPool("c")); v.Revision != rev {
+		t.Errorf("revision %d, want %d", v.Revision, rev)
+	}
+	e.put("pools/c", `{"site":"eu","capacity":7}`)
+	r.view("pool c changed", func(v View) bool { return v.Objects.Pools["c"].Capacity == 7 })
+	e.put("pools/c", "")
+	v = r.view("pool c gone", func(v View) bool { return !hasPool("c")(v) })
+	if got := names(v, "pools"); got != "a b" {
+		t.Errorf("pools %s, want a b", got)
+	}
+	s := r.Status()
+	if s.Mode != ModeExternal || !s.Connected || s.FromDisk || s.Held != "" || s.Error != "" || s.LastContact.IsZero() || s.Revision != v.Revision {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// TestEmbedded runs the store with its own server, twice on the same data.
+func TestEmbedded(t *testing.T) {
+	o := Options{Etcd: config.Etcd{Embedded: true}, Data: t.TempDir(), Base: &config.Objects{
+		Sites: map[string]config.Site{"eu": {Lat: 50, Lon: 8}},
+	}}
+	r := start(t, o, nil)
+	r.view("the file's site", func(v View) bool { return len(v.Objects.Sites) == 1 })
+	rev, err := r.Apply(t.Context(), Change{Author: "ann", Put: &config.Objects{Pools: map[string]config.Pool{"a": {Site: "eu"}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := r.view("pool a", hasPool("a")); v.Revision != rev {
+		t.Errorf("revision %d, want that of Apply: %d", v.Revision, rev)
+	}
+	r.stop()
+
+	r = start(t, o, nil)
+	r.view("pool a, from disk", hasPool("a"))
+	s := r.status("etcd heard", func(s Status) bool { return s.Connected })
+	if s.Mode != ModeEmbedded || s.FromDisk || s.Held != "" || s.Revision != rev {
+		t.Errorf("status %+v", s)
+	}
+}
+
+func TestRestartOfEtcd(t *testing.T) {
+	dir, listen := t.TempDir(), socket(t)
+	e := startEtcd(t, dir, listen)
+	e.put(world...)
+	r := start(t, external(listen, ""), nil)
+	r.view("the world", hasPool("a"))
+	e.stop()
+	n := r.count()
+	e = startEtcd(t, dir, listen)
+	e.put("pools/c", `{"site":"eu"}`)
+	v := r.view("pool c", hasPool("c"))
+	if got := names(v, "pools"); got != "a b c" {
+		t.Errorf("pools %s, want a b c", got)
+	}
+	if got := r.count(); got != 0 || n != 0 {
+		t.Errorf("%d and %d views beside the two expected, want none", n, got)
+	}
+}
+
+// TestCompaction: what changed while we were away is compacted, so that the watch cannot go
+// on from where it was.
+func TestCompaction(t *testing.T) {
+	dir, listen := t.TempDir(), socket(t)
+	e := startEtcd(t, dir, listen)
+	e.put(world...)
+	r := start(t, external(listen, ""), nil)
+	r.view("the world", hasPool("a"))
+	r.status("a watch", func(s Status) bool { return s.Connected })
+	e.stop()
+
+	e = startEtcd(t, dir, socket(t))
+	e.put("pools/c", `{"site":"eu"}`)
+	e.put("services/www.example.com", `{"pools":{"a":{}}}`, "pools/b", "")
+	rev := e.put("pools/d", `{"site":"eu"}`)
+	if _, err := e.raw.Compact(t.Context(), rev); err != nil {
+		t.Fatal(err)
+	}
+	e.stop()
+
+	e = startEtcd(t, dir, listen)
+	v := r.view("pool d", hasPool("d"))
+	if got := names(v, "pools"); got != "a c d" {
+		t.Errorf("pools %s, want a c d: no update lost", got)
+	}
+	e.put("pools/e", `{"site":"eu"}`)
+	r.view("pool e, by watch", hasPool("e"))
+}
+
+// TestSilence: a connection that hangs is given up, whatever TCP and the watch think of it.
+func TestSilence(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	front := socket(t)
+	relay := newRelay(t, front, e.listen)
+	r := start(t, external(front, ""), func(tm *timing) {
+		tm.progress, tm.silence, tm.timeout = 50*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond
+	})
+	r.view("the world", hasPool("a"))
+	relay.freeze(true)
+	e.put("pools/c", `{"site":"eu"}`)
+	s := r.status("an error", func(s Status) bool { return s.Error != "" })
+	if s.Connected {
+		t.Errorf("status %+v, want not connected", s)
+	}
+	if v, _ := r.Latest(); names(v, "pools") != "a b" {
+		t.Errorf("pools %s while cut off, want a b", names(v, "pools"))
+	}
+	relay.freeze(false)
+	r.view("pool c", hasPool("c"))
+	r.status("no error", func(s Status) bool { return s.Connected && s.Error == "" })
+}
+
+// TestQuiet: an etcd in which nothing happens is heard all the same, and not taken for gone.
+func TestQuiet(t *testing.T) {
+	var log bytes.Buffer
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	o := external(e.listen, "")
+	o.Log = slog.New(slog.NewTextHandler(&log, nil))
+	r := start(t, o, func(tm *timing) { tm.progress = 100 * time.Millisecond })
+	r.view("the world", hasPool("a"))
+	connected := r.status("a watch", func(s Status) bool { return s.Connected })
+	r.status("five signs of etcd", func() func(Status) bool {
+		signs, last := 0, connected.LastContact
+		return func(s Status) bool {
+			if !s.LastContact.Equal(last) {
+				signs, last = signs+1, s.LastContact
+			}
+			return signs == 5
+		}
+	}())
+	r.stop()
+	if r.count() != 0 || log.Len() != 0 {
+		t.Errorf("%d views and log %q, want none", r.count(), &log)
+	}
+}
+
+func TestBadObjects(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(append(world, "pools/bad", `{"site":`, "boats/x", `{}`, "stray", "1")...)
+	r := start(t, external(e.listen, ""), nil)
+	v := r.view("the world", hasPool("a"))
+	if len(v.Faults) != 3 || !strings.Contains(v.Faults[1], "/meridian/v1/pools/bad: not YAML") || !strings.Contains(v.Faults[1], "(left out)") || names(v, "pools") != "a b" {
+		t.Errorf("faults %q, pools %s; want boats, pools/bad and the stray key left out", v.Faults, names(v, "pools"))
+	}
+	e.put("boats/x", "", "stray", "", "pools/bad", "")
+	r.view("no faults", func(v View) bool { return len(v.Faults) == 0 })
+
+	// A bad version of a good object leaves the last good one.
+	e.put("pools/a", `{"site":"eu","capacity":-1}`)
+	v = r.view("a fault", func(v View) bool { return len(v.Faults) == 1 })
+	if !strings.Contains(v.Faults[0], "pools.a.capacity: -1; expected requests per second") || len(v.Objects.Pools["a"].Endpoints) != 1 {
+		t.Errorf("faults %q, pool a %+v; want its last good version", v.Faults, v.Objects.Pools["a"])
+	}
+
+	// Objects that are not valid together leave the last view.
+	r.mu.Lock()
+	r.views = nil
+	r.mu.Unlock()
+	e.put("services/x.example.com", `{"pools":{"gone":{}}}`, "pools/c", `{"site":"eu"}`)
+	s := r.status("a fault of the whole", func(s Status) bool { return len(s.Faults) == 2 })
+	if !strings.Contains(s.Faults[1], "services.x.example.com.pools.gone: no such pool") {
+		t.Errorf("faults %q", s.Faults)
+	}
+	if n := r.count(); n != 0 {
+		t.Errorf("%d views of an invalid whole", n)
+	}
+	e.put("services/x.example.com", "", "pools/a", world[5])
+	v = r.view("pool c", hasPool("c"))
+	if len(v.Faults) != 0 || len(r.Status().Faults) != 0 {
+		t.Errorf("faults %q, %q; want none", v.Faults, r.Status().Faults)
+	}
+}
+
+// TestDisk: with etcd gone the node starts again from its last snapshot, and from the one
+// before when that is damaged.
+func TestDisk(t *testing.T) {
+	dir, listen, data := t.TempDir(), socket(t), t.TempDir()
+	e := startEtcd(t, dir, listen)
+	e.put(world...)
+	r := start(t, external(listen, data), nil)
+	r.view("the world", hasPool("a"))
+	r.status("a snapshot", func(s Status) bool { return !s.DiskSavedAt.IsZero() })
+	rev := e.put("pools/c", `{"site":"eu"}`)
+	r.view("pool c", hasPool("c"))
+	e.stop()
+	r.stop()
+
+	r = start(t, external(listen, data), nil)
+	v := r.view("pool c from disk", hasPool("c"))
+	if s := r.Status(); v.Revision != rev || !s.FromDisk || s.Connected || s.Revision != rev {
+		t.Errorf("revision %d, status %+v; want %d from disk", v.Revision, s, rev)
+	}
+	if _, err := r.Apply(t.Context(), Change{}); !isErr(err, ErrUnavailable) {
+		t.Errorf("Apply without etcd: %v, want ErrUnavailable", err)
+	}
+	r.stop()
+
+	files, _ := filepath.Glob(filepath.Join(data, "snapshot-*.json"))
+	newest := files[len(files)-1]
+	info, err := os.Stat(newest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(newest, info.Size()-1); err != nil {
+		t.Fatal(err)
+	}
+	r = start(t, external(listen, data), nil)
+	v = r.view("the snapshot before", hasPool("a"))
+	if got := names(v, "pools"); got != "a b" {
+		t.Errorf("pools %s, want a b: of the snapshot before", got)
+	}
+	startEtcd(t, dir, listen)
+	r.view("pool c from etcd", hasPool("c"))
+	if s := r.Status(); s.FromDisk || s.Held != "" {
+		t.Errorf("status %+v, want that of etcd", s)
+	}
+}
+
+// TestDiskUnderAnotherFile: the file changed while the node was down and no longer fits the
+// snapshot. What was served then is served again.
+func TestDiskUnderAnotherFile(t *testing.T) {
+	data := t.TempDir()
+	base := &config.Objects{Sites: map[string]config.Site{"eu": {}}}
+	saved := &snapshot{Cluster: 1, Revision: 9, Base: base, Store: &config.Objects{Pools: map[string]config.Pool{"a": {Site: "eu"}}}}
+	if err := (disk{data}).save(saved); err != nil {
+		t.Fatal(err)
+	}
+	o := external(socket(t), data)
+	o.Base = &config.Objects{Sites: map[string]config.Site{"us": {}}}
+	r := start(t, o, nil)
+	v := r.view("pool a", hasPool("a"))
+	if got := names(v, "sites"); got != "eu" {
+		t.Errorf("sites %s, want eu, of the file then", got)
+	}
+	r.status("the fault", func(s Status) bool {
+		return s.FromDisk && len(s.Faults) == 1 && strings.Contains(s.Faults[0], "pools.a.site: no such site")
+	})
+}
+
+func TestGrace(t *testing.T) {
+	o := external(socket(t), t.TempDir())
+	o.Base = &config.Objects{Sites: map[string]config.Site{"eu": {}}}
+	r := start(t, o, func(tm *timing) { tm.grace = 10 * time.Millisecond })
+	if v := r.view("the file's objects", func(View) bool { return true }); v.Revision != 0 || names(v, "sites") != "eu" {
+		t.Errorf("revision %d, sites %s; want 0, eu", v.Revision, names(v, "sites"))
+	}
+	if s := r.Status(); s.Connected || s.FromDisk {
+		t.Errorf("status %+v", s)
+	}
+
+	// With nothing known, nothing is handed on: no answer from etcd is not "no objects".
+	r = start(t, external(socket(t), t.TempDir()), func(tm *timing) { tm.grace, tm.timeout = time.Millisecond, 100*time.Millisecond })
+	r.status("an error", func(s Status) bool { return s.Error != "" })
+	if v, ok := r.Latest(); ok {
+		t.Errorf("view %+v, want none", v)
+	}
+}
+
+// TestHeldOtherCluster: etcd was wiped. What it has, nothing, is not taken for the truth.
+func TestHeldOtherCluster(t *testing.T) {
+	listen := socket(t)
+	e := startEtcd(t, t.TempDir(), listen)
+	e.put(world...)
+	r := start(t, external(listen, t.TempDir()), func(tm *timing) { tm.silence = time.Second })
+	r.view("the world", hasPool("a"))
+	e.stop()
+
+	e = startEtcd(t, t.TempDir(), listen)
+	s := r.status("held", func(s Status) bool { return s.Held != "" })
+	if !strings.Contains(s.Held, "etcd is cluster") {
+		t.Errorf("held: %q", s.Held)
+	}
+	if v, _ := r.Latest(); names(v, "pools") != "a b" || r.count() != 0 {
+		t.Errorf("pools %s, %d more views; want a b and none", names(v, "pools"), r.count())
+	}
+	if _, err := r.Apply(t.Context(), Change{}); !isErr(err, ErrHeld) {
+		t.Errorf("Apply while held: %v, want ErrHeld", err)
+	}
+	e.put("sites/us", `{"lat":1,"lon":1}`)
+	r.Confirm()
+	v := r.view("the new world", func(v View) bool { return len(v.Objects.Sites) == 1 && len(v.Objects.Pools) == 0 })
+	if got := names(v, "sites"); got != "us" {
+		t.Errorf("sites %s, want us", got)
+	}
+	if s := r.Status(); s.Held != "" {
+		t.Errorf("still held: %q", s.Held)
+	}
+}
+
+// TestHeldBackup: etcd was restored from a backup and lacks the last changes.
+func TestHeldBackup(t *testing.T) {
+	dir, backup, listen, data := t.TempDir(), t.TempDir(), socket(t), t.TempDir()
+	e := startEtcd(t, dir, listen)
+	e.put(world...)
+	e.stop()
+	if err := os.CopyFS(backup, os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	e = startEtcd(t, dir, listen)
+	e.put("pools/c", `{"site":"eu"}`)
+	r := start(t, external(listen, data), nil)
+	r.view("pool c", hasPool("c"))
+	r.stop()
+	e.stop()
+
+	e = startEtcd(t, backup, listen)
+	r = start(t, external(listen, data), nil)
+	r.view("pool c from disk", hasPool("c"))
+	s := r.status("held", func(s Status) bool { return s.Held != "" })
+	if !strings.Contains(s.Held, "went back to revision") || !s.FromDisk {
+		t.Errorf("status %+v", s)
+	}
+	e.put("pools/d", `{"site":"eu"}`)
+	e.put("pools/e", `{"site":"eu"}`)
+	v := r.view("pool e: the revision has passed what is known", hasPool("e"))
+	if got := names(v, "pools"); got != "a b d e" {
+		t.Errorf("pools %s, want a b d e", got)
+	}
+}
+
+func TestFileOnly(t *testing.T) {
+	base := &config.Objects{Sites: map[string]config.Site{"eu": {}}}
+	r := start(t, Options{Base: base}, nil)
+	r.view("site eu", func(v View) bool { return names(v, "sites") == "eu" })
+	if _, err := r.Apply(t.Context(), Change{}); !isErr(err, ErrReadOnly) {
+		t.Errorf("Apply: %v, want ErrReadOnly", err)
+	}
+	if err := r.SetBase(&config.Objects{Pools: map[string]config.Pool{"a": {Site: "gone"}}}); err == nil {
+		t.Error("SetBase took objects that are not valid")
+	}
+	if err := r.SetBase(&config.Objects{Sites: map[string]config.Site{"us": {}}}); err != nil {
+		t.Fatal(err)
+	}
+	r.view("site us", func(v View) bool { return names(v, "sites") == "us" })
+	if s := r.Status(); s.Mode != ModeFile || s.Connected || s.Error != "" {
+		t.Errorf("status %+v", s)
+	}
+	if _, err := Open(Options{Base: &config.Objects{Pools: map[string]config.Pool{"a": {Site: "gone"}}}}); err == nil {
+		t.Error("Open took objects that are not valid")
+	}
+}
+
+func TestSetBaseUnderStore(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put("pools/a", `{"site":"eu"}`)
+	o := external(e.listen, "")
+	o.Base = &config.Objects{Sites: map[string]config.Site{"eu": {Lat: 1}}, Pools: map[string]config.Pool{"a": {Site: "eu", Capacity: 3}, "z": {Site: "eu"}}}
+	r := start(t, o, nil)
+	v := r.view("both", hasPool("a"))
+	if v.Objects.Pools["a"].Capacity != 0 || names(v, "pools") != "a z" {
+		t.Errorf("pools %+v, want the store's a over the file's, and z", v.Objects.Pools)
+	}
+	if err := r.SetBase(&config.Objects{Sites: map[string]config.Site{"us": {}}}); err == nil || !strings.Contains(err.Error(), "pools.a.site: no such site; expected us") {
+		t.Errorf("SetBase: %v, want that pool a lacks its site", err)
+	}
+	if err := r.SetBase(&config.Objects{Sites: map[string]config.Site{"eu": {Lat: 2}}}); err != nil {
+		t.Fatal(err)
+	}
+	v = r.view("the new base", func(v View) bool { return v.Objects.Sites["eu"].Lat == 2 })
+	if got := names(v, "pools"); got != "a" {
+		t.Errorf("pools %s, want a", got)
+	}
+}
+
+// TestCoalesce feeds the follower by hand, on a clock of its own: events that come close
+// together make one view.
+func TestCoalesce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, err := Open(Options{Etcd: config.Etcd{Endpoints: []string{"unused:1"}}, Log: testLog(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var views []View
+		f := &follower{c: c, update: func(v View) { views = append(views, v) }, entries: map[Key]entry{}, saves: make(chan *snapshot, 1)}
+		s := &session{c: c, listings: make(chan listingMsg), batches: make(chan batch)}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); f.run(ctx, s) }()
+
+		s.listings <- listingMsg{&listing{cluster: 1, revision: 1}, nil, make(chan bool, 1)}
+		site := func(rev int64) batch {
+			kv := &mvccpb.KeyValue{Key: []byte(config.Root + "sites/eu"), Value: []byte(`{"lat":1,"lon":1}`), ModRevision: rev}
+			return batch{rev, []*clientv3.Event{{Type: mvccpb.PUT, Kv: kv}}}
+		}
+		for rev := int64(2); rev < 30; rev++ {
+			s.batches <- site(rev)
+			time.Sleep(500 * time.Microsecond)
+		}
+		time.Sleep(time.Second)
+		s.batches <- site(30)
+		time.Sleep(time.Second)
+		cancel()
+		<-ended
+		var revs []int64
+		for _, v := range views {
+			revs = append(revs, v.Revision)
+		}
+		if len(revs) != 3 || revs[0] != 1 || revs[1] != 29 || revs[2] != 30 {
+			t.Errorf("views at revisions %v, want 1 29 30", revs)
+		}
+	})
+}
