@@ -1,0 +1,230 @@
+package health
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+)
+
+func sampleReport(n int) Report {
+	r := Report{Node: "ns1", Heading: Heading{
+		Version: Version{Epoch: 1_790_000_000_000_000, Seq: 1 << 20}, Site: "eu-west", Info: "plan 1f2e rev 12",
+		Period: 2 * time.Second, At: epoch.Add(-3 * time.Millisecond),
+	}}
+	for i := range n {
+		o := Observation{
+			ID:      gslb.EndpointID{Pool: "gfe-" + string(rune('a'+i/7%26)), Addr: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})},
+			Version: Version{r.Heading.Version.Epoch, uint64(1<<20 - i)},
+			Up:      i%2 == 0, Flipping: i%3 == 0, Class: Class(i % int(numClasses)),
+			Latency: time.Duration(i) * time.Microsecond, At: epoch.Add(-time.Duration(i) * time.Millisecond),
+		}
+		if i%5 == 1 {
+			o.ID.Addr = netip.MustParseAddr("2001:db8::1")
+			o.Detail = "status 503, expected 200 or 204"
+		}
+		r.Observations = append(r.Observations, o)
+	}
+	return r
+}
+
+func TestReportRoundTrip(t *testing.T) {
+	for _, n := range []int{0, 1, 2, 40, 700} {
+		want := sampleReport(n)
+		want.Heading.Leaving = n == 0
+		messages := encodeReport(&want, epoch, maxPacket)
+		got := Report{Node: want.Node, Heading: want.Heading}
+		for _, m := range messages {
+			if len(m) > maxPacket {
+				t.Errorf("%d observations: a message of %d octets, want at most %d", n, len(m), maxPacket)
+			}
+			reports, err := decodeMessage(m, epoch)
+			if err != nil || len(reports) != 1 {
+				t.Fatalf("%d observations: %d reports, %v", n, len(reports), err)
+			}
+			if reports[0].Node != want.Node || reports[0].Heading != want.Heading {
+				t.Errorf("got heading %+v, want %+v", reports[0].Heading, want.Heading)
+			}
+			got.Observations = append(got.Observations, reports[0].Observations...)
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%d observations: got %+v\nwant %+v", n, got, want)
+		}
+	}
+}
+
+func TestStateRoundTrip(t *testing.T) {
+	one, two := sampleReport(100), sampleReport(300)
+	two.Node = "ns2"
+	b := encodeState([]Report{one, two}, epoch, maxState)
+	got, err := decodeMessage(b, epoch)
+	if want := []Report{one, two}; err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
+	}
+	// What does not fit is left out; what is there is whole.
+	b = encodeState([]Report{one, two}, epoch, len(b)-1000)
+	if got, err = decodeMessage(b, epoch); err != nil || !reflect.DeepEqual(got[:1], []Report{one}) || len(got) > 2 {
+		t.Errorf("cut short: got %d reports, %v", len(got), err)
+	}
+}
+
+// TestReportAges wants an age to survive relays between clocks that are a day apart.
+func TestReportAges(t *testing.T) {
+	r := sampleReport(1)
+	r.Observations[0].At = epoch.Add(-7 * time.Second)
+	reports, err := decodeMessage(encodeReport(&r, epoch, maxPacket)[0], epoch.Add(24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := reports[0].Observations[0].At, epoch.Add(24*time.Hour-7*time.Second); !got.Equal(want) {
+		t.Errorf("got made at %v, want %v", got, want)
+	}
+}
+
+// TestEncodeOutOfBounds wants what is too long to be cut, and what cannot be said left out.
+func TestEncodeOutOfBounds(t *testing.T) {
+	long := strings.Repeat("ä", 300)
+	r := Report{Node: long, Heading: Heading{Site: long, Info: long, Period: time.Hour, Version: Version{Epoch: 1}, At: epoch.Add(time.Hour)}}
+	r.Observations = []Observation{
+		{ID: gslb.EndpointID{Pool: strings.Repeat("p", 256), Addr: idA.Addr}, Version: Version{Epoch: 1}},
+		{ID: gslb.EndpointID{Pool: "p", Addr: netip.MustParseAddr("fe80::1%eth0")}, Version: Version{Epoch: 1}},
+		{ID: idA, Version: Version{Epoch: 1}, Detail: "a\x1b[31m" + long + "\xff", Latency: 100 * time.Hour, At: epoch.Add(time.Hour)},
+	}
+	reports, err := decodeMessage(encodeReport(&r, epoch, maxPacket)[0], epoch)
+	if err != nil || len(reports[0].Observations) != 1 {
+		t.Fatalf("got %+v, %v, want one observation", reports, err)
+	}
+	got := reports[0]
+	if want := strings.Repeat("ä", 64); got.Node != want || got.Heading.Site != want || got.Heading.Info != want {
+		t.Errorf("got %q, %q, %q, want %q", got.Node, got.Heading.Site, got.Heading.Info, want)
+	}
+	if got.Heading.Period != maxPeriod || !got.Heading.At.Equal(epoch) || got.Observations[0].Latency != time.Hour {
+		t.Errorf("got %+v", got)
+	}
+	if d := got.Observations[0].Detail; len(d) > maxDetail || !strings.HasPrefix(d, "a [31mä") {
+		t.Errorf("got detail %q", d)
+	}
+}
+
+func TestDecodeFaults(t *testing.T) {
+	r := sampleReport(3)
+	good := encodeReport(&r, epoch, maxPacket)[0]
+	mutate := func(f func(b []byte) []byte) []byte { return f(bytes.Clone(good)) }
+	for _, tc := range []struct {
+		name string
+		in   []byte
+		want error // nil: any
+	}{
+		{"empty", nil, errTruncated},
+		{"one octet", []byte{wireVersion}, errTruncated},
+		{"later version", mutate(func(b []byte) []byte { b[0]++; return b }), errVersion},
+		{"unknown kind", mutate(func(b []byte) []byte { b[1] = 9; return b }), errVersion},
+		{"cut", good[:len(good)-1], errTruncated},
+		{"unknown flags of a report", []byte{wireVersion, kindReport, 2, 1, 'n', 0, 0, 1, 1, 0, 0}, nil},
+		{"no node", mutate(func(b []byte) []byte { return append([]byte{wireVersion, kindReport, 0, 0}, b[7:]...) }), nil},
+		{"node over its bound", append([]byte{wireVersion, kindReport, 0, maxName + 1}, bytes.Repeat([]byte("n"), 200)...), errOversize},
+		{"not UTF-8", []byte{wireVersion, kindReport, 0, 1, 0xff, 0, 0, 0, 0, 0, 0}, nil},
+		{"epoch over its bound", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0}, errOversize},
+		{"endless integer", append([]byte{wireVersion, kindReport, 0, 1, 'n', 0, 0}, bytes.Repeat([]byte{0xff}, 20)...), errOversize},
+		{"unknown flags", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0x80}, nil},
+		{"no pool", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0}, nil},
+		{"empty pool", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, flagPool, 0, 192, 0, 2, 1, 0, 0, 0, 0}, nil},
+		{"unknown class", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 99, 0, 0, 0}, nil},
+		{"older than the first", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 0, 2, 0, 0}, errOversize},
+		{"message over its bound", append(bytes.Clone(good), make([]byte, maxMessage)...), errOversize},
+		{"state over its bound", append([]byte{wireVersion, kindState}, make([]byte, maxState)...), errOversize},
+		{"state that is cut", []byte{wireVersion, kindState, 200}, errTruncated},
+		{"state with a bad report", []byte{wireVersion, kindState, 1, 200}, nil},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			reports, err := decodeMessage(tc.in, epoch)
+			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if reports != nil {
+				t.Errorf("got %+v with an error, want nothing", reports)
+			}
+		})
+	}
+}
+
+func FuzzDecodeMessage(f *testing.F) {
+	for _, n := range []int{0, 1, 5, 60} {
+		r := sampleReport(n)
+		for _, m := range encodeReport(&r, epoch, maxPacket) {
+			f.Add(m)
+		}
+		f.Add(encodeState([]Report{r, r}, epoch, maxState))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		reports, err := decodeMessage(b, epoch)
+		if err != nil {
+			return
+		}
+		var table Table
+		for _, r := range reports {
+			if r.Node == "" || len(r.Node) > maxName {
+				t.Errorf("node %q", r.Node)
+			}
+			table.Merge(r)
+			// What was read can be said again, and is the same then.
+			var again []Observation
+			for _, m := range encodeReport(&r, epoch, maxPacket) {
+				got, err := decodeMessage(m, epoch)
+				if err != nil {
+					t.Fatalf("own message: %v", err)
+				}
+				if got[0].Heading != r.Heading {
+					t.Fatalf("got heading %+v, want %+v", got[0].Heading, r.Heading)
+				}
+				again = append(again, got[0].Observations...)
+			}
+			if !reflect.DeepEqual(again, r.Observations) {
+				t.Fatalf("got %+v, want %+v", again, r.Observations)
+			}
+		}
+	})
+}
+
+func FuzzReadMeta(f *testing.F) {
+	f.Add((&delegate{site: "eu-west", role: "full"}).NodeMeta(512))
+	f.Add([]byte{1, 200})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if site, role := readMeta(b); len(site) > maxSite || len(role) > maxSite {
+			t.Errorf("got %q, %q", site, role)
+		}
+	})
+}
+
+func BenchmarkDecodeReport(b *testing.B) {
+	r := sampleReport(60)
+	m := encodeReport(&r, epoch, maxPacket)[0]
+	b.SetBytes(int64(len(m)))
+	for b.Loop() {
+		if _, err := decodeMessage(m, epoch); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkVotes(b *testing.B) { // 20 vantages of one endpoint
+	var table Table
+	for i := range 20 {
+		r := sampleReport(50)
+		r.Node = string(rune('a' + i))
+		table.Merge(r)
+	}
+	id := sampleReport(1).Observations[0].ID
+	last := gslb.Unknown
+	for b.Loop() {
+		last, _ = Judge(last, table.Votes(id, time.Second, epoch))
+	}
+	if last != gslb.Up {
+		b.Fatalf("got %v, want up", last)
+	}
+}

@@ -1,0 +1,570 @@
+package health
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// firstRoundLimit is how long a node waits at most for a result of every target before it
+// answers queries.
+const firstRoundLimit = 10 * time.Second
+
+// Options are the settings of a Monitor.
+type Options struct {
+	Node   string        // unique in the fleet, 1 to 128 octets
+	Site   string        // that the node's probes speak for, at most 128 octets
+	Role   string        // for people; default "full"
+	Gossip config.Gossip // zero: a node alone
+	Logger *slog.Logger  // nil logs nothing
+
+	Transport memberlist.Transport // in place of sockets at Gossip.Listen
+	RootCAs   *x509.CertPool       // that endpoints' certificates are checked against; nil is the system's
+	MaxProbes int                  // probes under way at once; default 512
+
+	probe func(context.Context, Target) Result // in place of the network, for tests
+}
+
+// Monitor probes targets, tells peers and hears them, and keeps the verdict of all. Its
+// methods are safe for concurrent use.
+type Monitor struct {
+	o       Options
+	log     *slog.Logger
+	stats   *stats
+	prober  *Prober
+	gossip  *gossip       // nil: alone
+	changed chan struct{} // capacity 1
+	first   chan struct{} // closed after the first round
+	wake    chan struct{} // capacity 1: there is something to say
+	setting sync.Mutex    // serialises SetTargets
+
+	mu        sync.Mutex // guards all below
+	listening bool
+	running   bool
+	self      Heading // of this node; Version is the last used
+	table     Table
+	targets   map[gslb.EndpointID]Target
+	judged    map[gslb.EndpointID]judgement // of every target
+	unknown   int                           // of judged: without a vote yet
+	public    *verdicts                     // of judged; nil when out of date
+	restored  map[gslb.EndpointID]gslb.Verdict
+	news      map[gslb.EndpointID]bool // own observations to tell at once; true: Up turned
+	flips     []flip                   // to be logged
+	forgot    time.Time                // when the table was last told to forget
+	warned    seldom
+}
+
+// judgement is what the table says of one target.
+type judgement struct {
+	verdict  gslb.Verdict
+	flipping bool
+	known    bool // there was a vote since the target was set
+	since    time.Time
+}
+
+// flip is a change of a verdict, for the log.
+type flip struct {
+	id        gslb.EndpointID
+	from, to  gslb.Verdict
+	up, votes int
+}
+
+// verdicts are what others get to see; immutable.
+type verdicts struct {
+	verdicts map[gslb.EndpointID]gslb.Verdict
+	flipping map[gslb.EndpointID]bool
+}
+
+// New returns a monitor without targets. It starts nothing.
+func New(o Options) *Monitor {
+	o.Role = cmp.Or(o.Role, "full")
+	m := &Monitor{
+		o: o, log: discardIfNil(o.Logger), stats: new(stats),
+		changed: make(chan struct{}, 1), first: make(chan struct{}), wake: make(chan struct{}, 1),
+		targets: make(map[gslb.EndpointID]Target), judged: make(map[gslb.EndpointID]judgement),
+		news: make(map[gslb.EndpointID]bool),
+		// The clock gives an epoch that no earlier life of this node had. Where it was set
+		// back, peers tell this node of its earlier life, and it starts a later one.
+		self: Heading{Version: Version{Epoch: uint64(max(1, time.Now().UnixMicro()))}, Site: o.Site, Period: heartbeat},
+	}
+	m.prober = NewProber(ProberOptions{
+		Report: m.observe, MaxInFlight: o.MaxProbes, RootCAs: o.RootCAs,
+		Logger: m.log, stats: m.stats, probe: o.probe,
+	})
+	if o.Gossip.Listen.IsValid() || o.Transport != nil {
+		m.gossip = newGossip(o.Node, o.Site, o.Role, o.Gossip, o.Transport, m.log, m.stats)
+		m.gossip.hear, m.gossip.state, m.gossip.lost = m.hear, m.state, m.lost
+	}
+	return m
+}
+
+// Listen checks the options and binds the gossip address. Its errors name the key of the
+// configuration. Run calls it if nobody did; after a Listen without a Run call Close.
+func (m *Monitor) Listen() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.listening:
+		return nil
+	case m.o.Node == "" || len(m.o.Node) > maxName:
+		return fmt.Errorf("node.name %q: expected 1 to %d octets", m.o.Node, maxName)
+	case len(m.o.Site) > maxSite:
+		return fmt.Errorf("node.site %q: expected at most %d octets", m.o.Site, maxSite)
+	}
+	if m.gossip != nil {
+		if _, err := gossipKey(m.o.Gossip.Key); err != nil {
+			return err
+		}
+		if err := m.gossip.listen(); err != nil {
+			return err
+		}
+	}
+	m.listening = true
+	return nil
+}
+
+// Close releases what Listen bound. It is for a monitor that never ran: Run leaves nothing.
+func (m *Monitor) Close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.listening && !m.running && m.gossip != nil {
+		m.gossip.close()
+		m.listening = false
+	}
+}
+
+// GossipAddr returns the address that Listen bound; invalid without one.
+func (m *Monitor) GossipAddr() netip.AddrPort {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.listening || m.gossip == nil {
+		return netip.AddrPort{}
+	}
+	addr, _ := m.gossip.address()
+	return addr
+}
+
+// Run probes and gossips until ctx ends; then it leaves the membership. It returns an error
+// of Listen, or the cause of ctx. Call it once.
+func (m *Monitor) Run(ctx context.Context) error {
+	if err := m.Listen(); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.running = true
+	m.mu.Unlock()
+	var wg sync.WaitGroup
+	if m.gossip != nil {
+		if err := m.gossip.start(ctx); err != nil {
+			return err
+		}
+		wg.Go(func() { m.gossip.join(ctx) })
+	}
+	wg.Go(func() { _ = m.prober.Run(ctx) })
+	m.loop(ctx)
+	wg.Wait()
+	if m.gossip != nil {
+		m.leave()
+		m.gossip.stop()
+	}
+	return context.Cause(ctx)
+}
+
+// loop tells what is new, beats, and lets what is old stop counting.
+func (m *Monitor) loop(ctx context.Context) {
+	limit := time.NewTimer(firstRoundLimit)
+	defer limit.Stop()
+	beat := time.NewTimer(0)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			m.mu.Lock()
+			m.endFirstRound()
+			m.mu.Unlock()
+		case <-m.wake:
+			m.speak()
+		case <-beat.C:
+			m.age()
+			m.beat()
+			beat.Reset(heartbeat - time.Duration(rand.Int64N(int64(heartbeat/10)))) // never later than promised
+		}
+	}
+}
+
+// SetTargets replaces what is probed and judged. Targets that stay keep their state.
+func (m *Monitor) SetTargets(targets []Target) {
+	m.setting.Lock()
+	defer m.setting.Unlock()
+	m.setTargets(targets)
+	m.prober.SetTargets(targets) // after the monitor knows whose results come
+}
+
+func (m *Monitor) setTargets(targets []Target) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	next := make(map[gslb.EndpointID]Target, len(targets))
+	for _, t := range targets {
+		if _, ok := next[t.ID]; ok {
+			continue
+		}
+		next[t.ID] = t
+		if _, ok := m.judged[t.ID]; !ok {
+			m.judged[t.ID] = judgement{verdict: m.restored[t.ID], since: now}
+			m.unknown++
+			m.changeLocked()
+		}
+	}
+	for id := range m.targets {
+		if _, ok := next[id]; ok {
+			continue
+		}
+		if !m.judged[id].known {
+			m.unknown--
+		}
+		delete(m.judged, id)
+		m.table.Remove(m.o.Node, id)
+		m.changeLocked()
+	}
+	m.targets = next
+	m.judgeLocked(now, maps.Keys(next))
+}
+
+// Restore gives verdicts of an earlier life of this node, which hold until there are votes,
+// and which rise and fall then start from. Call it before SetTargets.
+func (m *Monitor) Restore(last map[gslb.EndpointID]gslb.Verdict) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.restored = maps.Clone(last)
+	m.prober.Restore(last)
+}
+
+// SetInfo sets what this node tells of itself in Members of every node, such as its plan and
+// revision: at most 128 octets, of which the rest is cut.
+func (m *Monitor) SetInfo(info string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.self.Info = printable(info, maxInfo)
+}
+
+// Verdicts returns the verdict of every target. The map is immutable: the caller must not
+// change it, and a later call returns another.
+func (m *Monitor) Verdicts() map[gslb.EndpointID]gslb.Verdict { return m.publish().verdicts }
+
+// Flipping returns the targets whose verdict may be about to change: it would if every
+// vantage whose last result contradicts what it says changed its mind. The map is immutable.
+func (m *Monitor) Flipping() map[gslb.EndpointID]bool { return m.publish().flipping }
+
+// Changed returns a channel that receives after Verdicts or Flipping changed: once for all
+// changes since the last receive. There is one channel, for one reader.
+func (m *Monitor) Changed() <-chan struct{} { return m.changed }
+
+// FirstRound returns a channel that is closed once each target has a vote, of this node or of
+// a peer, or ten seconds after Run began.
+func (m *Monitor) FirstRound() <-chan struct{} { return m.first }
+
+// observe takes one result of the prober.
+func (m *Monitor) observe(t Target, r Result, s State) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now, ok := m.targets[t.ID]; !ok || now.Addr != t.Addr {
+		return // removed meanwhile
+	}
+	now := time.Now()
+	changed, refused := m.sayLocked(now, Observation{
+		ID: t.ID, Up: s.Verdict == gslb.Up, Flipping: s.Flipping(),
+		Class: r.Class, Latency: r.Latency, Detail: r.Detail, At: now,
+	})
+	m.stats.dropped[dropFull].Add(uint64(refused))
+	if len(changed) > 0 {
+		for _, c := range changed {
+			m.news[c.ID] = m.news[c.ID] || c.Flip
+		}
+		m.judgeLocked(now, idsOf(changed))
+		nudge(m.wake)
+	}
+}
+
+// sayLocked writes this node's registers: its heading, and the observations in its newest version.
+func (m *Monitor) sayLocked(now time.Time, obs ...Observation) (changed []Change, refused int) {
+	m.self.Version.Seq++
+	m.self.At = now
+	for i := range obs {
+		obs[i].Version = m.self.Version
+	}
+	return m.table.Merge(Report{Node: m.o.Node, Heading: m.self, Observations: obs})
+}
+
+// speak logs what changed, and tells peers at once what changed here.
+func (m *Monitor) speak() {
+	m.mu.Lock()
+	flips := m.flips
+	m.flips = nil
+	news := m.news
+	m.news = make(map[gslb.EndpointID]bool)
+	now := time.Now()
+	var report Report
+	if len(news) > 0 {
+		m.sayLocked(now) // a newer heading, that peers see this node is alive
+		report = m.table.Report(m.o.Node, slices.Collect(maps.Keys(news))...)
+	}
+	m.mu.Unlock()
+	for _, f := range flips {
+		m.log.Info("endpoint is "+verdictName(f.to), "pool", f.id.Pool, "endpoint", f.id.Addr,
+			"was", verdictName(f.from), "up", f.up, "vantages", f.votes)
+	}
+	if m.gossip == nil || len(report.Observations) == 0 {
+		return
+	}
+	m.gossip.tell(encodeReport(&report, now, maxPacket))
+	m.spread(report, news, now)
+}
+
+// spread lets memberlist carry the flips among the observations of a report from node to
+// node, so that they also reach those that this node cannot.
+func (m *Monitor) spread(r Report, flips map[gslb.EndpointID]bool, now time.Time) {
+	for _, o := range r.Observations {
+		if flips[o.ID] {
+			one := Report{Node: r.Node, Heading: r.Heading, Observations: []Observation{o}}
+			m.gossip.broadcast(r.Node, o.ID, encodeReport(&one, now, maxPacket)[0])
+		}
+	}
+}
+
+// beat tells peers everything.
+func (m *Monitor) beat() {
+	if m.gossip == nil {
+		return
+	}
+	m.mu.Lock()
+	now := time.Now()
+	m.sayLocked(now)
+	report := m.table.Report(m.o.Node)
+	m.mu.Unlock()
+	messages := encodeReport(&report, now, maxPacket)
+	m.gossip.beat(messages)
+	m.mu.Lock()
+	m.self.Period = m.gossip.period(len(messages))
+	m.mu.Unlock()
+}
+
+// leave tells peers this node's last word, which outlasts what of it is still under way.
+func (m *Monitor) leave() {
+	m.mu.Lock()
+	now := time.Now()
+	m.self.Leaving = true
+	m.sayLocked(now)
+	report := Report{Node: m.o.Node, Heading: m.self}
+	m.mu.Unlock()
+	m.gossip.tell(encodeReport(&report, now, maxPacket))
+}
+
+// age judges everything anew, since votes go stale without a word.
+func (m *Monitor) age() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	if m.gossip == nil {
+		m.sayLocked(now) // a node alone is heard by itself
+	}
+	if now.Sub(m.forgot) >= time.Minute {
+		m.table.Forget(now)
+		m.forgot = now
+	}
+	m.judgeLocked(now, maps.Keys(m.targets))
+}
+
+// hear takes a message of a peer.
+func (m *Monitor) hear(message []byte) {
+	now := time.Now()
+	m.stats.gossipIn.Add(1)
+	reports, err := decodeMessage(message, now)
+	if err != nil {
+		cause := causeOf(err)
+		m.stats.dropped[cause].Add(1)
+		m.log.Debug("gossip message dropped", "cause", dropNames[cause], "error", err)
+		return
+	}
+	for _, r := range reports {
+		m.take(r, now)
+	}
+}
+
+// take merges one report, and passes on the flips in it.
+func (m *Monitor) take(r Report, now time.Time) {
+	m.mu.Lock()
+	if r.Node == m.o.Node {
+		m.supersedeLocked(r.Heading.Version, now)
+		m.mu.Unlock()
+		return
+	}
+	changed, refused := m.table.Merge(r)
+	m.stats.dropped[dropFull].Add(uint64(refused))
+	m.judgeLocked(now, idsOf(changed))
+	flips := make(map[gslb.EndpointID]bool)
+	for _, c := range changed {
+		if c.Flip {
+			flips[c.ID] = true
+		}
+	}
+	var relay Report
+	if len(flips) > 0 {
+		relay = m.table.Report(r.Node, slices.Collect(maps.Keys(flips))...)
+	}
+	m.mu.Unlock()
+	m.spread(relay, flips, now)
+}
+
+func idsOf(changes []Change) iter.Seq[gslb.EndpointID] {
+	return func(yield func(gslb.EndpointID) bool) {
+		for _, c := range changes {
+			if !yield(c.ID) {
+				return
+			}
+		}
+	}
+}
+
+// supersedeLocked hears of this node's own registers. If they are newer than what it wrote,
+// they are of an earlier life with a clock ahead, or of another node with our name: this
+// node starts a life after that one and says everything again.
+func (m *Monitor) supersedeLocked(v Version, now time.Time) {
+	if v.Compare(m.self.Version) <= 0 {
+		return
+	}
+	m.stats.dropped[dropConflict].Add(1)
+	if m.warned.pass() {
+		m.log.Warn("gossip knows a later life of this node: the clock was set back, or another node has its name", "name", m.o.Node)
+	}
+	m.self.Version = Version{Epoch: min(v.Epoch+1, maxEpoch)}
+	m.sayLocked(now, m.table.Report(m.o.Node).Observations...)
+}
+
+// state returns all that this node knows as one message: itself first.
+func (m *Monitor) state() []byte {
+	m.mu.Lock()
+	now := time.Now()
+	m.sayLocked(now)
+	reports := []Report{m.table.Report(m.o.Node)}
+	for _, name := range m.table.Names() {
+		if name != m.o.Node {
+			reports = append(reports, m.table.Report(name))
+		}
+	}
+	m.mu.Unlock()
+	return encodeState(reports, now, maxState/2)
+}
+
+// lost hears that membership lost a peer.
+func (m *Monitor) lost(peer string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.table.Gone(peer)
+	m.judgeLocked(time.Now(), maps.Keys(m.targets))
+}
+
+// judgeLocked judges the targets of ids at now.
+func (m *Monitor) judgeLocked(now time.Time, ids iter.Seq[gslb.EndpointID]) {
+	for id := range ids {
+		t, ok := m.targets[id]
+		if !ok {
+			continue
+		}
+		old := m.judged[id]
+		votes := m.table.Votes(id, time.Duration(t.Probe.Interval), now)
+		j := old
+		j.verdict, j.flipping = Judge(old.verdict, votes)
+		if !old.known && len(votes) > 0 {
+			j.known = true
+			m.unknown--
+		}
+		if j.verdict != old.verdict {
+			j.since = now
+			m.flipLocked(id, old.verdict, j.verdict, votes)
+		}
+		m.judged[id] = j
+		if j.verdict != old.verdict || j.flipping != old.flipping {
+			m.changeLocked()
+		}
+	}
+	if m.running && m.unknown == 0 {
+		m.endFirstRound()
+	}
+}
+
+// flipLocked counts a change of verdict, and leaves it to the loop to log.
+func (m *Monitor) flipLocked(id gslb.EndpointID, from, to gslb.Verdict, votes []Vote) {
+	f := flip{id: id, from: from, to: to, votes: len(votes)}
+	for _, v := range votes {
+		if v.Up {
+			f.up++
+		}
+	}
+	if from != gslb.Unknown {
+		m.stats.flips.Add(1)
+	}
+	if len(m.flips) < maxBroadcasts {
+		m.flips = append(m.flips, f)
+	}
+	nudge(m.wake)
+}
+
+// changeLocked says that what publish returned last is out of date.
+func (m *Monitor) changeLocked() {
+	m.public = nil
+	nudge(m.changed)
+}
+
+func (m *Monitor) publish() *verdicts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.public != nil {
+		return m.public
+	}
+	v := &verdicts{make(map[gslb.EndpointID]gslb.Verdict, len(m.judged)), make(map[gslb.EndpointID]bool)}
+	for id, j := range m.judged {
+		v.verdicts[id] = j.verdict
+		if j.flipping {
+			v.flipping[id] = true
+		}
+	}
+	m.public = v
+	return v
+}
+
+func (m *Monitor) endFirstRound() {
+	select {
+	case <-m.first:
+	default:
+		close(m.first)
+	}
+}
+
+func causeOf(err error) dropCause {
+	switch {
+	case errors.Is(err, errVersion):
+		return dropVersion
+	case errors.Is(err, errOversize):
+		return dropOversize
+	default:
+		return dropMalformed
+	}
+}

@@ -1,0 +1,410 @@
+package health
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// world is a fleet in a bubble of virtual time: what is true of each endpoint for each node,
+// and the nodes.
+type world struct {
+	t     *testing.T
+	net   memNet
+	nodes []*simNode
+
+	mu   sync.Mutex
+	down map[gslb.EndpointID]func(node int) bool // guarded by mu; nil is up for all
+}
+
+type simNode struct {
+	*Monitor
+	number int
+	stop   func()
+}
+
+// run starts node i, which probes the targets and knows the first three nodes as seeds.
+func (w *world) run(i int, targets []Target, change func(*Monitor)) *simNode {
+	o := Options{
+		Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: w.net.join(i),
+		Gossip: config.Gossip{Join: []string{"10.0.0.0:7946", "10.0.0.1:7946", "10.0.0.2:7946"}, Key: "MDEyMzQ1Njc4OWFiY2RlZg=="},
+	}
+	o.probe = func(_ context.Context, t Target) Result {
+		time.Sleep(2 * time.Millisecond)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if down := w.down[t.ID]; down != nil && down(i) {
+			return Result{Class: Refused, Latency: time.Millisecond, Detail: "connection refused"}
+		}
+		return Result{Latency: time.Millisecond}
+	}
+	m := New(o)
+	if change != nil {
+		change(m)
+	}
+	m.SetTargets(targets)
+	ctx, cancel := context.WithCancel(w.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Run(ctx) }()
+	return &simNode{m, i, func() {
+		cancel()
+		if err := <-done; err != context.Canceled {
+			w.t.Errorf("ns%d: Run returned %v", i, err)
+		}
+	}}
+}
+
+func (w *world) start(nodes, endpoints int) {
+	for i := range nodes {
+		w.nodes = append(w.nodes, w.run(i, fakeTargets(endpoints), nil))
+	}
+}
+
+func (w *world) stop() {
+	for _, n := range w.nodes {
+		n.stop()
+	}
+	time.Sleep(time.Minute) // memberlist's time-outs run on, and time ends with the test
+}
+
+// kill sets for which nodes an endpoint is down; nil brings it back.
+func (w *world) kill(id gslb.EndpointID, down func(node int) bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.down == nil {
+		w.down = make(map[gslb.EndpointID]func(int) bool)
+	}
+	w.down[id] = down
+}
+
+func everywhere(int) bool { return true }
+
+// until waits for f to hold, and returns how long it took; it fails after limit.
+func (w *world) until(limit time.Duration, what string, f func() bool) time.Duration {
+	w.t.Helper()
+	begin := time.Now()
+	for !f() {
+		if time.Since(begin) > limit {
+			w.t.Fatalf("not within %v: %s\n%s", limit, what, w.dump())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return time.Since(begin)
+}
+
+// agreed reports whether the nodes' verdict of id is v.
+func (w *world) agreed(id gslb.EndpointID, v gslb.Verdict, nodes ...*simNode) bool {
+	if nodes == nil {
+		nodes = w.nodes
+	}
+	return !slices.ContainsFunc(nodes, func(n *simNode) bool { return n.Verdicts()[id] != v })
+}
+
+// votes returns the fresh votes that n counts for its first target: "+ns0 -ns2".
+func (n *simNode) votes() string {
+	var out []string
+	for _, v := range n.Views()[0].Vantages {
+		if v.Fresh {
+			out = append(out, map[bool]string{true: "+", false: "-"}[v.Up]+v.Node)
+		}
+	}
+	return strings.Join(out, " ")
+}
+
+func (w *world) dump() string {
+	var b strings.Builder
+	for _, n := range w.nodes {
+		fmt.Fprintf(&b, "ns%d: %v, votes %s, %+v\n", n.number, n.Views()[0].Verdict, n.votes(), n.Stats())
+	}
+	return b.String()
+}
+
+// TestSimFlip kills an endpoint and brings it back, over good and bad networks: every node
+// is to say so in time, and nothing else is to flip.
+func TestSimFlip(t *testing.T) {
+	for _, tc := range []struct {
+		nodes int
+		loss  float64
+		delay time.Duration
+	}{
+		{1, 0, 0}, {2, 0, 20 * time.Millisecond}, {3, 0, 20 * time.Millisecond}, {3, 0.2, 150 * time.Millisecond},
+		{20, 0, 20 * time.Millisecond}, {20, 0.05, 80 * time.Millisecond},
+	} {
+		t.Run(fmt.Sprintf("%d nodes, loss %v, delay %v", tc.nodes, tc.loss, tc.delay), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const endpoints = 6
+				w := &world{t: t}
+				w.net.loss, w.net.delay = tc.loss, tc.delay
+				w.start(tc.nodes, endpoints)
+				defer w.stop()
+				w.until(20*time.Second, "all nodes hear all", func() bool {
+					return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return strings.Count(n.votes(), "+ns") != tc.nodes })
+				})
+				id := idOf(0)
+				w.kill(id, everywhere)
+				// fall × interval + timeout + 1 s
+				down := w.until(4400*time.Millisecond, "down everywhere", func() bool { return w.agreed(id, gslb.Down) })
+				w.until(5*time.Second, "all vote down", func() bool {
+					return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return strings.Count(n.votes(), "-ns") != tc.nodes })
+				})
+				w.kill(id, nil)
+				up := w.until(4400*time.Millisecond, "up everywhere", func() bool { return w.agreed(id, gslb.Up) })
+				w.net.set(func() { w.net.bytes, w.net.count = 0, 0 })
+				time.Sleep(30 * time.Second)
+				for _, n := range w.nodes {
+					if s := n.Stats(); s.Flips != 2 {
+						t.Errorf("ns%d: %d flips, want 2: %+v", n.number, s.Flips, s)
+					}
+				}
+				w.net.set(func() {
+					t.Logf("down on all after %v, up after %v; idle %.1f packets/s, %.0f octets/s a node", down, up,
+						float64(w.net.count)/30/float64(tc.nodes), float64(w.net.bytes)/30/float64(tc.nodes))
+				})
+			})
+		})
+	}
+}
+
+// TestSimNodeDies wants the vote of a node that no longer speaks to stop counting, and to
+// count again when it speaks.
+func TestSimNodeDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.net.delay = 20 * time.Millisecond
+		id := idOf(0)
+		w.kill(id, func(node int) bool { return node > 0 })
+		w.start(3, 1)
+		defer w.stop()
+		w.until(15*time.Second, "two of three say down", func() bool { return w.agreed(id, gslb.Down) })
+
+		const third = "10.0.0.2:7946"
+		w.net.set(func() { w.net.cut = func(from, to string) bool { return from == third || to == third } })
+		took := w.until(8*time.Second, "one of two says up", func() bool { return w.agreed(id, gslb.Up, w.nodes[0], w.nodes[1]) })
+		if took < 3*time.Second {
+			t.Errorf("the vote was gone after %v, want it to outlive lost heartbeats", took)
+		}
+		if got, want := w.nodes[0].votes(), "+ns0 -ns1"; got != want {
+			t.Errorf("ns0 counts %s, want %s", got, want)
+		}
+		time.Sleep(time.Minute) // memberlist has forgotten the dead
+		if !w.agreed(id, gslb.Down, w.nodes[2]) {
+			t.Error("the node that is cut off changed its own verdict, want what it sees")
+		}
+		w.net.set(func() { w.net.cut = nil })
+		w.until(70*time.Second, "all three count again", func() bool { return w.agreed(id, gslb.Down) && w.nodes[0].votes() == "+ns0 -ns1 -ns2" })
+	})
+}
+
+// TestSimLeave wants the vote of a node that leaves to stop counting at once.
+func TestSimLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.start(3, 1)
+		w.until(15*time.Second, "all hear all", func() bool { return w.nodes[0].votes() == "+ns0 +ns1 +ns2" })
+		w.nodes[2].stop()
+		w.nodes = w.nodes[:2]
+		defer w.stop()
+		w.until(2*time.Second, "two are left", func() bool { return w.nodes[0].votes() == "+ns0 +ns1" && w.nodes[1].votes() == "+ns0 +ns1" })
+	})
+}
+
+// TestSimPartition cuts a fleet in two and heals it: nothing flips, and all count again.
+func TestSimPartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.net.delay = 30 * time.Millisecond
+		w.start(6, 3)
+		defer w.stop()
+		all := func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return strings.Count(n.votes(), "+ns") != 6 })
+		}
+		w.until(15*time.Second, "all hear all", all)
+		side := func(addr string) bool { return addr >= "10.0.0.3" }
+		w.net.set(func() { w.net.cut = func(from, to string) bool { return side(from) != side(to) } })
+		time.Sleep(2 * time.Minute)
+		if got, want := w.nodes[0].votes()+" | "+w.nodes[5].votes(), "+ns0 +ns1 +ns2 | +ns3 +ns4 +ns5"; got != want {
+			t.Errorf("in the partition they count %s, want %s", got, want)
+		}
+		w.net.set(func() { w.net.cut = nil })
+		took := w.until(80*time.Second, "all hear all again", all)
+		t.Logf("healed after %v", took)
+		for _, n := range w.nodes {
+			if s := n.Stats(); s.Flips != 0 {
+				t.Errorf("ns%d: %d flips, want none", n.number, s.Flips)
+			}
+		}
+	})
+}
+
+// TestSimOneWay wants a flip to reach a node that its vantage cannot.
+func TestSimOneWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.net.delay = 20 * time.Millisecond
+		w.start(4, 2)
+		defer w.stop()
+		w.until(15*time.Second, "all hear all", func() bool { return w.nodes[1].votes() == "+ns0 +ns1 +ns2 +ns3" })
+		w.net.set(func() {
+			w.net.cut = func(from, to string) bool { return from == "10.0.0.0:7946" && to == "10.0.0.1:7946" }
+		})
+		w.kill(idOf(0), everywhere)
+		w.until(4400*time.Millisecond, "down everywhere", func() bool { return w.agreed(idOf(0), gslb.Down) })
+		w.until(time.Second, "ns1 has heard of ns0's flip", func() bool {
+			return slices.ContainsFunc(w.nodes[1].Views()[0].Vantages, func(v Vantage) bool { return v.Node == "ns0" && !v.Up })
+		})
+		time.Sleep(time.Minute)
+		if !w.agreed(idOf(0), gslb.Down) || !w.agreed(idOf(1), gslb.Up) {
+			t.Errorf("verdicts changed:\n%s", w.dump())
+		}
+	})
+}
+
+// TestSimRestart wants a node's new life to count, also when its clock was set back.
+func TestSimRestart(t *testing.T) {
+	for _, back := range []uint64{0, 24 * 3600 * 1e6} {
+		synctest.Test(t, func(t *testing.T) {
+			w := &world{t: t}
+			id := idOf(0)
+			w.start(3, 1)
+			defer func() { w.stop() }()
+			w.until(15*time.Second, "all hear all", func() bool { return w.nodes[0].votes() == "+ns0 +ns1 +ns2" })
+			w.nodes[2].stop()
+			w.kill(id, func(node int) bool { return node == 2 })
+			time.Sleep(time.Second)
+			w.nodes[2] = w.run(2, fakeTargets(1), func(m *Monitor) { m.self.Version.Epoch -= back })
+			took := w.until(10*time.Second, "its new vote counts", func() bool {
+				return w.nodes[0].votes() == "+ns0 +ns1 -ns2" && w.nodes[1].votes() == "+ns0 +ns1 -ns2" && w.nodes[2].votes() == "+ns0 +ns1 -ns2"
+			})
+			if conflicts := w.nodes[2].Stats().GossipDropped["conflict"]; (conflicts > 0) != (back > 0) {
+				t.Errorf("clock back by %d: %d conflicts", back, conflicts)
+			}
+			t.Logf("counted after %v", took)
+		})
+	}
+}
+
+// TestSimFirstRound wants a node to be ready when it knows of every target, by itself or by
+// peers, and after ten seconds in any case.
+func TestSimFirstRound(t *testing.T) {
+	closed := func(n *simNode) bool {
+		select {
+		case <-n.FirstRound():
+			return true
+		default:
+			return false
+		}
+	}
+	blind := func(m *Monitor) { // cannot probe: nothing but Local faults
+		m.prober.o.probe = func(context.Context, Target) Result { return Result{Class: Local} }
+	}
+	for _, tc := range []struct {
+		name     string
+		peers    int
+		targets  int
+		change   func(*Monitor)
+		min, max time.Duration
+		want     gslb.Verdict
+	}{
+		{"alone", 0, 50, nil, 2 * time.Millisecond, time.Second, gslb.Up},
+		{"nothing to probe", 0, 0, nil, 0, 100 * time.Millisecond, gslb.Unknown},
+		{"alone and blind", 0, 1, blind, firstRoundLimit, firstRoundLimit + 100*time.Millisecond, gslb.Unknown},
+		{"blind among peers", 2, 1, blind, 0, 3 * time.Second, gslb.Up},
+		{"blind with a last known verdict", 0, 1, func(m *Monitor) {
+			blind(m)
+			m.Restore(map[gslb.EndpointID]gslb.Verdict{idOf(0): gslb.Down})
+		}, firstRoundLimit, firstRoundLimit + 100*time.Millisecond, gslb.Down},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := &world{t: t}
+				w.start(tc.peers, tc.targets)
+				defer func() { w.stop() }()
+				time.Sleep(15 * time.Second)
+				n := w.run(9, fakeTargets(tc.targets), tc.change)
+				w.nodes = append(w.nodes, n)
+				began := time.Now()
+				<-n.FirstRound()
+				if took := time.Since(began); took < tc.min || took > tc.max {
+					t.Errorf("ready after %v, want %v to %v", took, tc.min, tc.max)
+				}
+				if got := n.Verdicts()[idOf(0)]; got != tc.want {
+					t.Errorf("got %v, want %v", got, tc.want)
+				}
+				if !closed(n) {
+					t.Error("the channel is not closed")
+				}
+			})
+		})
+	}
+}
+
+// TestSimFlipping wants a verdict's coming change told before it comes, on every node.
+func TestSimFlipping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.net.delay = 20 * time.Millisecond
+		w.start(3, 2)
+		defer w.stop()
+		w.until(15*time.Second, "all hear all", func() bool { return w.nodes[0].votes() == "+ns0 +ns1 +ns2" })
+		id := idOf(0)
+		w.kill(id, func(node int) bool { return node == 0 })
+		time.Sleep(2500 * time.Millisecond)
+		if w.nodes[0].Flipping()[id] || w.nodes[1].Flipping()[id] {
+			t.Error("one of three fails: flipping, want not")
+		}
+		w.kill(id, everywhere)
+		for _, n := range w.nodes {
+			w.until(1200*time.Millisecond, "flipping", func() bool { return n.Flipping()[id] })
+			if n.Verdicts()[id] != gslb.Up {
+				t.Errorf("ns%d says down before flipping", n.number)
+			}
+			if n.Flipping()[idOf(1)] {
+				t.Errorf("ns%d: another endpoint is flipping", n.number)
+			}
+		}
+		w.until(4*time.Second, "down", func() bool { return w.agreed(id, gslb.Down) })
+		w.until(4*time.Second, "settled", func() bool { return !w.nodes[0].Flipping()[id] && !w.nodes[2].Flipping()[id] })
+	})
+}
+
+// TestSimTargets wants verdicts, own observations and the first round to follow the targets.
+func TestSimTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.start(2, 2)
+		defer w.stop()
+		w.until(15*time.Second, "all hear all", func() bool { return w.nodes[0].votes() == "+ns0 +ns1" && w.nodes[1].votes() == "+ns0 +ns1" })
+		n := w.nodes[0]
+		for len(n.Changed()) > 0 {
+			<-n.Changed()
+		}
+		n.SetTargets(fakeTargets(1))
+		select {
+		case <-n.Changed():
+		default:
+			t.Error("Changed is silent after a target was removed")
+		}
+		if v := n.Verdicts(); len(v) != 1 || v[idOf(0)] != gslb.Up {
+			t.Errorf("got %v, want one up", v)
+		}
+		time.Sleep(20 * time.Second)
+		for _, v := range w.nodes[1].Views()[1].Vantages {
+			if v.Node == "ns0" && v.Fresh {
+				t.Errorf("the other node still counts %+v", v)
+			}
+		}
+		// What a peer knows already is known at once.
+		n.SetTargets(fakeTargets(2))
+		if got := n.Verdicts()[idOf(1)]; got != gslb.Up {
+			t.Errorf("got %v for a target that the peer probes, want up", got)
+		}
+	})
+}

@@ -1,0 +1,269 @@
+package health
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+)
+
+const (
+	// staleFactor is how many intervals without news make an observation stale: two may be
+	// lost on the way.
+	staleFactor = 3
+	// staleFloor is the least age that is stale, so that short intervals outlive the pace of
+	// gossip: four of five lost heartbeats.
+	staleFloor = 5 * time.Second
+	// forgetAfter is the silence after which a node is forgotten. It is long, since a version
+	// that was forgotten could be replayed.
+	forgetAfter = 10 * time.Minute
+	// maxInterval is the longest that a probe may have.
+	maxInterval = time.Hour
+
+	maxNodes     = 1024    // vantages in a table
+	maxRegisters = 1 << 18 // observations in a table, some 50 MiB
+)
+
+// Version orders what one node wrote: by its life, then by a counter within it. Only the
+// node itself makes new versions.
+type Version struct {
+	Epoch uint64 // of the node's life; grows with each
+	Seq   uint64
+}
+
+// Compare returns -1, 0 or 1 as v is older than, the same as or newer than w.
+func (v Version) Compare(w Version) int {
+	return cmp.Or(cmp.Compare(v.Epoch, w.Epoch), cmp.Compare(v.Seq, w.Seq))
+}
+
+// Observation is what one node found at one endpoint: a register that the node alone writes.
+type Observation struct {
+	ID       gslb.EndpointID
+	Version  Version
+	Up       bool // after rise and fall
+	Flipping bool // Up may be about to change
+	Class    Class
+	Latency  time.Duration
+	Detail   string
+	At       time.Time // when it was made, by the clock of who holds it
+}
+
+// join returns the newer of two values of one register. It is commutative, associative and
+// idempotent. Of one version there is only one value, unless two nodes share a name; then
+// any fixed order will do. Of two times that one version was made the earlier is nearer the
+// truth, since a way through the network only makes it later: so nothing repeated is young.
+func (o Observation) join(p Observation) Observation {
+	switch c := o.Version.Compare(p.Version); {
+	case c > 0:
+		return o
+	case c < 0:
+		return p
+	}
+	at := o.At
+	if p.At.Before(at) {
+		at = p.At
+	}
+	if p.compareValue(o) > 0 {
+		o = p
+	}
+	o.At = at
+	return o
+}
+
+func (o Observation) compareValue(p Observation) int {
+	return cmp.Or(compareBool(o.Up, p.Up), compareBool(o.Flipping, p.Flipping), cmp.Compare(o.Class, p.Class),
+		cmp.Compare(o.Latency, p.Latency), cmp.Compare(o.Detail, p.Detail))
+}
+
+func compareBool(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	default:
+		return -1
+	}
+}
+
+// Heading is what a node says of itself with everything that it says: a register too.
+type Heading struct {
+	Version Version
+	Site    string
+	Info    string        // for people and for comparison between nodes, such as the plan it serves
+	Period  time.Duration // at most this passes between two words of the node to each other node
+	Leaving bool          // its last word: it no longer counts
+	At      time.Time     // when it was said, by the clock of who holds it
+}
+
+// join is to Heading what it is to Observation.
+func (h Heading) join(i Heading) Heading {
+	switch c := h.Version.Compare(i.Version); {
+	case c > 0:
+		return h
+	case c < 0:
+		return i
+	}
+	at := h.At
+	if i.At.Before(at) {
+		at = i.At
+	}
+	if cmp.Or(cmp.Compare(i.Site, h.Site), cmp.Compare(i.Info, h.Info), cmp.Compare(i.Period, h.Period), compareBool(i.Leaving, h.Leaving)) > 0 {
+		h = i
+	}
+	h.At = at
+	return h
+}
+
+// patience is how long h's node may be silent and still be believed.
+func (h Heading) patience() time.Duration {
+	return max(staleFloor, staleFactor*h.Period)
+}
+
+// Report is one node's observations, all or some, with its heading.
+type Report struct {
+	Node         string
+	Heading      Heading
+	Observations []Observation
+}
+
+// Table is everything that is known of all nodes' observations. The order and the number of
+// times in which reports are merged make no difference to it. It is not safe for concurrent
+// use. The zero value is empty.
+type Table struct {
+	nodes     map[string]*vantage
+	registers int // observations of all nodes
+}
+
+// vantage is one node in a table.
+type vantage struct {
+	heading  Heading
+	gone     Version // what was said up to here no longer counts: the node died or left after it
+	observed map[gslb.EndpointID]Observation
+}
+
+// Change is an observation that is new, or whose Up or Flipping is.
+type Change struct {
+	ID   gslb.EndpointID
+	Flip bool // it was known, and Up turned
+}
+
+// Merge takes in a report. It returns what it changed, and how many observations the table
+// had no room for.
+func (t *Table) Merge(r Report) (changed []Change, refused int) {
+	v := t.nodes[r.Node]
+	if v == nil {
+		if len(t.nodes) >= maxNodes {
+			return nil, max(1, len(r.Observations))
+		}
+		if t.nodes == nil {
+			t.nodes = make(map[string]*vantage)
+		}
+		v = &vantage{heading: r.Heading, observed: make(map[gslb.EndpointID]Observation)}
+		t.nodes[r.Node] = v
+	}
+	v.heading = v.heading.join(r.Heading)
+	for _, o := range r.Observations {
+		old, had := v.observed[o.ID]
+		if !had {
+			if t.registers >= maxRegisters {
+				refused++
+				continue
+			}
+			t.registers++
+		} else {
+			o = old.join(o)
+		}
+		v.observed[o.ID] = o
+		if !had || old.Up != o.Up || old.Flipping != o.Flipping {
+			changed = append(changed, Change{ID: o.ID, Flip: had && old.Up != o.Up})
+		}
+	}
+	return changed, refused
+}
+
+// Gone says that membership has lost a node: what is known of it no longer counts, until it
+// is heard to say something new.
+func (t *Table) Gone(node string) {
+	if v := t.nodes[node]; v != nil && v.gone.Compare(v.heading.Version) < 0 {
+		v.gone = v.heading.Version
+	}
+}
+
+// Remove forgets node's observation of id.
+func (t *Table) Remove(node string, id gslb.EndpointID) {
+	if v := t.nodes[node]; v != nil {
+		if _, ok := v.observed[id]; ok {
+			delete(v.observed, id)
+			t.registers--
+		}
+	}
+}
+
+// Forget drops nodes that were silent for long, and observations that no interval can keep
+// fresh any more.
+func (t *Table) Forget(now time.Time) {
+	for name, v := range t.nodes {
+		if now.Sub(v.heading.At) > forgetAfter {
+			t.registers -= len(v.observed)
+			delete(t.nodes, name)
+			continue
+		}
+		for id, o := range v.observed {
+			if now.Sub(o.At) > staleFactor*maxInterval {
+				t.Remove(name, id)
+			}
+		}
+	}
+}
+
+// Names returns the nodes of the table in order.
+func (t *Table) Names() []string { return slices.Sorted(maps.Keys(t.nodes)) }
+
+// Report returns what the table holds of node: of the endpoints given, or of all without
+// any, ordered by ID. Observations of earlier lives than the last one heard of are left out.
+func (t *Table) Report(node string, ids ...gslb.EndpointID) Report {
+	r := Report{Node: node}
+	v := t.nodes[node]
+	if v == nil {
+		return r
+	}
+	r.Heading = v.heading
+	if len(ids) == 0 {
+		ids = slices.Collect(maps.Keys(v.observed))
+	}
+	r.Observations = make([]Observation, 0, len(ids))
+	for _, id := range ids {
+		if o, ok := v.observed[id]; ok && o.Version.Epoch == v.heading.Version.Epoch && o.Version.Seq <= v.heading.Version.Seq {
+			r.Observations = append(r.Observations, o)
+		}
+	}
+	slices.SortFunc(r.Observations, func(a, b Observation) int { return compareID(a.ID, b.ID) })
+	return r
+}
+
+// alive reports whether v is heard at now: not too long ago, since membership last lost it,
+// and not with its last word.
+func (v *vantage) alive(now time.Time) bool {
+	return !v.heading.Leaving && now.Sub(v.heading.At) <= v.heading.patience() && v.heading.Version.Compare(v.gone) > 0
+}
+
+// fresh reports whether v's observation o of an endpoint that is probed every interval still
+// counts at now.
+func (v *vantage) fresh(o Observation, interval time.Duration, now time.Time) bool {
+	return v.alive(now) && now.Sub(o.At) <= max(staleFactor*interval, v.heading.patience())
+}
+
+// Votes returns the fresh observations of id, which is probed every interval. Their order
+// says nothing.
+func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) []Vote {
+	var votes []Vote
+	for name, v := range t.nodes {
+		if o, ok := v.observed[id]; ok && v.fresh(o, interval, now) {
+			votes = append(votes, Vote{Node: name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
+		}
+	}
+	return votes
+}

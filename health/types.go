@@ -1,0 +1,75 @@
+// Package health tests endpoints and tells the engine what to believe of them: probes with
+// rise and fall, gossip that carries each node's states, and the verdict of the majority of
+// fresh vantages.
+package health
+
+import (
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// Class is the kind of a probe's result.
+type Class uint8
+
+// The classes of results.
+const (
+	OK          Class = iota
+	Timeout           // nothing, or not all, in time
+	Refused           // connection refused
+	Reset             // connection reset or closed early
+	Unreachable       // no route
+	TLSFault          // handshake or certificate
+	WrongStatus       // HTTP status not expected
+	Protocol          // not what the protocol says
+	Local             // this node's own fault (no file descriptor, no port): says nothing of the endpoint
+	numClasses
+)
+
+var classNames = [numClasses]string{"ok", "timeout", "refused", "reset", "unreachable", "tls", "status", "protocol", "local"}
+
+// String returns c in one lower-case word, or a number for what is no class.
+func (c Class) String() string {
+	if c < numClasses {
+		return classNames[c]
+	}
+	return "class " + strconv.Itoa(int(c))
+}
+
+// Result is one outcome of a probe.
+type Result struct {
+	Class   Class
+	Latency time.Duration
+	Detail  string // for people: "status 503, expected 200"
+}
+
+// Target is one endpoint to be probed, with its probe's settings and every default filled in.
+type Target struct {
+	ID    gslb.EndpointID
+	Addr  netip.AddrPort // where to probe; may differ from the served address
+	Probe config.Probe
+}
+
+// View is what a node knows of one endpoint, for people.
+type View struct {
+	Pool     string     `json:"pool"`
+	Endpoint netip.Addr `json:"endpoint"`
+	Verdict  string     `json:"verdict"` // up, down, unknown
+	Since    time.Time  `json:"since"`
+	Vantages []Vantage  `json:"vantages"`
+}
+
+// Vantage is what one node says of an endpoint.
+type Vantage struct {
+	Node    string        `json:"node"`
+	Site    string        `json:"site"`
+	Up      bool          `json:"up"`
+	Class   string        `json:"class"`
+	Detail  string        `json:"detail,omitempty"`
+	Latency time.Duration `json:"latency"`
+	Age     time.Duration `json:"age"` // since it was last heard, by this node's clock
+	Fresh   bool          `json:"fresh"`
+}

@@ -1,0 +1,118 @@
+package health
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+)
+
+// Member is a node that this one knows, for people.
+type Member struct {
+	Name     string        `json:"name"`
+	Site     string        `json:"site"`
+	Role     string        `json:"role,omitempty"`
+	Address  string        `json:"address,omitempty"` // of its gossip; empty for one known by hearsay
+	State    string        `json:"state"`             // self; alive; silent: a member that is not heard; gone: dead, left or unreachable
+	Info     string        `json:"info,omitempty"`    // what it said with SetInfo
+	Heard    time.Duration `json:"heard"`             // since it last said anything, by this node's clock
+	Observed int           `json:"observed"`          // endpoints that it says something of
+}
+
+// Members returns the nodes that this one knows, ordered by name, itself included.
+func (m *Monitor) Members() []Member {
+	byName := make(map[string]*Member)
+	if m.gossip != nil {
+		for _, p := range m.gossip.members() {
+			site, role := readMeta(p.Meta)
+			byName[p.Name] = &Member{Name: p.Name, Site: site, Role: role, Address: p.Address(), State: "silent"}
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for name, v := range m.table.nodes {
+		p := byName[name]
+		if p == nil {
+			p = &Member{Name: name, State: "gone"}
+			byName[name] = p
+		}
+		p.Site = cmp.Or(p.Site, v.heading.Site)
+		p.Info, p.Observed = v.heading.Info, len(v.observed)
+		p.Heard = max(0, now.Sub(v.heading.At))
+		if v.alive(now) {
+			p.State = "alive"
+		}
+	}
+	self := Member{Name: m.o.Node, Site: m.o.Site, Role: m.o.Role, Info: m.self.Info, State: "self"}
+	if p := byName[m.o.Node]; p != nil {
+		self.Observed = p.Observed
+	}
+	if m.listening && m.gossip != nil {
+		if addr, ok := m.gossip.address(); ok {
+			self.Address = addr.String()
+		}
+	}
+	byName[m.o.Node] = &self
+	members := make([]Member, 0, len(byName))
+	for _, p := range byName {
+		members = append(members, *p)
+	}
+	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
+	return members
+}
+
+// Views returns what is known of every target, ordered by pool and address: the verdict, and
+// what each vantage says, fresh or not, ordered by node.
+func (m *Monitor) Views() []View {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now, names := time.Now(), m.table.Names()
+	views := make([]View, 0, len(m.targets))
+	for id, t := range m.targets {
+		j := m.judged[id]
+		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.verdict), Since: j.since, Vantages: []Vantage{}}
+		for _, name := range names {
+			v := m.table.nodes[name]
+			o, ok := v.observed[id]
+			if !ok {
+				continue
+			}
+			view.Vantages = append(view.Vantages, Vantage{
+				Node: name, Site: v.heading.Site, Up: o.Up, Class: o.Class.String(), Detail: o.Detail, Latency: o.Latency,
+				Age: max(0, now.Sub(o.At)), Fresh: v.fresh(o, time.Duration(t.Probe.Interval), now),
+			})
+		}
+		views = append(views, view)
+	}
+	slices.SortFunc(views, func(a, b View) int {
+		return cmp.Or(strings.Compare(a.Pool, b.Pool), a.Endpoint.Compare(b.Endpoint))
+	})
+	return views
+}
+
+// Stats returns the counters since the start.
+func (m *Monitor) Stats() Stats {
+	s := m.stats.read()
+	s.Members = 1
+	if m.gossip != nil {
+		s.Members += m.gossip.size()
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.Targets = len(m.targets)
+	return s
+}
+
+func verdictName(v gslb.Verdict) string {
+	switch v {
+	case gslb.Up:
+		return "up"
+	case gslb.Down:
+		return "down"
+	default:
+		return "unknown"
+	}
+}
