@@ -44,7 +44,7 @@ func command(out, logs io.Writer) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Log = slog.New(slog.NewTextHandler(logs, nil))
 			if token == "" {
-				token = os.Getenv("MERIDIAN_ADMIN_TOKEN")
+				token = os.Getenv("MERIDIAN_TOKEN")
 			}
 			source, err := proxy.NewHTTP(admin, token)
 			if err != nil {
@@ -59,7 +59,7 @@ func command(out, logs io.Writer) *cobra.Command {
 	f.StringVar(&c.Name, "name", "", "the `NAME` of this proxy, unique in its pool (default that of the host)")
 	f.StringVar(&c.Site, "site", "", "the `SITE` of this proxy, for the header x-gslb-site")
 	f.StringVar(&admin, "admin", "http://127.0.0.1:8053", "`URL` of the admin API of a node")
-	f.StringVar(&token, "admin-token", "", "bearer `TOKEN` for it (default $MERIDIAN_ADMIN_TOKEN)")
+	f.StringVar(&token, "admin-token", "", "bearer `TOKEN` for it (default $MERIDIAN_TOKEN)")
 	f.StringArrayVar(&c.Listen, "listen", nil, "`ADDRESS` to serve: [http://|https://]host:port; may be repeated")
 	f.StringVar(&c.Cert, "tls-cert", "", "PEM `FILE` with the certificate; listeners without a scheme then speak TLS")
 	f.StringVar(&c.Key, "tls-key", "", "PEM `FILE` with its key")

@@ -37,7 +37,7 @@ func TestCommand(t *testing.T) {
 		}
 	}))
 	defer admin.Close()
-	t.Setenv("MERIDIAN_ADMIN_TOKEN", "secret")
+	t.Setenv("MERIDIAN_TOKEN", "secret")
 
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()

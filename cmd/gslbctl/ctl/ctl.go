@@ -267,7 +267,7 @@ func author() string {
 	if u, err := user.Current(); err == nil {
 		return u.Username
 	}
-	return ""
+	return fmt.Sprintf("uid %d", os.Getuid())
 }
 
 // complete offers the names that list gets from the node for the first argument.

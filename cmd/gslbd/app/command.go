@@ -132,7 +132,7 @@ func frontendCommand(out, logs io.Writer) *cobra.Command {
 			return nil, errors.New("--admin needs --pool: the pool that this frontend belongs to")
 		default:
 			if token == "" {
-				token = os.Getenv("MERIDIAN_ADMIN_TOKEN")
+				token = os.Getenv("MERIDIAN_TOKEN")
 			}
 			source, err = proxy.NewHTTP(admin, token)
 		}
@@ -145,7 +145,7 @@ func frontendCommand(out, logs io.Writer) *cobra.Command {
   gslbd app frontend --listen 127.0.3.11:8080 --pool fe-eu --admin http://127.0.0.1:8053`
 	cmd.Flags().StringArrayVar(&backends, "backend", nil, "`ADDRESS` of a backend: [http://]host:port; may be repeated")
 	cmd.Flags().StringVar(&admin, "admin", "", "`URL` of the admin API of a node that assigns the backends")
-	cmd.Flags().StringVar(&token, "admin-token", "", "bearer `TOKEN` for it (default $MERIDIAN_ADMIN_TOKEN)")
+	cmd.Flags().StringVar(&token, "admin-token", "", "bearer `TOKEN` for it (default $MERIDIAN_TOKEN)")
 	cmd.Flags().StringVar(&pool, "pool", "", "with --admin: the `POOL` that this frontend belongs to")
 	return cmd
 }
