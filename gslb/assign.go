@@ -1,16 +1,25 @@
 package gslb
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
 
 // Assign returns where the proxies of that pool send requests next, from the same health,
 // weights and drains as the answers of DNS; nil for a pool without an upstream. The policy
 // is that of the upstream with the pool's own site as the client's place; what it would
 // share stickily the proxies share request by request, so select does not cut it.
-func (s *Snapshot) Assign(pool *Pool) []Hop {
-	if pool.upstream == nil {
+func (s *Snapshot) Assign(pool *Pool) []Hop { return s.AssignTo(pool, config.DefaultUpstream) }
+
+// AssignTo is Assign for the upstream of that name of the pool's proxies; nil where the pool
+// has none of that name.
+func (s *Snapshot) AssignTo(pool *Pool, upstream string) []Hop {
+	steering := pool.upstreams[upstream]
+	if steering == nil {
 		return nil
 	}
-	c := newContest(pool.upstream)
+	c := newContest(steering)
 	c.at(&pool.site)
 	open := c.decide().reason == ReasonAllDown
 	var order []int

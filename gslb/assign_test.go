@@ -46,3 +46,18 @@ func TestAssign(t *testing.T) {
 		})
 	}
 }
+
+// TestAssignTo chooses among the upstreams of a pool by name.
+func TestAssignTo(t *testing.T) {
+	in := testInputs(t, "pools: {us: {}}}\npools:\n  from: {site: eu, port: 80, endpoints: [{address: 10.9.0.1}], upstream: us, proxy: {upstreams: {api: eu}}", "", "", "")
+	s := mustBuild(t, nil, in)
+	for upstream, want := range map[string]string{"upstream": "us", "api": "eu", "none": ""} {
+		got := ""
+		for _, h := range s.AssignTo(s.Pool("from"), upstream) {
+			got += h.Pool
+		}
+		if got != want {
+			t.Errorf("upstream %s leads to %q, want %q", upstream, got, want)
+		}
+	}
+}

@@ -211,9 +211,17 @@ func (b *builder) steering(where string, c config.Steering, failOpen bool) steer
 
 // upstream compiles where the proxies of p send requests next.
 func (b *builder) upstream(p *Pool) {
-	if u := b.in.Objects.Pools[p.Name].Upstream; u != nil {
-		s := b.steering("pool "+p.Name+": upstream", u.Steering, true)
-		p.upstream = &s
+	all := b.in.Objects.Pools[p.Name].Upstreams()
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		where := "pool " + p.Name + ": upstream"
+		if name != config.DefaultUpstream {
+			where += " " + name
+		}
+		s := b.steering(where, all[name].Steering, true)
+		if p.upstreams == nil {
+			p.upstreams = map[string]*steering{}
+		}
+		p.upstreams[name] = &s
 	}
 }
 

@@ -102,15 +102,15 @@ type Pool struct {
 	Drained   bool
 	Endpoints []Endpoint // all, in the order of the configuration
 
-	site     spot
-	up, open endpoints // to answer with: normally, and when all is down
-	upstream *steering // nil for a pool without one
-	flipping bool      // the verdict of an endpoint is about to change
-	none     bool      // no endpoint has a weight: never answered
-	down     bool      // no endpoint that has a weight is healthy
-	retired  bool      // what is healthy is drained, the pool or every such endpoint
-	shut     bool      // an operator forced every endpoint down
-	notes    poolNotes // for people
+	site      spot
+	up, open  endpoints            // to answer with: normally, and when all is down
+	upstreams map[string]*steering // by name; that of the pool itself is config.DefaultUpstream
+	flipping  bool                 // the verdict of an endpoint is about to change
+	none      bool                 // no endpoint has a weight: never answered
+	down      bool                 // no endpoint that has a weight is healthy
+	retired   bool                 // what is healthy is drained, the pool or every such endpoint
+	shut      bool                 // an operator forced every endpoint down
+	notes     poolNotes            // for people
 }
 
 // Endpoint is one address of a pool.

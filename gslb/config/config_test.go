@@ -184,7 +184,7 @@ func TestDecodeObject(t *testing.T) {
 		{"line", "pools", "gfe-eu", "{\n\"site\":\"eu\",\n\"endponts\":[]}", "/meridian/v1/pools/gfe-eu:3: pools.gfe-eu.endponts: unknown key; did you mean endpoints?"},
 		{"range", "sites", "eu", `{"lat":91,"lon":0}`, "/meridian/v1/sites/eu: sites.eu.lat: 91; expected -90 to 90"},
 		{"empty", "sites", "eu", ``, "/meridian/v1/sites/eu: sites.eu: empty; expected an object"},
-		{"not an object", "sites", "eu", `[1]`, "/meridian/v1/sites/eu: sites.eu: found a list; expected a mapping with lat, lon, continent, country"},
+		{"not an object", "sites", "eu", `[1]`, "/meridian/v1/sites/eu: sites.eu: found a list; expected a mapping with lat, lon, continent, country, region"},
 		{"unknown kind", "boats", "eu", `{}`, "/meridian/v1/boats/eu: unknown kind; expected one of sites, zones, probes, pools, services, states"},
 		{"name in other case", "services", "WWW.example.com", `{"pools":{"a":{}}}`, "/meridian/v1/services/WWW.example.com: services.WWW.example.com: expected www.example.com: lower case, without a trailing dot"},
 		{"zone with a file", "zones", "example.com", `{"file":"/etc/passwd"}`, "/meridian/v1/zones/example.com: zones.example.com.file: a file name; in the store a zone carries its records"},
@@ -386,10 +386,10 @@ func randomObjects(r *rand.Rand) *Objects {
 		{Address: netip.MustParseAddr("2001:db8::")},
 	}}
 	if pick(2) {
-		pool.Upstream = &Upstream{Steering{Pools: map[string]PoolRef{"a": {}, "null": {Standby: pick(2)}}}}
+		pool.Upstream = &Upstream{Steering: Steering{Pools: map[string]PoolRef{"a": {}, "null": {Standby: pick(2)}}}}
 	}
 	put("pools", "null", pool)
-	put("pools", "3.0", Pool{Site: "no", Upstream: &Upstream{Steering{Pools: map[string]PoolRef{"true": {}}}}})
+	put("pools", "3.0", Pool{Site: "no", Upstream: &Upstream{Steering: Steering{Pools: map[string]PoolRef{"true": {}}}}})
 	stages := []Stage{{Health: &HealthStage{}}, {Nearest: &NearestStage{}}, {Weighted: &WeightedStage{}},
 		{Select: &SelectStage{Answers: 1 + r.IntN(16)}}, {Failover: &FailoverStage{Order: [][]string{{"a"}, {"b", "null"}}}}}
 	r.Shuffle(len(stages), func(i, j int) { stages[i], stages[j] = stages[j], stages[i] })

@@ -1,0 +1,120 @@
+package config
+
+import (
+	"strings"
+	"testing"
+)
+
+// proxyFile is a file with one pool whose keys are extra, and what it needs.
+func proxyFile(node, extra string) string {
+	return `node: {name: n, site: s, dns: ["127.0.0.1:0"]` + node + `}
+sites: {s: {lat: 0, lon: 0}}
+pools:
+  be: {site: s, endpoints: [{address: 192.0.2.1}]}
+  gfe: {site: s, port: 80, endpoints: [{address: 192.0.2.2}]` + extra + `}
+`
+}
+
+func TestProxyFaults(t *testing.T) {
+	up := ", upstream: {pools: {be: }"
+	tests := []struct {
+		name, node, extra, want string
+	}{
+		{"nothing", "", "", ""},
+		{"mode", "", up + ", mode: spray}", `pools.gfe.upstream.mode: "spray"; expected one of waterfall-by-region, waterfall-by-zone, spray-to-region, spray-to-world`},
+		{"mode and policy", "", up + ", mode: spray-to-world, policy: [health, weighted]}", "weighted beside mode spray-to-world"},
+		{"mode and nearest", "", up + ", mode: spray-to-world, policy: [health, nearest]}", ""},
+		{"lbPolicy", "", up + ", lbPolicy: least}", `pools.gfe.upstream.lbPolicy: "least"`},
+		{"connect timeout", "", up + ", connectTimeout: 2m}", "connectTimeout: 2m0s; expected 1ms to 1m0s"},
+		{"circuit breakers", "", up + ", circuitBreakers: {maxRequests: -1}}", "circuitBreakers.maxRequests: -1"},
+		{"outlier detection", "", up + ", outlierDetection: {maxEjectionPercent: 101}}", "maxEjectionPercent: 101; expected 0 to 100"},
+		{"tls without ca", "", up + ", tls: {sni: be.test}}", "tls.ca: no value"},
+		{"ca is a path", "", up + ", tls: {ca: ../ca}}", `tls.ca: "../ca"; expected the name of a file`},
+		{"metric", "", up + `, lrsReportEndpointMetrics: ["a b"]}`, `lrsReportEndpointMetrics[0]: "a b"`},
+		{"no listen", "", ", port: 0, proxy: {}", "given twice"},
+		{"listen without port", "", `, proxy: {listen: "127.0.0.1:0"}`, "proxy.listen: 127.0.0.1:0; expected an address and a port"},
+		{"downstream tls", "", ", proxy: {tls: {}}", "proxy.tls.certificate: no value"},
+		{"reserved name", "", ", proxy: {upstreams: {upstream: be}}", "proxy.upstreams.upstream: the name of the pool's own upstream"},
+		{"dangling pool", "", ", proxy: {upstreams: {api: nope}}", "proxy.upstreams.api.pools.nope: no such pool"},
+		{"loop", "", ", proxy: {upstreams: {api: gfe}}", "proxy.upstreams.api: requests would go in a loop: gfe > gfe"},
+		{"route without upstream", "", ", proxy: {routes: [{}]}", `routes[0].upstream: no such upstream "upstream"; there is none`},
+		{"redirect needs none", "", ", proxy: {routes: [{httpsRedirect: true}]}", ""},
+		{"route to unknown", "", ", proxy: {upstreams: {api: be}, routes: [{upstream: app}]}", `no such upstream "app"; expected api`},
+		{"domain", "", ", upstream: be, proxy: {routes: [{domains: [\"a b\"]}]}", `domains[0]: "a b"`},
+		{"wildcards", "", `, upstream: be, proxy: {routes: [{domains: ["*", "*.a.test", a.test]}]}`, ""},
+		{"two matches", "", ", upstream: be, proxy: {routes: [{match: {prefix: /a, path: /b}}]}", "expected one of prefix, path and safeRegex"},
+		{"regex", "", `, upstream: be, proxy: {routes: [{match: {safeRegex: "("}}]}`, "expected RE2"},
+		{"path", "", `, upstream: be, proxy: {routes: [{match: {path: a}}]}`, `match.path: "a"; expected /`},
+		{"retry", "", ", upstream: be, proxy: {routes: [{retryPolicy: {}}]}", "retryPolicy.retryOn: no value"},
+		{"timeout", "", ", upstream: be, proxy: {routes: [{timeout: -1s}]}", "timeout: -1s; expected 0s to 24h0m0s"},
+		{"xds without listen", `, xds: {certificates: certs}`, "", "node.xds.listen: no value"},
+		{"xds off loopback", `, xds: {listen: "192.0.2.9:18000"}`, "", "node.xds.tls.ca: no value"},
+		{"xds port taken", `, admin: "127.0.0.1:9", xds: {listen: "127.0.0.1:9"}`, "", "127.0.0.1:9 is already node.admin"},
+		{"xds", `, xds: {listen: "192.0.2.9:18000", tls: {cert: a, key: b, ca: c}, certificates: d}`, "", ""},
+		{"raw list", "", up + ", envoy: [1]}", "upstream.envoy: found a list; expected a mapping"},
+		{"raw null", "", up + ", envoy: {a: {b: }}}", "envoy.a.b: no value"},
+		{"raw infinity", "", up + ", envoy: {a: .inf}}", "expected a number that JSON can hold"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := Parse("gslb.yaml", []byte(proxyFile(tt.node, tt.extra)))
+			switch {
+			case err == nil && tt.want != "":
+				t.Errorf("no fault, want %q", tt.want)
+			case err != nil && (tt.want == "" || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("fault %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestProxyRoundTrip writes and reads what proxies are told: as YAML, and as the store does.
+func TestProxyRoundTrip(t *testing.T) {
+	f, err := ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := f.Pools["gfe-eu"]
+	if got := pool.Proxy.Envoy.Listener["per_connection_buffer_limit_bytes"]; got != 32768.0 {
+		t.Errorf("raw number %v (%T), want 32768 as JSON has it", got, got)
+	}
+	text, err := MarshalYAML(&Objects{Pools: map[string]Pool{"gfe-eu": pool}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := ParseObjects("back.yaml", text)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	if !Equal(back.Pools["gfe-eu"], pool) {
+		t.Errorf("through YAML: %+v, want %+v", back.Pools["gfe-eu"], pool)
+	}
+	data, err := MarshalObject(pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var into Objects
+	if err := DecodeObject("pools", "gfe-eu", data, &into); err != nil {
+		t.Fatal(err)
+	}
+	if !Equal(into.Pools["gfe-eu"], pool) {
+		t.Errorf("through the store: %+v, want %+v", into.Pools["gfe-eu"], pool)
+	}
+}
+
+func TestUpstreams(t *testing.T) {
+	up := Upstream{Steering: Steering{Pools: map[string]PoolRef{"be": {}}}}
+	api := Upstream{Mode: SprayToWorld}
+	p := Pool{Upstream: &up, Proxy: &Proxy{Upstreams: map[string]Upstream{"api": api}}}
+	all := p.Upstreams()
+	if len(all) != 2 || all[DefaultUpstream].Pools == nil || all["api"].Mode != SprayToWorld {
+		t.Errorf("upstreams %v, want upstream and api", all)
+	}
+	all["x"] = up
+	if len(p.Proxy.Upstreams) != 1 {
+		t.Error("the map returned is the pool's own")
+	}
+	if got := (Site{}).EffectiveRegion("eu-west"); got != "eu-west" {
+		t.Errorf("region %q, want the site's own name", got)
+	}
+}
