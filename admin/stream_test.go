@@ -205,6 +205,9 @@ func TestRun(t *testing.T) {
 	if err := <-ran; err != reason {
 		t.Errorf("Run returned %v, want %v", err, reason)
 	}
+	if got := n.admin.streams.Load(); got != 0 {
+		t.Errorf("%d streams after Run returned, want 0", got)
+	}
 	if conn, err := net.Dial("tcp", n.admin.Addr().String()); err == nil {
 		conn.Close()
 		t.Error("the address still accepts after Run returned")
@@ -227,8 +230,8 @@ func TestListenBusy(t *testing.T) {
 	}
 }
 
-// TestSlowHeader holds that a client that dribbles its header is cut off.
-func TestSlowHeader(t *testing.T) {
+// TestLargeHeader holds that a header over the bound is refused.
+func TestLargeHeader(t *testing.T) {
 	n := newNode(t, nil)
 	if err := n.admin.Listen(); err != nil {
 		t.Fatal(err)
