@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"flag"
 	"io"
@@ -120,11 +121,15 @@ func exampleExplanation() *api.Explanation {
 		Plan:     "3f9ac01d22b1e7c0aa",
 		Place:    geo.Place{Lat: 50.11, Lon: 8.68, Located: true, Continent: "EU", Country: "DE", City: "Frankfurt am Main", ASN: 64500},
 		Stages: []gslb.StageTrace{
+			{Stage: "pools",
+				Kept: []gslb.CandidateTrace{{Pool: "gfe-ap"}, {Pool: "gfe-us"}, {Pool: "gfe-eu", Note: "drained by ann: kernel upgrade, until 14:00Z"}},
+				Lost: []gslb.CandidateTrace{{Pool: "gfe-old", Note: "weight 0: never"}}},
 			{Stage: "health",
-				Kept: []gslb.CandidateTrace{{Pool: "gfe-ap", Note: "2 of 2 endpoints healthy"}, {Pool: "gfe-us", Note: "1 of 2 endpoints healthy, degraded"}},
-				Lost: []gslb.CandidateTrace{{Pool: "gfe-eu", Note: "drained by ann: kernel upgrade, until 14:00Z"}, {Pool: "gfe-us", Note: "degraded: 50 % healthy, minHealthy 60 %"}}},
-			{Stage: "nearest", Kept: []gslb.CandidateTrace{{Pool: "gfe-us", Note: "6520 km"}, {Pool: "gfe-ap", Note: "10252 km"}}},
-			{Stage: "select", Kept: []gslb.CandidateTrace{{Pool: "gfe-us", Note: "2 answers"}}},
+				Kept: []gslb.CandidateTrace{{Pool: "gfe-us", Note: "2 of 2 endpoints healthy"}, {Pool: "gfe-ap", Note: "1 of 2 endpoints healthy, degraded"}, {Pool: "gfe-eu", Note: "1 of 1 endpoints healthy"}},
+				Lost: []gslb.CandidateTrace{{Pool: "gfe-sa", Note: "0 of 2 endpoints healthy"}, {Pool: "gfe-ap", Note: "degraded: 50 % healthy, minHealthy 60 %"}}},
+			{Stage: "nearest", Kept: []gslb.CandidateTrace{{Pool: "gfe-us", Note: "6520 km"}, {Pool: "gfe-ap", Note: "10252 km"}, {Pool: "gfe-eu", Note: "12 km"}}},
+			{Stage: "empty"},
+			{Stage: "select", Kept: []gslb.CandidateTrace{{Pool: "gfe-us", Note: "1 of 1 IPv4, 1 of 1 IPv6"}}, Lost: []gslb.CandidateTrace{{Pool: "gfe-eu", Note: "drained: after all others"}}},
 		},
 		Pool:    "gfe-us",
 		Reason:  "failover",
@@ -356,6 +361,63 @@ func TestZoneFiles(t *testing.T) {
 	}
 	if got := o.Zones["example.com"]; got.Records != zone || got.File != "" {
 		t.Errorf("sent %+v; want the records in place", got)
+	}
+}
+
+// TestTerminal holds what a terminal gets: colours, and top in its place on one screen.
+func TestTerminal(t *testing.T) {
+	srv := httptest.NewServer(exampleNode())
+	defer srv.Close()
+	var out, errs bytes.Buffer
+	a := newApp(nil, &out, &errs)
+	a.style = style{colour: true, terminal: true, width: 80, height: 5}
+	if code := a.run(t.Context(), []string{"top", "--count", "2", "--server", srv.URL}); code != ExitOK {
+		t.Fatalf("exit %d: %s", code, errs.String())
+	}
+	screens := strings.Split(out.String(), "\x1b[H")
+	if len(screens) != 3 || screens[0] != "" {
+		t.Fatalf("%d screens in %q, want 2", len(screens)-1, out.String())
+	}
+	if first := screens[1]; strings.Count(first, "\n") != 4 || strings.Count(first, "\x1b[K\n") != 4 || !strings.HasSuffix(first, "\x1b[J") || !strings.Contains(first, "\x1b[1m200.0\x1b[0m q/s") {
+		t.Errorf("got %q; want four lines, each cleared to its end", first)
+	}
+
+	out.Reset()
+	a = newApp(nil, &out, &errs)
+	a.style = style{colour: true}
+	if code := a.run(t.Context(), []string{"explain", "www.example.com", "-c", "198.51.100.7", "--server", srv.URL}); code != ExitOK {
+		t.Fatalf("exit %d: %s", code, errs.String())
+	}
+	for _, want := range []string{"\x1b[36mhealth\x1b[0m", "\x1b[32m✓ gfe-us\x1b[0m", "\x1b[31m✗ gfe-sa\x1b[0m", "\x1b[33m↓ gfe-ap\x1b[0m", "\x1b[33m! gfe-eu\x1b[0m", "\x1b[31mnothing left\x1b[0m", "\x1b[33mfailover:"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in %q", want, out.String())
+		}
+	}
+}
+
+// TestBrokenPipe holds that a reader that goes away is an error, not a success.
+func TestBrokenPipe(t *testing.T) {
+	srv := httptest.NewServer(exampleNode())
+	defer srv.Close()
+	r, w := io.Pipe()
+	r.Close()
+	var errs bytes.Buffer
+	if code := Run([]string{"pool", "list", "--server", srv.URL}, nil, w, &errs); code != ExitError {
+		t.Errorf("exit %d, %q; want %d", code, errs.String(), ExitError)
+	}
+}
+
+// TestInterrupted holds that ^C ends top as it should and is no success of anything else.
+func TestInterrupted(t *testing.T) {
+	srv := httptest.NewServer(exampleNode())
+	defer srv.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for args, want := range map[string]int{"top": ExitOK, "status": ExitError} {
+		var out, errs bytes.Buffer
+		if code := RunContext(ctx, []string{args, "--server", srv.URL}, nil, &out, &errs); code != want {
+			t.Errorf("%s: exit %d, %q; want %d", args, code, errs.String(), want)
+		}
 	}
 }
 

@@ -116,6 +116,8 @@ func stageRows(st gslb.StageTrace) []cell3 {
 		case ok:
 			add("↓", yellow, demoted)
 			delete(lost, c.Pool)
+		case st.Stage == "pools" && c.Note != "":
+			add("!", yellow, c) // admitted with a remark: drained, standby
 		case ranked(st.Stage):
 			add(fmt.Sprint(i+1), green, c)
 		default:

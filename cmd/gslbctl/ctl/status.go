@@ -167,6 +167,15 @@ func poolState(p *api.Pool, now time.Time) (text, colour string) {
 	case p.Degraded:
 		return "degraded", yellow
 	}
+	drained := 0
+	for _, e := range p.Endpoints {
+		if e.Drained {
+			drained++
+		}
+	}
+	if drained > 0 {
+		return "ok, " + count(drained, "endpoint") + " drained", green
+	}
 	return "ok", green
 }
 

@@ -101,7 +101,7 @@ func (a *app) listTraces(ctx context.Context, f *traceFlags) error {
 			if s.Error {
 				colour = red
 			}
-			tab.add(cell{text: s.Start.Format("15:04:05.000")}, cell{s.TraceID.String(), cyan}, cell{s.Title, colour}, cell{text: s.Client},
+			tab.add(cell{text: s.Start.Local().Format("15:04:05.000")}, cell{s.TraceID.String(), cyan}, cell{s.Title, colour}, cell{text: s.Client},
 				cell{text: s.Pool}, cell{s.Reason, reasonColourOrNone(s.Reason)}, cell{text: strconv.Itoa(s.Spans)}, cell{text: short(s.Duration)})
 		}
 		tab.write(a.out, a.style)
