@@ -115,13 +115,20 @@ func (w *udpWorker) options(fd, receiveBuffer int) error {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
-	level, pktinfo, discover, omit := unix.IPPROTO_IP, unix.IP_PKTINFO, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_OMIT
+	level, pktinfo, discover := unix.IPPROTO_IP, unix.IP_PKTINFO, unix.IP_MTU_DISCOVER
+	probe, omit := unix.IP_PMTUDISC_PROBE, unix.IP_PMTUDISC_OMIT
 	if !w.addr.Addr().Is4() {
-		level, pktinfo, discover, omit = unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_OMIT
+		level, pktinfo, discover = unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, unix.IPV6_MTU_DISCOVER
+		probe, omit = unix.IPV6_PMTUDISC_PROBE, unix.IPV6_PMTUDISC_OMIT
 	}
-	// Forged "fragmentation needed" must not shrink our packets, so the path MTU is not believed;
-	// a kernel without the option serves as well.
-	_ = unix.SetsockoptInt(fd, level, discover, omit)
+	// A forged "fragmentation needed" must not have our packets fragmented, so the path MTU is
+	// not believed. What fits every path goes with DF (RFC 9715, section 3.1), which also spares
+	// the kernel an identification for each packet; what was allowed to be longer may be
+	// fragmented on its way out. A kernel without the option serves as well.
+	if w.a.maxUDP > DefaultMaxUDP {
+		probe = omit
+	}
+	_ = unix.SetsockoptInt(fd, level, discover, probe)
 	if w.pktinfo {
 		if err := unix.SetsockoptInt(fd, level, pktinfo, 1); err != nil {
 			return os.NewSyscallError("setsockopt PKTINFO", err)
