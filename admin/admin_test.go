@@ -68,7 +68,6 @@ type node struct {
 	status  store.Status
 	refuse  error // what Apply answers
 	applied []store.Change
-	held    bool
 }
 
 func (n *node) Run(context.Context, func(store.View)) error { panic("not for admin to run") }
