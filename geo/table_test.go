@@ -109,14 +109,14 @@ func randomPrefix(rng *rand.Rand) netip.Prefix {
 		b := [4]byte{192, 0, 2, 0}
 		for i := range b {
 			if rng.IntN(3) == 0 {
-				b[i] = byte(rng.Uint32()) & byte(rng.Uint32())
+				b[i] = byte(rng.Uint32() & rng.Uint32())
 			}
 		}
 		return netip.PrefixFrom(netip.AddrFrom4(b), length(32)).Masked()
 	}
 	b := netip.MustParseAddr([]string{"2001:db8::", "2001:db8:0:1::", "2002::", "64:ff9b::", "::", "2003::"}[rng.IntN(6)]).As16()
 	for range rng.IntN(5) {
-		b[rng.IntN(16)] = byte(rng.Uint32()) & byte(rng.Uint32())
+		b[rng.IntN(16)] = byte(rng.Uint32() & rng.Uint32())
 	}
 	return netip.PrefixFrom(netip.AddrFrom16(b), length(128)).Masked()
 }

@@ -399,7 +399,6 @@ func TestZone(t *testing.T) {
 	if names, sets, rrs := z.Size(); names != 4 || sets != 4 || rrs != 4 { // @ ns b a.b
 		t.Errorf("size: got %d names, %d RRsets, %d RRs; want 4 each", names, sets, rrs)
 	}
-	short := mustParse(t, "example.com", "")
 	short, _, err := Parse(strings.NewReader("@ 30 SOA ns h 1 2 3 4 60\n@ 30 NS ns.example.net.\n"), "", "example.com")
 	if err != nil || short.NegTTL != 30 {
 		t.Errorf("negative TTL: got %d, %v; want the SOA's TTL, 30", short.NegTTL, err)
