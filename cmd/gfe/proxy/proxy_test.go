@@ -830,8 +830,8 @@ func TestTrace(t *testing.T) {
 			t.Errorf("%s: trace %s, want %s", s.Name, got, traceID)
 		}
 		for _, a := range s.Attributes {
-			if strings.Contains(a.Value.Emit(), "secret") {
-				t.Errorf("%s: attribute %s holds the query string: %s", s.Name, a.Key, a.Value.Emit())
+			if strings.Contains(a.Value.String(), "secret") {
+				t.Errorf("%s: attribute %s holds the query string: %s", s.Name, a.Key, a.Value.String())
 			}
 		}
 	}
@@ -864,8 +864,8 @@ func checkAttributes(t *testing.T, s tracetest.SpanStub, want map[string]string)
 	t.Helper()
 	got := attribute.NewSet(s.Attributes...)
 	for key, value := range want {
-		if v, _ := got.Value(attribute.Key(key)); v.Emit() != value {
-			t.Errorf("%s %s: got %q, want %q", s.Name, key, v.Emit(), value)
+		if v, _ := got.Value(attribute.Key(key)); v.String() != value {
+			t.Errorf("%s %s: got %q, want %q", s.Name, key, v.String(), value)
 		}
 	}
 }

@@ -141,8 +141,8 @@ func TestTraceSpans(t *testing.T) {
 				"server.address": "www.example.com", "server.port": "8443", "url.scheme": "https", "network.protocol.version": "1.1",
 			} {
 				v, _ := set.Value(attribute.Key(key))
-				if v.Emit() != want && !(want == "" && v.Type() == attribute.INVALID) {
-					t.Errorf("%s: got %q, want %q", key, v.Emit(), want)
+				if v.String() != want && !(want == "" && v.Type() == attribute.EMPTY) {
+					t.Errorf("%s: got %q, want %q", key, v.String(), want)
 				}
 			}
 		})

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	bbolterrors "go.etcd.io/bbolt/errors"
 	"go.opentelemetry.io/otel/attribute"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
@@ -216,7 +217,7 @@ func TestDatabaseFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := second.Listen(); !errors.Is(err, bbolt.ErrTimeout) || !strings.Contains(err.Error(), path) {
+	if err := second.Listen(); !errors.Is(err, bbolterrors.ErrTimeout) || !strings.Contains(err.Error(), path) {
 		t.Errorf("a file that is open: got %v, want a timeout with the path", err)
 	}
 
@@ -350,8 +351,8 @@ func TestTrace(t *testing.T) {
 		if s.Name == "db.query" {
 			set := attribute.NewSet(s.Attributes...)
 			for key, want := range map[attribute.Key]string{"db.system.name": "bbolt", "db.operation.name": "increment", "db.collection.name": "counters", "db.query.text": "increment visits"} {
-				if v, _ := set.Value(key); v.Emit() != want {
-					t.Errorf("%s: got %q, want %q", key, v.Emit(), want)
+				if v, _ := set.Value(key); v.String() != want {
+					t.Errorf("%s: got %q, want %q", key, v.String(), want)
 				}
 			}
 		}
