@@ -18,7 +18,8 @@ cleanup() {
 }
 trap cleanup EXIT
 
-before=$(ls -d "${TMPDIR:-/tmp}"/meridian-demo-[0-9]* 2>/dev/null | wc -l)
+left() { find "${TMPDIR:-/tmp}" -maxdepth 1 -name 'meridian-demo-[0-9]*' | wc -l; }
+before=$(left)
 say "go run ./cmd/gslbd demo"
 go build -o /dev/null ./cmd/gslbd ./cmd/gslbctl   # so that the first start does not wait for the compiler
 # "go run" hands a signal on to nobody: the program itself is built and run here.
@@ -74,7 +75,6 @@ kill -INT "$demo"
 if wait "$demo"; then code=0; else code=$?; fi
 demo=
 [ $code -eq 0 ] || { say "FAIL  exit code $code"; tail -n 20 "$log"; exit 1; }
-after=$(ls -d "${TMPDIR:-/tmp}"/meridian-demo-[0-9]* 2>/dev/null | wc -l)
-[ "$after" -le "$before" ] || { say "FAIL  a folder is left behind"; exit 1; }
+[ "$(left)" -le "$before" ] || { say "FAIL  a folder is left behind"; exit 1; }
 rm -rf "$bin"
 say "the demo works"

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -371,11 +372,15 @@ func (d *Demo) settled(ctx context.Context, changed <-chan struct{}) error {
 	return nil
 }
 
-// atHome says whether every node sends each sample client to its own region.
+// atHome says whether every node finds all healthy and sends each sample client to its own
+// region.
 func (d *Demo) atHome() bool {
 	for _, n := range d.nodes {
 		s := n.Snapshot()
 		if s == nil {
+			return false
+		}
+		if slices.ContainsFunc(s.Pools, func(p *gslb.Pool) bool { return p.Healthy < 1 }) {
 			return false
 		}
 		for _, r := range regions {
