@@ -26,14 +26,16 @@ func (n *Node) adminOptions() admin.Options {
 			}
 			return store.View{Objects: &config.Objects{}}
 		},
-		Store:    n.store,
-		Health:   n.health.Views,
-		Members:  n.members,
-		Counters: n.counters,
-		Traces:   n.traces.Memory(),
-		OTLP:     n.traces.Receiver(),
-		Degraded: n.build.faults,
-		Extra:    n.opts.Extra,
+		Store:       n.store,
+		Health:      n.health.Views,
+		Members:     n.members,
+		Counters:    n.counters,
+		Traces:      n.traces.Memory(),
+		OTLP:        n.traces.Receiver(),
+		Degraded:    n.build.faults,
+		HealthStats: n.health.Stats,
+		TraceStats:  n.traces.Stats,
+		Extra:       n.opts.Extra,
 	}
 }
 
