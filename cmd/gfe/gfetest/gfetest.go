@@ -38,7 +38,7 @@ func Eventually(t *testing.T, what string, ok func() bool) {
 // the test and its other clean-ups are over. Call it first.
 func Leaks(t *testing.T) {
 	t.Helper()
-	before := runtime.NumGoroutine()
+	before := settled()
 	t.Cleanup(func() {
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()
@@ -51,6 +51,22 @@ func Leaks(t *testing.T) {
 			}
 		}
 	})
+}
+
+// settled returns the number of goroutines once it has stayed the same for a while: what a
+// test around this one has started may only be about to start goroutines of its own.
+func settled() int {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	n := runtime.NumGoroutine()
+	for same := 0; same < 4; <-tick.C {
+		if now := runtime.NumGoroutine(); now != n {
+			n, same = now, 0
+		} else {
+			same++
+		}
+	}
+	return n
 }
 
 // Refusing returns an address of loopback that refuses connections until listen is called,
