@@ -9,6 +9,11 @@ const (
 	SpanQuery  = "dns.query"   // SERVER, the root: from the read of the batch to the answer written
 	SpanLookup = "geo.lookup"  // INTERNAL, child of dns.query: where the client is
 	SpanDecide = "gslb.decide" // INTERNAL, child of dns.query: which pool, and why
+
+	// INTERNAL, the root of a trace of its own, whose ids follow from the answer id: what all who
+	// got that answer in that epoch were told. It links to the dns.query that was the first of
+	// them here; requests that came from such an answer link to it.
+	SpanDecision = "gslb.decision"
 )
 
 // Attributes of the OpenTelemetry semantic conventions.
@@ -52,4 +57,17 @@ const (
 	AttrRejected     = "gslb.rejected"      // string[]: "pool: reason"
 	AttrRevision     = "gslb.revision"      // int: of the snapshot that decided
 	AttrPlan         = "gslb.plan"          // string: content hash of the configuration that decided
+	AttrDecisionID   = "gslb.decision.id"   // string: the answer id, 10 hex digits; the address of an AAAA answer carries it
+	AttrVIP          = "gslb.vip"           // string: the address that a request was sent to
+	AttrAnswerAge    = "gslb.answer_age"    // double: seconds, at most, from the answer to the request that it led to
+
+	// Of the link from a request to a decision.
+	AttrConfidence = "gslb.link.confidence" // double: how sure the link is; 1 where the address says so
+	AttrLinkedBy   = "gslb.link.by"         // string: address or ledger
+
+	// Of the daemon's own work.
+	AttrCause    = "gslb.cause"    // string: what asked for the work
+	AttrServices = "gslb.services" // int: services in the snapshot built
+	AttrPools    = "gslb.pools"    // int: pools in it
+	AttrFile     = "file.path"     // string: what was read
 )

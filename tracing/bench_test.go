@@ -114,12 +114,12 @@ func BenchmarkEncode(b *testing.B) {
 		b.ReportAllocs()
 		buf := make([]byte, 0, 4096)
 		for b.Loop() {
-			m.appendQuery(buf, &q, TraceID{1}, SampledRatio)
+			m.appendQuery(buf, &q, TraceID{1}, SpanID{7}, SampledRatio, &facts)
 		}
 	})
 	b.Run("generated", func(b *testing.B) {
 		b.ReportAllocs()
-		bytes, _ := m.appendQuery(nil, &q, TraceID{1}, SampledRatio)
+		bytes, _ := m.appendQuery(nil, &q, TraceID{1}, SpanID{7}, SampledRatio, &facts)
 		spans := &tracepb.ScopeSpans{}
 		if err := proto.Unmarshal(bytes, spans); err != nil {
 			b.Fatal(err)

@@ -75,6 +75,9 @@ const (
 // another process (SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK without IS_REMOTE).
 const flagsSampled = 0x101
 
+// flagsRemote are those of a span whose parent is of another process, which adds IS_REMOTE.
+const flagsRemote = 0x301
+
 // open starts a nested message and returns the mark that shut needs. One octet is set aside
 // for its length.
 func open(b []byte, field protowire.Number) ([]byte, int) {
@@ -213,7 +216,7 @@ func appendArray[T any](b []byte, items []T) []byte {
 
 // openSpan starts a span in ScopeSpans; its mark is for shut. Times are ns since 1970; a zero
 // parent is left out.
-func openSpan(b []byte, trace TraceID, id, parent SpanID, name string, kind Kind, start, end int64) ([]byte, int) {
+func openSpan(b []byte, trace TraceID, id, parent SpanID, name string, kind Kind, start, end int64, flags uint32) ([]byte, int) {
 	b, mark := open(b, scopeSpansSpans)
 	b = appendBytes(b, spanTraceID, trace[:])
 	b = appendBytes(b, spanSpanID, id[:])
@@ -225,7 +228,7 @@ func openSpan(b []byte, trace TraceID, id, parent SpanID, name string, kind Kind
 	b = appendFixed64(b, spanStart, uint64(start))
 	b = appendFixed64(b, spanEnd, uint64(end))
 	b = protowire.AppendTag(b, spanFlags, protowire.Fixed32Type)
-	return protowire.AppendFixed32(b, flagsSampled), mark
+	return protowire.AppendFixed32(b, flags), mark
 }
 
 func appendStatus(b []byte, code StatusCode, message string) []byte {
@@ -239,7 +242,7 @@ func appendStatus(b []byte, code StatusCode, message string) []byte {
 
 // appendSpan appends s as a field of ScopeSpans, without its resource.
 func appendSpan(b []byte, s *Span) []byte {
-	b, mark := openSpan(b, s.TraceID, s.SpanID, s.ParentID, s.Name, s.Kind, s.Start.UnixNano(), s.End.UnixNano())
+	b, mark := openSpan(b, s.TraceID, s.SpanID, s.ParentID, s.Name, s.Kind, s.Start.UnixNano(), s.End.UnixNano(), flagsSampled)
 	b = appendAttrs(b, spanAttributes, s.Attributes)
 	for _, e := range s.Events {
 		var m int
@@ -249,17 +252,21 @@ func appendSpan(b []byte, s *Span) []byte {
 		b = appendAttrs(b, eventAttributes, e.Attributes)
 		b = shut(b, m)
 	}
-	for _, l := range s.Links {
-		var m int
-		b, m = open(b, spanLinks)
-		b = appendBytes(b, linkTraceID, l.TraceID[:])
-		b = appendBytes(b, linkSpanID, l.SpanID[:])
-		b = appendAttrs(b, linkAttributes, l.Attributes)
-		b = shut(b, m)
+	for i := range s.Links {
+		b = appendLink(b, &s.Links[i])
 	}
 	if s.Status != (Status{}) {
 		b = appendStatus(b, s.Status.Code, s.Status.Message)
 	}
+	return shut(b, mark)
+}
+
+// appendLink appends l as a field of Span.
+func appendLink(b []byte, l *Link) []byte {
+	b, mark := open(b, spanLinks)
+	b = appendBytes(b, linkTraceID, l.TraceID[:])
+	b = appendBytes(b, linkSpanID, l.SpanID[:])
+	b = appendAttrs(b, linkAttributes, l.Attributes)
 	return shut(b, mark)
 }
 

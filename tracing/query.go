@@ -84,15 +84,16 @@ func (m *spanMaker) spanID() (id SpanID) {
 }
 
 // appendQuery appends the spans of q as fields of ScopeSpans and returns their number: one, or
-// three if a decision was made.
-func (m *spanMaker) appendQuery(b []byte, q *Query, trace TraceID, by string) ([]byte, int) {
-	facts := m.describe(q)
-	root := m.spanID()
+// three if a decision was made. root is the id of the first.
+func (m *spanMaker) appendQuery(b []byte, q *Query, trace TraceID, root SpanID, by string, facts *Facts) ([]byte, int) {
 	client := netip.AddrFrom16(q.Client).Unmap()
-
-	b, mark := openSpan(b, trace, root, SpanID{}, SpanQuery, KindServer, q.Start, q.Start+int64(q.End))
+	flags := uint32(flagsSampled)
+	if !q.Parent.IsZero() {
+		flags = flagsRemote
+	}
+	b, mark := openSpan(b, trace, root, q.Parent, SpanQuery, KindServer, q.Start, q.Start+int64(q.End), flags)
 	b = m.appendQuestion(b, q, client)
-	b = m.appendAnswer(b, q, &facts)
+	b = m.appendAnswer(b, q, facts)
 	b = attrString(b, spanAttributes, AttrSampledBy, by)
 	if q.Rcode == rcodeServfail {
 		b = attrString(b, spanAttributes, AttrErrorType, rcodeText(q.Rcode))
@@ -106,13 +107,28 @@ func (m *spanMaker) appendQuery(b []byte, q *Query, trace TraceID, by string) ([
 	// The engine looks the client up while it decides and does not time that by itself: the
 	// span of the lookup marks its place, without a length.
 	parsed := q.Start + int64(q.Parsed)
-	b, mark = openSpan(b, trace, m.spanID(), root, SpanLookup, KindInternal, parsed, parsed)
+	b, mark = openSpan(b, trace, m.spanID(), root, SpanLookup, KindInternal, parsed, parsed, flagsSampled)
 	b = m.appendPlace(b, &facts.Place, client)
 	b = shut(b, mark)
 
-	b, mark = openSpan(b, trace, m.spanID(), root, SpanDecide, KindInternal, parsed, q.Start+int64(q.Decided))
-	b = m.appendDecision(b, q, &facts)
+	b, mark = openSpan(b, trace, m.spanID(), root, SpanDecide, KindInternal, parsed, q.Start+int64(q.Decided), flagsSampled)
+	b = m.appendDecision(b, q, facts)
+	b = attrInt(b, spanAttributes, AttrScope, int64(q.Scope))
 	return shut(b, mark), 3
+}
+
+// appendCohort appends the one span that tells of q's answer id, as a field of ScopeSpans, with
+// a link to the query that it was first met in.
+func (m *spanMaker) appendCohort(b []byte, q *Query, trace TraceID, id SpanID, first *Link, facts *Facts) []byte {
+	b, mark := openSpan(b, trace, id, SpanID{}, SpanDecision, KindInternal,
+		q.Start+int64(q.Parsed), q.Start+int64(q.Decided), flagsSampled)
+	b = attrString(b, spanAttributes, AttrQuestionName, nameText(q))
+	b = m.appendDecision(b, q, facts)
+	if m.server != "" {
+		b = attrString(b, spanAttributes, AttrServerAddress, m.server)
+	}
+	b = appendLink(b, first)
+	return shut(b, mark)
 }
 
 // appendQuestion appends who asked what, and how.
@@ -186,9 +202,12 @@ func (m *spanMaker) appendDecision(b []byte, q *Query, facts *Facts) []byte {
 		}
 		b = attrStrings(b, spanAttributes, AttrRejected, rejected)
 	}
-	b = attrInt(b, spanAttributes, AttrScope, int64(q.Scope))
 	b = attrInt(b, spanAttributes, AttrRevision, int64(q.Revision))
-	return attrKnown(b, AttrPlan, facts.Plan)
+	b = attrKnown(b, AttrPlan, facts.Plan)
+	if q.Decision != 0 {
+		b = attrString(b, spanAttributes, AttrDecisionID, q.Decision.String())
+	}
+	return b
 }
 
 func (m *spanMaker) attrAddr(b []byte, key string, addr netip.Addr) []byte {

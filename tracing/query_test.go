@@ -29,7 +29,8 @@ func TestAppendQuery(t *testing.T) {
 	fillQuery(&q)
 	q.Reason, q.Rcode, q.TCP = 1, 2, true
 	trace := TraceID{1, 15: 9}
-	b, n := newSpanMaker("ns1", describeAll).appendQuery(nil, &q, trace, SampledReason)
+	facts := describeAll(&q)
+	b, n := newSpanMaker("ns1", nil).appendQuery(nil, &q, trace, SpanID{7}, SampledReason, &facts)
 	got := official(t, appendRequest(nil, nil, "", b)).ResourceSpans[0].ScopeSpans[0].Spans
 	if n != 3 || len(got) != 3 {
 		t.Fatalf("%d spans, said to be %d, want 3", len(got), n)
@@ -83,7 +84,7 @@ func TestAppendQueryStatic(t *testing.T) {
 	q.Decided, q.Service, q.Pool, q.HasECS = 0, -1, -1, false
 	q.Client, q.Resolver, q.V6 = [16]byte{0: 0x20, 1: 1, 2: 0xd, 3: 0xb8, 15: 1}, [16]byte{0: 0x20, 1: 1, 2: 0xd, 3: 0xb8, 15: 1}, true
 	q.Source, q.Qtype, q.Rcode = 128, 28, 3
-	b, n := newSpanMaker("", nil).appendQuery(nil, &q, TraceID{1}, SampledRatio)
+	b, n := newSpanMaker("", nil).appendQuery(nil, &q, TraceID{1}, SpanID{7}, SampledRatio, &Facts{})
 	got := official(t, appendRequest(nil, nil, "", b)).ResourceSpans[0].ScopeSpans[0].Spans
 	if n != 1 || len(got) != 1 {
 		t.Fatalf("%d spans, said to be %d, want 1", len(got), n)

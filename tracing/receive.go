@@ -28,7 +28,8 @@ const (
 // gzip, at most 4 MiB), to which proxies and the services behind them export. Their spans go
 // into the node's memory and, as they came, to the collector if there is one. A request is
 // taken as a whole or refused as a whole, with the reason; that the collector is behind does
-// not concern the sender and is counted here.
+// not concern the sender and is counted here. With Options.Linker it is a relay that adds the
+// link to the decision which led to a request, where that is beyond doubt.
 func (r *Recorder) Receiver() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
@@ -53,6 +54,12 @@ func (r *Recorder) Receiver() http.Handler {
 // accept remembers a checked request, given as protobuf, and passes it on as it came.
 func (r *Recorder) accept(message []byte, b batch) {
 	r.received.Add(uint64(b.spans))
+	if r.options.Linker != nil {
+		if linked, changed := r.options.Linker.relay(message); changed {
+			message = linked
+			b = batch{body: linked, spans: b.spans, kind: protobufType}
+		}
+	}
 	r.memory.addRequest(message) // was checked
 	if r.exporter != nil && b.spans > 0 {
 		r.exporter.put(b)

@@ -7,6 +7,9 @@
 // knows OpenTelemetry on the hot side.
 package tracing
 
+// maxGiven is how many of the answered IPv4 addresses a record remembers.
+const maxGiven = 4
+
 // Query is the record of one answered query. It holds no pointer, so that a ring of them is
 // nothing to the garbage collector.
 type Query struct {
@@ -30,6 +33,23 @@ type Query struct {
 	V6       bool     // Client is IPv6
 	Resolver [16]byte // the address that asked
 	Answers  uint8    // RRs in the answer section
+	Asked    Ask      // what the sender wants, of an EDNS TRACEPARENT option
+	Trace    TraceID  // that the query belongs to; zero: one is drawn for it
+	Span     SpanID   // of the query's own span, where the sender was told; zero: one is drawn
+	Parent   SpanID   // the sender's span; zero: none
+	Decision AnswerID // that the answered addresses carry, or that stands for them; 0: none
+	GivenLen uint8    // of Given
 	NameLen  uint8
-	Name     [255]byte // qname in wire form, as asked
+	Given    [maxGiven][4]byte // the first of the IPv4 addresses answered, only with Decision
+	Name     [255]byte         // qname in wire form, as asked
 }
+
+// Ask is what the sender of a query wants of tracing.
+type Ask uint8
+
+// What a sender may want.
+const (
+	AskNothing Ask = iota // it did not say
+	AskTrace              // a span, below its own if it named one
+	AskNone               // none of the plain sort: its own trace is not sampled
+)

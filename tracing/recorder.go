@@ -35,6 +35,14 @@ type Options struct {
 	// for sampled queries only, and must not keep the Query. Nil: the spans go without.
 	Describe func(*Query) Facts
 
+	// Answers are the ids that the fleet's answers carry; nil: none do. Linker then finds the
+	// decision that led to a request in the spans that the Receiver takes, and adds the link;
+	// nil: they are left as they are. Ledger, if not nil, is told of every answer with an id.
+	Answers *AnswerIDs
+	Linker  *Linker
+	Ledger  *Ledger
+	Parents *Parents // for its counters; nil: nobody may ask for traces
+
 	Memory       int // traces that the node itself remembers; default 1024, negative for none
 	MemoryOctets int // and their size; default 16 MiB
 
@@ -102,6 +110,7 @@ type Recorder struct {
 	resource []byte    // content of the Resource of every span
 
 	// Only the goroutine of Run.
+	signer  *Signer // nil: no answer has an id
 	sampler *sampler
 	maker   *spanMaker
 	spans   []byte // of the batch that fills up, as fields of ScopeSpans
@@ -116,7 +125,7 @@ type Recorder struct {
 	received atomic.Uint64
 }
 
-var sampledBy = [...]string{SampledRatio, SampledReason, SampledServfail, SampledSlow, SampledFirst}
+var sampledBy = [...]string{SampledRatio, SampledParent, SampledReason, SampledServfail, SampledSlow, SampledFirst}
 
 // New returns a Recorder; nothing runs before Run.
 func New(o Options) *Recorder {
@@ -130,6 +139,9 @@ func New(o Options) *Recorder {
 	}
 	for range o.Workers {
 		r.workers = append(r.workers, newWorker(o.RingSize))
+	}
+	if o.Answers != nil {
+		r.signer = o.Answers.Signer()
 	}
 	if o.Endpoint != "" {
 		r.exporter = newExporter(&r.options)
@@ -198,8 +210,14 @@ func (r *Recorder) drain(now time.Time) (most int) {
 
 // take samples one query and makes its spans.
 func (r *Recorder) take(q *Query, now time.Time) {
-	lower := r.maker.lower()
-	by, limited := r.sampler.judge(q, lower, now)
+	if r.options.Ledger != nil && q.GivenLen > 0 {
+		r.options.Ledger.add(q)
+	}
+	lower := [8]byte(q.Trace[8:])
+	if q.Trace.IsZero() {
+		lower = r.maker.lower()
+	}
+	by, first, limited := r.sampler.judge(q, lower, now)
 	if limited {
 		r.limited.Add(1)
 	}
@@ -211,15 +229,34 @@ func (r *Recorder) take(q *Query, now time.Time) {
 	if r.inBatch == 0 {
 		r.born = now
 	}
-	trace, from := r.maker.traceID(lower), len(r.spans)
+	trace, root := q.Trace, q.Span
+	if trace.IsZero() {
+		trace = r.maker.traceID(lower)
+	}
+	if root.IsZero() {
+		root = r.maker.spanID()
+	}
+	facts := r.maker.describe(q)
+	from := len(r.spans)
 	var n int
-	r.spans, n = r.maker.appendQuery(r.spans, q, trace, by)
-	r.made.Add(uint64(n))
-	r.memory.add(r.resource, trace, r.spans[from:], n)
-	r.inBatch += n
+	r.spans, n = r.maker.appendQuery(r.spans, q, trace, root, by, &facts)
+	r.keep(trace, from, n)
+	if first && q.Decision != 0 && r.signer != nil {
+		from = len(r.spans)
+		cohort, span := r.signer.Context(q.Decision, 0)
+		r.spans = r.maker.appendCohort(r.spans, q, cohort, span, &Link{TraceID: trace, SpanID: root}, &facts)
+		r.keep(cohort, from, 1)
+	}
 	if len(r.spans) >= batchOctets || r.inBatch >= batchSpans {
 		r.flush()
 	}
+}
+
+// keep counts and remembers the n spans of a trace that were just made, from that place on.
+func (r *Recorder) keep(trace TraceID, from, n int) {
+	r.made.Add(uint64(n))
+	r.memory.add(r.resource, trace, r.spans[from:], n)
+	r.inBatch += n
 }
 
 // flush hands the batch to the exporter.
@@ -254,6 +291,10 @@ type Stats struct {
 	Retries  uint64 // further attempts at a batch
 
 	Dropped map[string]uint64 // by one of the Drop constants; every one is there
+
+	Parents ParentStats
+	Links   LinkStats // of the spans received
+	Ledger  LedgerStats
 }
 
 // Stats returns the counters. It may be called at any time.
@@ -267,6 +308,15 @@ func (r *Recorder) Stats() Stats {
 	}
 	for _, cause := range dropCauses {
 		s.Dropped[cause] = 0
+	}
+	if r.options.Parents != nil {
+		s.Parents = r.options.Parents.Stats()
+	}
+	if r.options.Linker != nil {
+		s.Links = r.options.Linker.Stats()
+	}
+	if r.options.Ledger != nil {
+		s.Ledger = r.options.Ledger.Stats()
 	}
 	for i, by := range sampledBy {
 		s.Sampled[by] = r.sampled[i].Load()

@@ -48,7 +48,8 @@ func newWorker(size int) *Worker {
 }
 
 // Begin returns the next slot of the ring, to be filled in place and handed over with Commit.
-// All fields are zero but Name, whose octets past NameLen mean nothing. It returns nil if the
+// All fields are zero but Name and Given, of which what is past NameLen and
+// GivenLen means nothing. It returns nil if the
 // ring is full: the record is dropped and counted. A second Begin without a Commit starts the
 // same record over.
 func (w *Worker) Begin() *Query {
@@ -90,7 +91,7 @@ func (w *Worker) drain(f func(*Query)) int {
 	return n
 }
 
-// reset zeroes every field but Name. Field by field, as clearing the 255 octets of the name
+// reset zeroes every field but Name and Given. Field by field, as clearing the 255 octets of the name
 // would cost more than everything else that the hot side does.
 func (q *Query) reset() {
 	q.Start, q.Parsed, q.Decided, q.End = 0, 0, 0, 0
@@ -99,4 +100,6 @@ func (q *Query) reset() {
 	q.Client, q.Source, q.Scope = [16]byte{}, 0, 0
 	q.HasECS, q.TCP, q.V6 = false, false, false
 	q.Resolver, q.Answers, q.NameLen = [16]byte{}, 0, 0
+	q.Asked, q.Trace, q.Span, q.Parent = AskNothing, TraceID{}, SpanID{}, SpanID{}
+	q.Decision, q.GivenLen = 0, 0
 }

@@ -10,10 +10,11 @@ import (
 // fair picture of all queries.
 const (
 	SampledRatio    = "ratio"    // by its trace id
+	SampledParent   = "parent"   // its sender asked for it (EDNS TRACEPARENT)
 	SampledReason   = "reason"   // a decision that the policy's first choice did not make
 	SampledServfail = "servfail" // answered SERVFAIL
 	SampledSlow     = "slow"     // answered late
-	SampledFirst    = "first"    // the first in a minute of its service, pool and reason
+	SampledFirst    = "first"    // the first in a minute of its service, pool, reason and answer id
 )
 
 const (
@@ -42,6 +43,7 @@ type sampler struct {
 type kind struct {
 	service, pool int32
 	reason        uint8
+	decision      AnswerID
 }
 
 // newSampler returns a sampler of ratio, 0..1, of all queries.
@@ -62,11 +64,15 @@ func (s *sampler) byRatio(lower [8]byte) bool {
 }
 
 // judge says why the query is sampled, or "" if it is not. lower is the second half of its
-// trace id; limited tells that only the rate kept an interesting query out.
-func (s *sampler) judge(q *Query, lower [8]byte, now time.Time) (by string, limited bool) {
-	first := s.isFirst(q, now)
+// trace id; first tells that it is the first sampled one of its kind, and limited that only
+// the rate kept an interesting query out. A sender that does not sample its own trace gets no
+// span of a plain query, as W3C Trace Context wants; what is interesting to us stays so.
+func (s *sampler) judge(q *Query, lower [8]byte, now time.Time) (by string, first, limited bool) {
+	first = s.isFirst(q, now)
 	switch {
-	case s.byRatio(lower):
+	case q.Asked == AskTrace:
+		by = SampledParent
+	case q.Asked == AskNothing && s.byRatio(lower):
 		by = SampledRatio
 	case q.Rcode == rcodeServfail:
 		by = SampledServfail
@@ -77,18 +83,18 @@ func (s *sampler) judge(q *Query, lower [8]byte, now time.Time) (by string, limi
 	case first:
 		by = SampledFirst
 	default:
-		return "", false
+		return "", false, false
 	}
-	if by != SampledRatio && !s.take(now) {
-		return "", true
+	if by != SampledRatio && by != SampledParent && !s.take(now) {
+		return "", false, true
 	}
 	if first {
 		s.kinds[kindOf(q)] = struct{}{}
 	}
-	return by, false
+	return by, first, false
 }
 
-func kindOf(q *Query) kind { return kind{q.Service, q.Pool, q.Reason} }
+func kindOf(q *Query) kind { return kind{q.Service, q.Pool, q.Reason, q.Decision} }
 
 // isFirst reports whether no decision of that kind was sampled in this minute.
 func (s *sampler) isFirst(q *Query, now time.Time) bool {

@@ -61,6 +61,11 @@ func TestJudge(t *testing.T) {
 		{"another pool", 0, always, true, with(func(q *Query) { q.Pool = 3 }), SampledFirst},
 		{"another service", 0, always, true, with(func(q *Query) { q.Service = 0 }), SampledFirst},
 		{"not steered", 0, always, false, with(func(q *Query) { q.Service = -1 }), ""},
+		{"asked for", 0, never, true, with(func(q *Query) { q.Asked = AskTrace }), SampledParent},
+		{"asked for, and a failover", 0, never, true, with(func(q *Query) { q.Asked = AskTrace; q.Reason = 1 }), SampledParent},
+		{"not asked for", 1, always, true, with(func(q *Query) { q.Asked = AskNone }), ""},
+		{"not asked for, but a failover", 1, always, true, with(func(q *Query) { q.Asked = AskNone; q.Reason = 1 }), SampledReason},
+		{"another answer id", 0, always, true, with(func(q *Query) { q.Decision = 7 }), SampledFirst},
 		{"no decision", 0, always, false, with(func(q *Query) { q.Decided = 0 }), ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -70,7 +75,7 @@ func TestJudge(t *testing.T) {
 				s.isFirst(&plain, now)
 				s.kinds[kindOf(&plain)] = struct{}{}
 			}
-			if got, limited := s.judge(&tc.query, tc.lower, now); got != tc.want || limited {
+			if got, _, limited := s.judge(&tc.query, tc.lower, now); got != tc.want || limited {
 				t.Errorf("judge: %q, limited %v, want %q, false", got, limited, tc.want)
 			}
 		})
@@ -85,7 +90,7 @@ func TestInterestingIsLimited(t *testing.T) {
 	sampled, limited := 0, 0
 	for range 5 * 1000 { // five seconds, a query a millisecond
 		now = now.Add(time.Millisecond)
-		by, late := s.judge(&outage, never, now)
+		by, _, late := s.judge(&outage, never, now)
 		if by != "" {
 			sampled++
 		}
@@ -96,11 +101,11 @@ func TestInterestingIsLimited(t *testing.T) {
 	if sampled < 58 || sampled > 60 || limited != 5000-sampled { // 10 at once, then 10 a second
 		t.Errorf("%d sampled, %d limited of 5000, want about 59 and the rest", sampled, limited)
 	}
-	if by, _ := s.judge(&outage, never, now.Add(-time.Hour)); by != "" {
+	if by, _, _ := s.judge(&outage, never, now.Add(-time.Hour)); by != "" {
 		t.Error("a clock that went back gave a token")
 	}
 	none := newSampler(0, time.Second, 0)
-	if by, late := none.judge(&outage, never, now); by != "" || !late {
+	if by, _, late := none.judge(&outage, never, now); by != "" || !late {
 		t.Errorf("with a rate of zero: %q, limited %v, want none, limited", by, late)
 	}
 }
@@ -123,7 +128,7 @@ func TestFirstOfAKind(t *testing.T) {
 		{"b is known", &b, 30 * time.Second, ""},
 		{"b is first again", &b, time.Minute, SampledFirst},
 	} {
-		if got, _ := s.judge(step.q, never, now.Add(step.at)); got != step.want {
+		if got, _, _ := s.judge(step.q, never, now.Add(step.at)); got != step.want {
 			t.Errorf("%s: %q, want %q", step.name, got, step.want)
 		}
 	}

@@ -1,5 +1,13 @@
 package tracing
 
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+)
+
 // EDNSTraceParent is the code of the EDNS option that carries a trace context (RFC 6891 leaves
 // 65001 to 65534 to local use; this one is PowerDNS's, draft-edns-otel-trace-ids).
 const EDNSTraceParent = 65500
@@ -49,4 +57,85 @@ func ParseTraceParent(data []byte) (TraceParent, bool) {
 	}
 	p.Sampled = flags&1 != 0
 	return p, !p.TraceID.IsZero()
+}
+
+// TraceParentLen is the length of the option that AppendTraceParent writes, in octets.
+const TraceParentLen = 27
+
+// AppendTraceParent appends the data of a TRACEPARENT option in the form of 27 octets, sampled.
+func AppendTraceParent(b []byte, trace TraceID, span SpanID) []byte {
+	b = append(b, 0, 0)
+	b = append(b, trace[:]...)
+	b = append(b, span[:]...)
+	return append(b, 1)
+}
+
+// Request is what a query's TRACEPARENT option comes to.
+type Request struct {
+	Ask    Ask
+	Trace  TraceID // of the sender, or drawn for one that has none
+	Span   SpanID  // drawn for the query's own span, where the sender is to be told
+	Parent SpanID
+	Tell   bool // the sender asked for the ids: answer with AppendTraceParent of Trace and Span
+}
+
+// Record writes r into the record of its query.
+func (r *Request) Record(q *Query) {
+	q.Asked, q.Trace, q.Span, q.Parent = r.Ask, r.Trace, r.Span, r.Parent
+}
+
+// Parents reads the TRACEPARENT options of queries, from those who may ask us to trace. It is
+// safe for concurrent use and neither locks nor allocates.
+type Parents struct {
+	allow []netip.Prefix
+
+	taken, malformed, refused atomic.Uint64
+}
+
+// Loopback is whom Parents listens to where nobody said otherwise.
+var Loopback = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+
+// NewParents returns a reader of options from the prefixes in allow.
+func NewParents(allow []netip.Prefix) *Parents {
+	return &Parents{allow: slices.Clone(allow)}
+}
+
+// Read returns what the option with that data, in a query from that address, asks for. It is
+// the zero Request, and counted, if the option is malformed or its sender may not ask: such a
+// query is answered as if it had no option.
+func (p *Parents) Read(from netip.Addr, data []byte) Request {
+	from = from.Unmap()
+	if !slices.ContainsFunc(p.allow, func(a netip.Prefix) bool { return a.Contains(from) }) {
+		p.refused.Add(1)
+		return Request{}
+	}
+	parent, ok := ParseTraceParent(data)
+	if !ok {
+		p.malformed.Add(1)
+		return Request{}
+	}
+	p.taken.Add(1)
+	r := Request{Ask: AskNone, Trace: parent.TraceID, Parent: parent.Parent}
+	if parent.Sampled {
+		r.Ask = AskTrace
+	}
+	if r.Trace.IsZero() {
+		binary.BigEndian.PutUint64(r.Trace[:8], rand.Uint64())
+		binary.BigEndian.PutUint64(r.Trace[8:], rand.Uint64()|1) // never zero
+		binary.BigEndian.PutUint64(r.Span[:], rand.Uint64()|1)
+		r.Tell = true
+	}
+	return r
+}
+
+// ParentStats are the exact counters of a Parents: queries with a TRACEPARENT option.
+type ParentStats struct {
+	Taken     uint64 // read, and followed
+	Malformed uint64 // ignored, as it has none of the known forms
+	Refused   uint64 // ignored, as its sender may not ask
+}
+
+// Stats returns the counters.
+func (p *Parents) Stats() ParentStats {
+	return ParentStats{Taken: p.taken.Load(), Malformed: p.malformed.Load(), Refused: p.refused.Load()}
 }

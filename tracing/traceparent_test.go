@@ -2,8 +2,10 @@ package tracing
 
 import (
 	"bytes"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseTraceParent(t *testing.T) {
@@ -68,4 +70,76 @@ func FuzzParseTraceParent(f *testing.F) {
 			t.Errorf("%x: %+v, want ids that stand there", data, p)
 		}
 	})
+}
+
+func TestParents(t *testing.T) {
+	trace := TraceID{1, 15: 2}
+	full := AppendTraceParent(nil, trace, SpanID{3})
+	unsampled := append([]byte(nil), full...)
+	unsampled[26] = 0
+	for _, tc := range []struct {
+		name, from string
+		data       []byte
+		want       Request
+		counted    ParentStats
+	}{
+		{"followed", "127.0.0.1", full, Request{Ask: AskTrace, Trace: trace, Parent: SpanID{3}}, ParentStats{Taken: 1}},
+		{"mapped sender", "::ffff:127.0.0.1", full, Request{Ask: AskTrace, Trace: trace, Parent: SpanID{3}}, ParentStats{Taken: 1}},
+		{"not sampled", "::1", unsampled, Request{Ask: AskNone, Trace: trace, Parent: SpanID{3}}, ParentStats{Taken: 1}},
+		{"malformed", "127.0.0.1", full[:19], Request{}, ParentStats{Malformed: 1}},
+		{"may not ask", "192.0.2.1", full, Request{}, ParentStats{Refused: 1}},
+		{"may not ask, empty", "2001:db8::1", nil, Request{}, ParentStats{Refused: 1}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := NewParents(Loopback)
+			got := p.Read(netip.MustParseAddr(tc.from), tc.data)
+			if got != tc.want || p.Stats() != tc.counted {
+				t.Errorf("%+v, counted %+v, want %+v, %+v", got, p.Stats(), tc.want, tc.counted)
+			}
+		})
+	}
+	p, from := NewParents(Loopback), netip.MustParseAddr("127.0.0.1")
+	a, b := p.Read(from, nil), p.Read(from, nil)
+	if !a.Tell || a.Ask != AskTrace || a.Trace.IsZero() || a.Span.IsZero() || a.Trace == b.Trace || a.Span == b.Span {
+		t.Errorf("empty options give %+v and %+v, want ids of their own, to be told", a, b)
+	}
+	if back, ok := ParseTraceParent(AppendTraceParent(nil, a.Trace, a.Span)); !ok || back != (TraceParent{a.Trace, a.Span, true}) {
+		t.Errorf("what is told reads %+v, %v, want the same ids", back, ok)
+	}
+	if n := testing.AllocsPerRun(100, func() { p.Read(from, full); p.Read(from, nil) }); n != 0 {
+		t.Errorf("%v allocations, want none", n)
+	}
+}
+
+// A query with a parent becomes a child of it, in its trace, sampled because it was asked for.
+func TestParentInSpans(t *testing.T) {
+	r := New(Options{Interesting: -1, Describe: describeAll})
+	w := r.Worker(0)
+	q := w.Begin()
+	fillQuery(q)
+	req := Request{Ask: AskTrace, Trace: TraceID{9, 15: 9}, Parent: SpanID{8}}
+	req.Record(q)
+	w.Commit()
+	q = w.Begin() // its sender was told the ids
+	fillQuery(q)
+	told := Request{Ask: AskTrace, Trace: TraceID{5}, Span: SpanID{6}, Tell: true}
+	told.Record(q)
+	w.Commit()
+	r.drain(time.Now())
+
+	spans := r.Memory().Trace(TraceID{9, 15: 9})
+	if len(spans) != 3 || spans[0].Name != SpanQuery || spans[0].ParentID != (SpanID{8}) || spans[0].Attributes[AttrSampledBy] != SampledParent {
+		t.Errorf("spans %+v, want dns.query below the sender's span", spans)
+	}
+	got := official(t, appendRequest(nil, nil, "", r.spans)).ResourceSpans[0].ScopeSpans[0].Spans[0]
+	if !bytes.Equal(got.ParentSpanId, []byte{8, 0, 0, 0, 0, 0, 0, 0}) || got.Flags != 0x301 {
+		t.Errorf("parent %x, flags %#x, want the sender's, and that it is remote", got.ParentSpanId, got.Flags)
+	}
+	spans = r.Memory().Trace(TraceID{5})
+	if len(spans) != 3 || spans[0].SpanID != (SpanID{6}) || !spans[0].ParentID.IsZero() {
+		t.Errorf("spans %+v, want a root with the id that was told", spans)
+	}
+	if n := r.Stats().Sampled[SampledParent]; n != 2 {
+		t.Errorf("%d sampled for their sender, want 2", n)
+	}
 }

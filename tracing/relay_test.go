@@ -1,0 +1,200 @@
+package tracing
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"testing"
+	"time"
+
+	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// serverSpan is a span of a request that a proxy took at vip.
+func serverSpan(vip, client string, at time.Time) *tracepb.Span {
+	return &tracepb.Span{
+		TraceId: bytes.Repeat([]byte{1}, 16), SpanId: bytes.Repeat([]byte{2}, 8), Name: "ingress", Kind: tracepb.Span_SPAN_KIND_SERVER,
+		StartTimeUnixNano: uint64(at.UnixNano()), EndTimeUnixNano: uint64(at.UnixNano()) + 5, TraceState: "a=b", DroppedAttributesCount: 3,
+		Attributes: officialAttrs(map[string]any{AttrVIP: vip, "peer.address": client}),
+	}
+}
+
+// exportOf is a request of spans, with a field that this code does not know.
+func exportOf(t testing.TB, spans ...*tracepb.Span) []byte {
+	t.Helper()
+	b, err := proto.Marshal(&coltracepb.ExportTraceServiceRequest{ResourceSpans: []*tracepb.ResourceSpans{
+		{SchemaUrl: "first"},
+		{ScopeSpans: []*tracepb.ScopeSpans{{Spans: spans, SchemaUrl: "x"}, {}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return appendVarint(b, 4711, 42)
+}
+
+func TestRelayAddsLinks(t *testing.T) {
+	at := time.Unix(1_700_000_050, 0) // 10 s into its epoch
+	ids := testIDs(t, keyA)
+	s := ids.Signer()
+	id := s.ID(at, "www.example.com", "gfe-eu", "1f2e", 0)
+	genuine := s.Addr(id, netip.MustParseAddr("2001:db8:2::")).String()
+	trace, span := s.Context(id, 0)
+	change := func(f func(*tracepb.Span)) *tracepb.Span {
+		s := serverSpan(genuine, "2001:db8::7", at)
+		f(s)
+		return s
+	}
+	for _, tc := range []struct {
+		name string
+		span *tracepb.Span
+		want LinkStats
+	}{
+		{"address", serverSpan(genuine, "2001:db8::7", at), LinkStats{Exact: 1}},
+		{"address and port", serverSpan("["+genuine+"]:443", "", at), LinkStats{Exact: 1}},
+		{"brackets", serverSpan("["+genuine+"]", "", at), LinkStats{Exact: 1}},
+		{"forged", serverSpan("2001:db8:2:0:1234:5678:9abc:def0", "", at), LinkStats{Forged: 1}},
+		{"of another network", serverSpan("2001:db8:3:"+genuine[len("2001:db8:2:"):], "", at), LinkStats{Forged: 1}},
+		{"plain", serverSpan("2001:db8:2::11", "", at), LinkStats{}},
+		{"no address", serverSpan("-", "", at), LinkStats{}},
+		{"a client's span", change(func(s *tracepb.Span) { s.Kind = tracepb.Span_SPAN_KIND_CLIENT }), LinkStats{}},
+		{"has a link", change(func(s *tracepb.Span) {
+			s.Links = []*tracepb.Span_Link{{TraceId: bytes.Repeat([]byte{7}, 16), SpanId: bytes.Repeat([]byte{8}, 8)}}
+		}), LinkStats{}},
+		{"no vip", change(func(s *tracepb.Span) { s.Attributes = nil }), LinkStats{}},
+		{"guessed", serverSpan("192.0.2.11", "198.51.100.7:4711", at), LinkStats{Guessed: 1}},
+		{"unsure", serverSpan("192.0.2.12", "198.51.100.7", at), LinkStats{Unsure: 1}},
+		{"unknown", serverSpan("192.0.2.13", "198.51.100.7", at), LinkStats{}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			ledger := NewLedger(16)
+			ledger.add(answered(id, at.Add(-4*time.Second), 30, "198.51.100.0/24", "192.0.2.11"))
+			ledger.add(answered(id, at.Add(-4*time.Second), 30, "", "192.0.2.12"))
+			ledger.add(answered(id+1, at.Add(-3*time.Second), 30, "", "192.0.2.12"))
+			l := NewLinker(ids, ledger)
+			other := serverSpan("-", "", at)
+			request := exportOf(t, other, tc.span)
+			got, changed := l.relay(request)
+			if s := l.Stats(); s != tc.want {
+				t.Errorf("counted %+v, want %+v", s, tc.want)
+			}
+			if linked := tc.want.Exact+tc.want.Guessed > 0; changed != linked {
+				t.Fatalf("changed %v, want %v", changed, linked)
+			}
+			if !changed {
+				if !bytes.Equal(got, request) {
+					t.Error("the request is another one, want it untouched")
+				}
+				return
+			}
+			age, confidence, by := 10.0, 1.0, "address"
+			if tc.want.Guessed > 0 {
+				age, confidence, by = 4, 0.5, "ledger"
+			}
+			want := proto.CloneOf(tc.span)
+			want.Attributes = append(want.Attributes, officialAttrs(map[string]any{AttrAnswerAge: age, AttrDecisionID: id.String()})...)
+			want.Links = []*tracepb.Span_Link{{TraceId: trace[:], SpanId: span[:],
+				Attributes: officialAttrs(map[string]any{AttrConfidence: confidence, AttrLinkedBy: by})}}
+			var whole, expected coltracepb.ExportTraceServiceRequest
+			if err := proto.Unmarshal(got, &whole); err != nil {
+				t.Fatal(err)
+			}
+			if err := proto.Unmarshal(exportOf(t, other, want), &expected); err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(&expected, &whole, protocmp.Transform(), anyOrder); d != "" {
+				t.Errorf("relayed differs (-want +got):\n%s", d)
+			}
+		})
+	}
+}
+
+// A relayed request goes to the memory and to the collector with its link, and what the drain
+// makes of the answer is the span that it links to.
+func TestRelayEndToEnd(t *testing.T) {
+	ids := testIDs(t, keyA)
+	ledger := NewLedger(16)
+	r := New(Options{Interesting: 10, Describe: describeAll, Answers: ids, Ledger: ledger, Linker: NewLinker(ids, ledger)})
+	signer := ids.Signer()
+	at := time.Unix(1_700_000_000, 0)
+	id := signer.ID(at, "www.example.com", "gfe-eu", "1f2e", 1)
+	for range 2 { // the second one is of a known kind
+		q := r.Worker(0).Begin()
+		fillQuery(q)
+		q.Decision = id
+		r.Worker(0).Commit()
+	}
+	r.drain(at)
+
+	vip := signer.Addr(id, netip.MustParseAddr("2001:db8:2::"))
+	req := httptest.NewRequest(http.MethodPost, "/v1/traces", bytes.NewReader(exportOf(t, serverSpan(vip.String(), "", at.Add(time.Second)))))
+	req.Header.Set("Content-Type", protobufType)
+	resp := httptest.NewRecorder()
+	r.Receiver().ServeHTTP(resp, req)
+	if resp.Code != http.StatusOK {
+		t.Fatalf("status %d %s, want 200", resp.Code, resp.Body)
+	}
+	request := r.Memory().Trace(TraceID(bytes.Repeat([]byte{1}, 16)))
+	if len(request) != 1 || len(request[0].Links) != 1 {
+		t.Fatalf("request %+v, want one span with one link", request)
+	}
+	decision := r.Memory().Trace(request[0].Links[0].TraceID)
+	if len(decision) != 1 || decision[0].SpanID != request[0].Links[0].SpanID || decision[0].Name != SpanDecision ||
+		decision[0].Attributes[AttrDecisionID] != id.String() || decision[0].Attributes[AttrPool] != "gfe-eu" || len(decision[0].Links) != 1 {
+		t.Fatalf("decision %+v, want the span that the request links to", decision)
+	}
+	query := r.Memory().Trace(decision[0].Links[0].TraceID)
+	if len(query) != 3 || query[0].SpanID != decision[0].Links[0].SpanID || query[2].Attributes[AttrDecisionID] != id.String() {
+		t.Errorf("query %+v, want the one that the decision links to", query)
+	}
+	if s := r.Stats(); s.Links.Exact != 1 || s.Made != 4 || s.Sampled[SampledFirst] != 1 {
+		t.Errorf("%+v, want one link, and four spans of one query", s)
+	}
+}
+
+func FuzzRelay(f *testing.F) {
+	ids := testIDs(f, keyA)
+	s := ids.Signer()
+	at := time.Unix(1_700_000_000, 0)
+	vip := s.Addr(s.ID(at, "www", "pool", "plan", 0), netip.MustParseAddr("2001:db8::"))
+	f.Add(exportOf(f, serverSpan(vip.String(), "192.0.2.1", at), serverSpan("-", "", at)))
+	f.Fuzz(func(t *testing.T, request []byte) {
+		if _, fault := checkRequest(request); fault != nil {
+			return
+		}
+		before := bytes.Clone(request)
+		got, _ := NewLinker(ids, NewLedger(4)).relay(request)
+		if !bytes.Equal(request, before) {
+			t.Error("the request was written to")
+		}
+		want, _ := checkRequest(before)
+		if n, fault := checkRequest(got); fault != nil || n != want {
+			t.Errorf("relayed: %d spans, %v, want %d and no fault", n, fault, want)
+		}
+	})
+}
+
+// BenchmarkRelay is a request of 100 spans, all of them linked.
+func BenchmarkRelay(b *testing.B) {
+	ids := testIDs(b, keyA)
+	s := ids.Signer()
+	at := time.Unix(1_700_000_000, 0)
+	vip := s.Addr(s.ID(at, "www", "pool", "plan", 0), netip.MustParseAddr("2001:db8::")).String()
+	var spans []*tracepb.Span
+	for range 100 {
+		spans = append(spans, serverSpan(vip, "192.0.2.1", at))
+	}
+	request, l := exportOf(b, spans...), NewLinker(ids, nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, changed := l.relay(request); !changed {
+			b.Fatal("nothing was linked")
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/span")
+}
