@@ -132,10 +132,8 @@ func (b *builder) run(ctx context.Context) error {
 	save := newSaver(n.statePath(), n.log)
 	defer save.flush()
 
-	var wait <-chan struct{} // the first round of probes, while it must be waited for
-	if !known {
-		wait = n.health.FirstRound()
-	}
+	var targets *config.Objects // whose endpoints are probed
+	wait := !known              // for a first verdict of every endpoint
 	var limit <-chan time.Time
 	for {
 		var saveC <-chan time.Time
@@ -148,35 +146,30 @@ func (b *builder) run(ctx context.Context) error {
 		case <-saveC:
 			save.flush()
 			continue
-		case <-wait:
-			wait = nil
 		case <-limit:
-			wait = nil
+			wait = false
 		case <-b.kick:
 		case <-n.places.Changed():
 		case <-n.health.Changed():
 		case <-next.C:
 		}
 		v := b.lastView()
-		if v == nil {
-			continue
+		if v == nil || n.data.Load() == nil && len(v.Objects.Zones) == 0 {
+			continue // nothing is known: not ready
 		}
-		if b.applied != v.Objects {
-			n.health.SetTargets(health.Targets(v.Objects))
-			if wait != nil && limit == nil {
+		if targets != v.Objects {
+			targets = v.Objects
+			n.health.SetTargets(health.Targets(targets))
+			if wait && limit == nil {
 				limit = time.After(firstRound)
 			}
 		}
-		if wait != nil {
-			// Verdicts come from the last known good file and from peers; with neither,
-			// nothing is answered before one round of probes.
-			select {
-			case <-wait:
-				wait = nil
-			default:
-				continue
-			}
+		// Verdicts come from the last known good file and from peers; with neither, nothing is
+		// answered before one round of probes.
+		if wait && slices.Contains(slices.Collect(maps.Values(n.health.Verdicts())), gslb.Unknown) {
+			continue
 		}
+		wait = false
 		select {
 		case <-ctx.Done():
 			return nil
@@ -245,7 +238,9 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 func (b *builder) readZones(o *config.Objects) error {
 	for name, z := range o.Zones {
 		text, file, err := zoneText(z)
-		if err == nil {
+		if err != nil {
+			delete(b.sources, name) // whatever it is when it is there again, it is read
+		} else {
 			if b.sources[name] == sha256.Sum256([]byte(text)) {
 				continue // as it was, good or bad
 			}
@@ -322,18 +317,42 @@ func (b *builder) snapshot(revision uint64) *gslb.Snapshot {
 // together, and what else is worth a warning.
 func Check(path string) (warnings []string, err error) {
 	f, err := config.ReadFile(path)
-	if err != nil {
+	if f == nil {
 		return nil, err
 	}
+	faults := []error{err}
+	zones, warnings, err := checkZones(&f.Objects)
+	faults = append(faults, err)
+	places := geoConfig(f)
+	if faults[0] != nil {
+		places.Overrides = nil // their faults are told already
+	}
+	m, err := geo.Open(places)
+	faults = append(faults, err)
+	if errors.Join(faults...) != nil {
+		return warnings, errors.Join(faults...)
+	}
+	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
+	if err == nil {
+		_, err = zone.NewSet(zones, servicesIn(zones, s))
+	}
+	return warnings, err
+}
+
+// checkZones reads the zones of o and reports every fault in them.
+func checkZones(o *config.Objects) (zones []*zone.Zone, warnings []string, err error) {
 	var faults []error
-	var zones []*zone.Zone
-	for name, z := range f.Objects.Zones {
-		text, file, err := zoneText(z)
+	lost := &config.Objects{} // zones whose file cannot be read
+	for _, name := range o.Names("zones") {
+		text, file, err := zoneText(o.Zones[name])
 		if err != nil {
-			faults = append(faults, fmt.Errorf("zone %s: %w", name, err))
+			lost.Take(o, "zones", name)
 			continue
 		}
-		zz, warns, err := zone.Parse(strings.NewReader(text), file, name)
+		if text == "" && file == "" {
+			continue // a fault of the configuration
+		}
+		z, warns, err := zone.Parse(strings.NewReader(text), file, name)
 		for _, w := range warns {
 			warnings = append(warnings, w.String())
 		}
@@ -341,17 +360,8 @@ func Check(path string) (warnings []string, err error) {
 			faults = append(faults, err)
 			continue
 		}
-		zones = append(zones, zz)
+		zones = append(zones, z)
 	}
-	places, err := geo.Open(geoConfig(f))
-	if err != nil {
-		faults = append(faults, err)
-	}
-	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: places, Now: time.Now()})
-	if err != nil {
-		faults = append(faults, err)
-	} else if _, err := zone.NewSet(zones, servicesIn(zones, s)); err != nil {
-		faults = append(faults, err)
-	}
-	return warnings, errors.Join(faults...)
+	_, err = config.ResolveFiles(lost) // says where they stand
+	return zones, warnings, errors.Join(append([]error{err}, faults...)...)
 }
