@@ -5,7 +5,6 @@ import (
 
 	"github.com/meridian-gslb/meridian/admin"
 	"github.com/meridian-gslb/meridian/admin/api"
-	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/gslb/store"
 )
 
@@ -24,7 +23,7 @@ func (n *Node) adminOptions() admin.Options {
 			if v := n.build.lastView(); v != nil {
 				return *v
 			}
-			return store.View{Objects: &config.Objects{}}
+			return store.View{} // unlike a store without objects
 		},
 		Store:       n.store,
 		Health:      n.health.Views,

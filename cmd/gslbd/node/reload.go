@@ -84,20 +84,20 @@ func (n *Node) reload() {
 		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
 		return
 	}
+	if err := n.store.SetBase(&f.Objects); err != nil {
+		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
+		return
+	}
 	old := n.file.Swap(f)
 	if !reflect.DeepEqual(geoConfig(old), geoConfig(f)) {
 		if err := n.places.Reconfigure(geoConfig(f)); err != nil {
 			n.log.Error("places not changed", "err", err)
 		}
 	}
-	before, after := old.Node, f.Node
-	before.Geo, after.Geo = config.Geo{}, config.Geo{}
-	if !reflect.DeepEqual(before, after) {
+	running, now := n.opts.File.Node, f.Node
+	running.Geo, now.Geo = config.Geo{}, config.Geo{}
+	if !reflect.DeepEqual(running, now) {
 		n.log.Warn("node: some settings changed that only a restart applies", "file", n.opts.Path)
-	}
-	if err := n.store.SetBase(&f.Objects); err != nil {
-		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
-		return
 	}
 	n.build.report("configuration "+n.opts.Path, "", nil)
 	n.build.reread()
