@@ -52,8 +52,14 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 		return 2
 	}
 	var lv slog.Level
-	if err := lv.UnmarshalText([]byte(*level)); err != nil || flags.NArg() > 0 {
-		fmt.Fprintf(stderr, "gslbd demo: unexpected %q\n", append(flags.Args(), *level))
+	err := p.valid()
+	if flags.NArg() > 0 {
+		err = fmt.Errorf("unexpected %q", flags.Arg(0))
+	} else if lv.UnmarshalText([]byte(*level)) != nil {
+		err = fmt.Errorf("--log-level %q: expected debug, info, warn or error", *level)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "gslbd demo: %v\n", err)
 		return 2
 	}
 	d := &Demo{
@@ -71,6 +77,27 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 		return 1
 	}
 	return 0
+}
+
+// valid says which flag is out of range, or takes what another one has.
+func (p ports) valid() error {
+	taken := map[int]string{}
+	for _, f := range []struct {
+		flag              string
+		port, first, most int // port follows from first, the flag's value, which may be most
+	}{
+		{"dns-port", p.dns, p.dns, 65535}, {"admin-port", p.admin, p.admin, 65535},
+		{"gossip-port", p.gossip, p.gossip, 65535}, {"http-port", p.database(), p.http, 65532},
+	} {
+		if f.first < 1 || f.first > f.most {
+			return fmt.Errorf("--%s %d: expected 1 to %d", f.flag, f.first, f.most)
+		}
+		if other, ok := taken[f.port]; ok {
+			return fmt.Errorf("--%s %d: port %d is also that of --%s; expected another", f.flag, f.first, f.port, other)
+		}
+		taken[f.port] = f.flag
+	}
+	return nil
 }
 
 // free says which flag must change when a port that the demo needs is taken.
@@ -141,10 +168,15 @@ func (d *Demo) run(ctx context.Context) (err error) {
 	d.console.say("starting etcd, three nodes, six proxies, the application and its database …")
 	defer d.flush()
 	if err := d.prepare(ctx, dir); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
 		return err
 	}
 
-	// The application and etcd end after the nodes and proxies that need them.
+	// What others need ends after them: first the proxies, whose last spans go to a node; then
+	// the nodes; then the application and etcd.
+	over, stopOver := context.WithCancel(context.WithoutCancel(ctx))
 	under, stopUnder := context.WithCancel(context.WithoutCancel(ctx))
 	var upper, lower sync.WaitGroup
 	var mu sync.Mutex
@@ -177,7 +209,7 @@ func (d *Demo) run(ctx context.Context) (err error) {
 				default:
 				}
 			})
-			start(&upper, ctx, n)
+			start(&upper, over, n)
 		}
 		for _, r := range regions {
 			err = errors.Join(err, d.gfes[r.pool("gfe")].start(ctx))
@@ -186,25 +218,27 @@ func (d *Demo) run(ctx context.Context) (err error) {
 			err = d.settled(ctx, changed)
 		}
 	}
-	if err == nil {
+	switch {
+	case ctx.Err() != nil:
+		err = nil // it was ended before it was up, or a part failed, which faults tells
+	case err != nil:
+		cancel(err)
+	default:
 		restore, isTerminal := keys(os.Stdin, d.key(ctx, cancel))
 		d.console.banner(d.ports, isTerminal)
 		<-ctx.Done()
 		restore()
 		d.console.quiet()
 		d.console.say("ending …")
-	} else {
-		cancel(err)
 	}
 	for _, g := range d.gfes {
 		g.stop()
 	}
+	d.flush()
+	stopOver()
 	upper.Wait()
 	stopUnder()
 	lower.Wait()
-	if errors.Is(err, context.Canceled) {
-		err = nil
-	}
 	return errors.Join(append(faults, err)...)
 }
 
@@ -219,7 +253,7 @@ func (d *Demo) tracer(ctx context.Context, service, site string) (trace.TracerPr
 	return tp, err
 }
 
-// flush ends the tracer providers. The node that takes their spans may be gone already.
+// flush ends the tracer providers, which send what they still have.
 func (d *Demo) flush() {
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
@@ -228,6 +262,7 @@ func (d *Demo) flush() {
 		wg.Go(func() { f(ctx) })
 	}
 	wg.Wait()
+	d.flushes = nil
 }
 
 // prepare makes every part and binds its addresses.
@@ -294,7 +329,7 @@ func (d *Demo) prepare(ctx context.Context, dir string) error {
 		}
 		d.gfes[r.pool("gfe")] = g
 
-		n, err := d.node(r, dir, city)
+		n, err := d.node(ctx, r, dir, city)
 		if err != nil {
 			return err
 		}
@@ -309,7 +344,7 @@ func (d *Demo) prepare(ctx context.Context, dir string) error {
 }
 
 // node makes the region's gslbd from the configuration file that it would have.
-func (d *Demo) node(r region, dir, city string) (*node.Node, error) {
+func (d *Demo) node(ctx context.Context, r region, dir, city string) (*node.Node, error) {
 	text := nodeConfig(r, d.ports, filepath.Join(dir, r.name), d.etcd.Endpoint(), city)
 	f, err := config.Parse(r.name+".yaml", []byte(text))
 	if err != nil {
@@ -317,7 +352,7 @@ func (d *Demo) node(r region, dir, city string) (*node.Node, error) {
 	}
 	n, err := node.New(node.Options{
 		File: f, Version: d.version, Log: d.log,
-		Extra: map[string]http.Handler{"/api/v1/demo/": d.handler()},
+		Extra: map[string]http.Handler{"/api/v1/demo/": d.handler(ctx)},
 	})
 	if err != nil {
 		return nil, err
@@ -406,8 +441,9 @@ func (d *Demo) key(ctx context.Context, cancel context.CancelCauseFunc) func(byt
 	}
 }
 
-// handler serves /api/v1/demo/: what "gslbctl demo stop|start NAME" asks for.
-func (d *Demo) handler() http.Handler {
+// handler serves /api/v1/demo/: what "gslbctl demo stop|start NAME" asks for. What it starts
+// ends with ctx.
+func (d *Demo) handler(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	act := func(f func(*gfePool) error) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
@@ -432,7 +468,7 @@ func (d *Demo) handler() http.Handler {
 		}
 	}
 	mux.HandleFunc("POST /api/v1/demo/stop", act(func(g *gfePool) error { return g.stop() }))
-	mux.HandleFunc("POST /api/v1/demo/start", act(func(g *gfePool) error { return g.start(context.Background()) }))
+	mux.HandleFunc("POST /api/v1/demo/start", act(func(g *gfePool) error { return g.start(ctx) }))
 	return mux
 }
 
@@ -448,12 +484,16 @@ type gfePool struct {
 
 func (g *gfePool) name() string { return g.configs[0].Pool }
 
-// start runs the proxies until stop or the end of ctx. It does nothing while they run.
+// start runs the proxies until stop or the end of ctx. It does nothing while they run, and
+// fails once ctx has ended.
 func (g *gfePool) start(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.cancel != nil {
 		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s: the demo ends: %w", g.name(), err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var proxies []*proxy.Proxy
