@@ -86,6 +86,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "gslbd: -log-level %q: expected debug, info, warn or error\n", *level)
 		return 2
 	}
+	if *workers < 0 {
+		fmt.Fprintf(stderr, "gslbd: -workers %d: expected a number from 1, or 0 for one per core\n", *workers)
+		return 2
+	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lv}))
 	if err := serve(ctx, *path, *workers, log, stdout); err != nil {
 		fmt.Fprintf(stderr, "gslbd: %v\n", err)
