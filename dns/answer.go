@@ -97,6 +97,7 @@ type answerer struct {
 	trace    TraceWorker // nil: queries are not recorded
 	panicked func(reason any, packet []byte)
 	maxUDP   int
+	follow   follower
 
 	start  time.Time // when the batch that holds the query was read; only with trace
 	last   uint32    // ns after start when the query before in the batch was answered; only with trace
@@ -135,8 +136,9 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 // answer is serve without a net. On UDP it neither blocks, locks, logs nor allocates, but for
 // queries of the full path.
 func (a *answerer) answer(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []byte) []byte {
-	a.q.from, a.q.tcp = from, tcp
+	a.q.from, a.q.tcp, a.q.told = from, tcp, nil
 	a.r.reset()
+	a.follow.reset()
 	full := tcp
 	if !full {
 		switch a.q.read(pkt, &a.r) {
@@ -175,6 +177,7 @@ func (a *answerer) limit() int {
 // section 3).
 func (a *answerer) resolve(d *Data) {
 	q, r := &a.q, &a.r
+	a.follow.ask(q)
 	if d == nil || d.Zones == nil || d.Snapshot == nil { // nothing is known, so nothing is denied
 		r.rcode, r.resolved, r.outcome = rcodeRefused, true, zone.NotOurs
 		return
@@ -300,7 +303,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 		a.addSOA(owner)
 		return nil
 	}
-	a.add(inAnswer, owner, rtype, a.d.TTL).addrs = addrs
+	a.add(inAnswer, owner, rtype, a.d.TTL).addrs = a.follow.identify(d.Snapshot, &a.d, addrs, a.start)
 	return nil
 }
 
@@ -409,9 +412,9 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 	a.counters.panics.Add(1)
 	a.panicked(reason, pkt)
 	// What the panic left behind is not to be trusted.
-	start := a.start
+	start, follow := a.start, a.follow
 	*a = *newAnswerer(a.counters, a.trace, a.maxUDP, a.panicked)
-	a.start = start
+	a.start, a.follow = start, follow
 	if len(pkt) < headerLen || be16(pkt[2:])&flagQR != 0 {
 		return nil
 	}
@@ -446,6 +449,7 @@ func (a *answerer) record(d *Data) {
 			t.Pool = int32(a.d.Pool.Index)
 		}
 	}
+	a.follow.record(t, r)
 	t.NameLen = uint8(copy(t.Name[:], q.name))
 	a.trace.Commit()
 	a.last = end

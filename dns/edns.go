@@ -3,11 +3,14 @@ package dns
 import (
 	"encoding/binary"
 	"net/netip"
+
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // EDNS options.
 const (
-	optionECS = 8 // RFC 7871
+	optionECS   = 8                       // RFC 7871
+	optionTrace = tracing.EDNSTraceParent // draft-edns-otel-trace-ids
 )
 
 // Address families of RFC 7871, section 6, from IANA's Address Family Numbers.
@@ -27,6 +30,7 @@ type edns struct {
 	version uint8
 	do      bool
 	ecs     ecs
+	trace   []byte // data of the first TRACEPARENT option, in the packet; nil: there is none
 }
 
 // ecs is the client subnet of a query.
@@ -71,6 +75,9 @@ func (e *edns) readOptions(b []byte) {
 		if code == optionECS && (e.ecs.raw != nil || !e.ecs.read(b[4:4+l:4+l])) {
 			e.ecs, e.bad = ecs{}, true
 			return
+		}
+		if code == optionTrace && e.trace == nil {
+			e.trace = b[4 : 4+l : 4+l]
 		}
 		b = b[4+l:]
 	}
@@ -129,18 +136,22 @@ func (c *ecs) scope(bits uint8) uint8 {
 
 // optLen returns how many octets putOPT will write.
 func (q *query) optLen(opt bool) int {
-	switch {
-	case !opt:
+	if !opt {
 		return 0
-	case q.edns.ecs.raw != nil:
-		return 11 + 4 + len(q.edns.ecs.raw)
-	default:
-		return 11
 	}
+	n := 11
+	if q.edns.ecs.raw != nil {
+		n += 4 + len(q.edns.ecs.raw)
+	}
+	if q.told != nil {
+		n += 4 + len(q.told)
+	}
+	return n
 }
 
 // putOPT writes our OPT: our UDP size, version 0, DO as it was asked (RFC 3225, section 3),
-// and the client subnet as it was asked with the answer's scope. The room for it was kept.
+// the client subnet as it was asked with the answer's scope, and the ids of the trace to who
+// asked for them. The room for it was kept.
 func (m *message) putOPT(q *query, r *reply, maxUDP int) {
 	b := m.buf[m.n:][:q.optLen(true)]
 	b[0] = 0
@@ -156,6 +167,12 @@ func (m *message) putOPT(q *query, r *reply, maxUDP int) {
 		binary.BigEndian.PutUint16(b[13:], uint16(len(raw)))
 		copy(b[15:], raw)
 		b[15+3] = r.scope
+	}
+	if q.told != nil {
+		at := len(b) - 4 - len(q.told)
+		binary.BigEndian.PutUint16(b[at:], optionTrace)
+		binary.BigEndian.PutUint16(b[at+2:], uint16(len(q.told)))
+		copy(b[at+4:], q.told)
 	}
 	m.n += len(b)
 }

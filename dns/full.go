@@ -161,6 +161,9 @@ func (q *query) opt(r *reply, maxUDP int) *miekg.OPT {
 		raw[3] = r.scope
 		opt.Option = append(opt.Option, &miekg.EDNS0_LOCAL{Code: optionECS, Data: raw})
 	}
+	if q.told != nil {
+		opt.Option = append(opt.Option, &miekg.EDNS0_LOCAL{Code: optionTrace, Data: bytes.Clone(q.told)})
+	}
 	return opt
 }
 

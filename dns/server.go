@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // The defaults of Options.
@@ -40,6 +42,11 @@ type Options struct {
 	// Trace returns what takes the records of a worker's queries, or nil for none. It is
 	// called once for each of the numbers from 0 to TraceWorkers-1; nil records nothing.
 	Trace func(worker int) TraceWorker
+
+	// With Trace: Parents reads the TRACEPARENT options of queries, and Answers makes the ids
+	// that the answers of pools which want that carry. Nil is none.
+	Parents *tracing.Parents
+	Answers *tracing.AnswerIDs
 
 	Logger *slog.Logger // default slog.Default()
 
@@ -96,6 +103,15 @@ func (s *Server) tracer(worker int) TraceWorker {
 	return s.opts.Trace(worker)
 }
 
+// answerer returns an answerer with the server's settings.
+func (s *Server) answerer(c *counters, trace TraceWorker) *answerer {
+	a := newAnswerer(c, trace, s.opts.MaxUDP, s.panicked)
+	if trace != nil { // without it the time is not known, and nobody would hear of what was asked
+		a.follow = newFollower(s.opts.Parents, s.opts.Answers)
+	}
+	return a
+}
+
 // Listen binds every address. Its error names the address that could not be bound; then
 // nothing stays open. Run calls it if it was not called before.
 func (s *Server) Listen() error {
@@ -148,7 +164,7 @@ func (s *Server) listen(addr netip.AddrPort) error {
 func (s *Server) listenUDP(addr netip.AddrPort) (workers []*udpWorker, err error) {
 	for range s.opts.Workers {
 		id := len(s.udp) + len(workers)
-		a := newAnswerer(&s.udpCounters[id], s.tracer(id), s.opts.MaxUDP, s.panicked)
+		a := s.answerer(&s.udpCounters[id], s.tracer(id))
 		w, err := newUDPWorker(addr, s.opts.Data, a, s.opts.ReceiveBuffer)
 		if err != nil {
 			for _, w := range workers {

@@ -53,7 +53,7 @@ func (t *tcpServer) init(s *Server) {
 		trace = &sharedTrace{inner: inner}
 	}
 	t.answerers.New = func() any {
-		return &tcpAnswerer{answerer: newAnswerer(&t.counters, trace, s.opts.MaxUDP, s.panicked)}
+		return &tcpAnswerer{answerer: s.answerer(&t.counters, trace)}
 	}
 	t.replies.New = func() any { return new([]byte) }
 }

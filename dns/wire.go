@@ -82,6 +82,7 @@ type query struct {
 	name   []byte        // qname in wire form, as asked
 	lower  [maxName]byte // the same in lower case
 	edns   edns
+	told   []byte // data of the TRACEPARENT option to answer with; nil: none
 }
 
 // at returns where owner, a part of the question's name, stands in a message, for a pointer

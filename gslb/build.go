@@ -82,7 +82,7 @@ func (b *builder) pools() {
 	states := b.states()
 	for i, name := range slices.Sorted(maps.Keys(b.in.Objects.Pools)) {
 		c := b.in.Objects.Pools[name]
-		p := &Pool{Name: name, Index: i, Site: c.Site}
+		p := &Pool{Name: name, Index: i, Site: c.Site, AnswerIDs: c.AnswerIDs}
 		site, ok := b.in.Objects.Sites[c.Site]
 		if !ok {
 			b.fail("pool %s: site %q: no such site", name, c.Site)

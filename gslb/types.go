@@ -100,6 +100,7 @@ type Pool struct {
 	Healthy   float64 // share of endpoint weight that is usable, 0..1
 	Degraded  bool    // Healthy is under minHealthy
 	Drained   bool
+	AnswerIDs bool       // its AAAA answers carry ids
 	Endpoints []Endpoint // all, in the order of the configuration
 
 	site      spot

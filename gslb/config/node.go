@@ -85,11 +85,12 @@ func (c *checker) node(p path, n Node) {
 	c.etcd(p.at("etcd"), n.Etcd)
 	c.geo(p.at("geo"), n.Geo)
 	if n.OTLP.Endpoint != "" {
-		if msg := checkURL(n.OTLP.Endpoint, "http", "https"); msg != "" {
+		if msg := checkURL(n.OTLP.Endpoint, "http", "https", "grpc", "grpcs"); msg != "" {
 			c.fail(p.at("otlp").at("endpoint"), "%q: %s", n.OTLP.Endpoint, msg)
 		}
 	}
 	if n.OTLP.Sample != nil {
+	c.tracing(p.at("tracing"), n.Tracing)
 		between(c, p.at("otlp").at("sample"), *n.OTLP.Sample, 0, 1)
 	}
 }
