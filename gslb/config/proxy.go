@@ -37,6 +37,7 @@ type Upstream struct {
 	OutlierDetection *OutlierDetection `json:"outlierDetection,omitempty"`
 	TLS              *UpstreamTLS      `json:"tls,omitempty"`
 	LoadMetrics      []string          `json:"lrsReportEndpointMetrics,omitempty"` // of ORCA reports; default cpu_utilization and application_utilization
+	DropOverloads    bool              `json:"dropOverloads,omitempty"`            // let proxies drop what all pools together have no capacity for
 	Envoy            Raw               `json:"envoy,omitempty"`                    // merged into the Cluster
 }
 
