@@ -18,6 +18,7 @@ import (
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
@@ -55,16 +56,18 @@ type batch struct {
 	encoding string // Content-Encoding of body
 }
 
-// exporter posts batches to one OTLP/HTTP endpoint over a connection of its own, one after the
-// other. Whoever puts a batch never waits for it.
+// exporter sends batches to one OTLP endpoint, HTTP or gRPC, over a connection of its own, one
+// after the other. Whoever puts a batch never waits for it.
 type exporter struct {
 	url      string
+	grpc     bool
 	gzip     bool
 	timeout  time.Duration // of one attempt
 	retryFor time.Duration // from the first attempt at a batch to the last
 	capacity int           // octets in the queue
 	header   map[string]string
 	client   *http.Client
+	conn     *grpc.ClientConn // instead of client, with grpc; only run
 	log      *slog.Logger
 	wake     chan struct{} // holds one token while the queue may have changed
 	failing  bool          // only run: the last attempt failed, and that was logged
@@ -86,8 +89,13 @@ func newExporter(o *Options) *exporter {
 	transport.MaxConnsPerHost = 1
 	transport.MaxIdleConnsPerHost = 1
 	transport.DisableCompression = true
+	to := o.Endpoint
+	if !isGRPC(to) {
+		to = strings.TrimSuffix(to, "/") + "/v1/traces"
+	}
 	return &exporter{
-		url:      strings.TrimSuffix(o.Endpoint, "/") + "/v1/traces",
+		url:      to,
+		grpc:     isGRPC(to),
 		gzip:     o.Gzip,
 		timeout:  o.Timeout,
 		retryFor: o.RetryFor,
@@ -170,6 +178,15 @@ func (e *exporter) next(ctx context.Context) (batch, bool) {
 // is dropped and counted.
 func (e *exporter) run(ctx context.Context) {
 	defer e.client.CloseIdleConnections()
+	if e.grpc {
+		conn, err := dial(e.url)
+		if err != nil { // the endpoint was checked: every batch fails alike, and is counted
+			e.log.Error("span export", "endpoint", e.url, "err", err)
+		} else {
+			e.conn = conn
+			defer conn.Close() // fails only if it was closed before
+		}
+	}
 	for {
 		b, ok := e.next(ctx)
 		if !ok {
@@ -216,12 +233,12 @@ type verdict struct {
 
 // deliver posts b until it is settled or retryFor has passed.
 func (e *exporter) deliver(ctx context.Context, b batch) verdict {
-	if e.gzip && b.encoding == "" {
+	if e.gzip && b.encoding == "" && !e.grpc { // which compresses by itself
 		b.body, b.encoding = compress(b.body), "gzip"
 	}
 	until := time.Now().Add(e.retryFor)
 	for backoff := firstBackoff; ; backoff = min(2*backoff, maxBackoff) {
-		v := e.post(ctx, b)
+		v := e.attempt(ctx, b)
 		e.report(ctx, v)
 		if !v.retry {
 			return v
@@ -240,7 +257,19 @@ func (e *exporter) deliver(ctx context.Context, b batch) verdict {
 	}
 }
 
-// post makes one attempt.
+// attempt makes one attempt.
+func (e *exporter) attempt(ctx context.Context, b batch) verdict {
+	switch {
+	case !e.grpc:
+		return e.post(ctx, b)
+	case e.conn == nil:
+		return verdict{cause: DropUnreachable, err: fmt.Errorf("endpoint %s: want grpc://host:port", e.url)}
+	default:
+		return e.call(ctx, b)
+	}
+}
+
+// post makes one attempt over HTTP.
 func (e *exporter) post(ctx context.Context, b batch) verdict {
 	attempt, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()

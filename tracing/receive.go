@@ -62,6 +62,9 @@ func (r *Recorder) accept(message []byte, b batch) {
 	}
 	r.memory.addRequest(message) // was checked
 	if r.exporter != nil && b.spans > 0 {
+		if r.exporter.grpc { // which knows neither JSON nor octets that are compressed already
+			b = batch{body: message, spans: b.spans, kind: protobufType}
+		}
 		r.exporter.put(b)
 	}
 }

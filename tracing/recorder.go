@@ -18,7 +18,7 @@ type Options struct {
 	Slow        time.Duration // a query that took longer is interesting; default 5 ms
 	Interesting int           // interesting queries a second that become spans beyond Sample; default 100, negative for none
 
-	Endpoint string            // http:// or https:// base URL of an OTLP/HTTP collector, /v1/traces is appended; empty: memory only
+	Endpoint string            // http:// or https:// base URL of an OTLP/HTTP collector, /v1/traces is appended; grpc:// or grpcs://host:port of an OTLP/gRPC one; empty: memory only
 	Headers  map[string]string // of every request to it
 	Gzip     bool              // compress requests: less traffic for more CPU
 	Timeout  time.Duration     // of one attempt; default 10 s
