@@ -1,0 +1,87 @@
+package xds
+
+import (
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+)
+
+// deltaRequest takes a request of the incremental protocol.
+func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Time) {
+	t, ok := typeOf(req.TypeUrl)
+	if !ok {
+		return // a type that we do not serve: the client goes on without
+	}
+	w := &s.watches[t]
+	if w.names == nil {
+		w.names, w.have = map[string]bool{}, map[string]*Resource{}
+	}
+	var rejected *Rejection
+	if req.ErrorDetail != nil {
+		rejected = &Rejection{Reason: req.ErrorDetail.GetMessage(), At: now}
+	}
+	w.answered(req.ResponseNonce, rejected)
+
+	first := !w.asked
+	w.asked = true
+	for name, version := range req.InitialResourceVersions {
+		if first && len(name) <= maxName && len(w.have) < maxNames {
+			w.have[name] = &Resource{Name: name, Version: version}
+		}
+	}
+	for _, name := range req.ResourceNamesUnsubscribe {
+		if name == wildcard {
+			w.all = false
+			for n := range w.have {
+				if !w.names[n] {
+					delete(w.have, n)
+				}
+			}
+			continue
+		}
+		delete(w.names, name)
+		if !w.all {
+			delete(w.have, name)
+		}
+	}
+	// No name in the first request for a type means all of it.
+	if first && len(req.ResourceNamesSubscribe) == 0 {
+		w.all = true
+	}
+	for _, name := range req.ResourceNamesSubscribe {
+		switch {
+		case name == wildcard:
+			w.all = true
+		case len(name) <= maxName && len(w.names) < maxNames:
+			// To subscribe again is to ask again: the answer must come even if nothing has
+			// changed.
+			if _, told := req.InitialResourceVersions[name]; !told {
+				delete(w.have, name)
+			}
+			w.names[name] = true
+		}
+	}
+	// What a client has of another run of the server and no longer asks for is nothing to us.
+	if first && !w.all {
+		for name := range w.have {
+			if !w.names[name] {
+				delete(w.have, name)
+			}
+		}
+	}
+	if first && w.all {
+		w.dirty = true // an answer is owed even if there is nothing: clients wait for it to start
+	}
+}
+
+// deltaResponse is u as the incremental protocol carries it.
+func deltaResponse(t Type, u update, version, nonce string) *discovery.DeltaDiscoveryResponse {
+	res := &discovery.DeltaDiscoveryResponse{
+		SystemVersionInfo: version, TypeUrl: t.URL(), RemovedResources: u.removed, Nonce: nonce,
+		Resources: make([]*discovery.Resource, len(u.resources)),
+	}
+	for i, r := range u.resources {
+		res.Resources[i] = r.delta
+	}
+	return res
+}

@@ -1,0 +1,294 @@
+package xds
+
+import (
+	"cmp"
+	"maps"
+	"math"
+	"slices"
+	"sync"
+	"time"
+)
+
+// tau is the time constant of the averages: a step in the load is seen by two thirds after
+// it. Short, since what reacts to it works from the demand and cannot oscillate.
+const tau = 3 * time.Second
+
+// forgetAfter is how long the last load of a proxy that is gone stays: frozen, since silence
+// says nothing of the load; but its users are elsewhere after a while.
+const forgetAfter = 2 * time.Minute
+
+// maxReporters bounds how many proxies' loads are kept.
+const maxReporters = 8192
+
+// maxFaulty bounds the different faults kept of one proxy.
+const maxFaulty = 16
+
+// Load is what the proxies of one pool ask of another, in averages.
+type Load struct {
+	From       string             `json:"from"`     // pool of the proxies
+	Upstream   string             `json:"upstream"` // by which upstream of theirs
+	To         string             `json:"to"`       // pool of the endpoints
+	Site       string             `json:"site,omitempty"`
+	Proxies    int                `json:"proxies"`
+	Frozen     int                `json:"frozen,omitempty"` // of them: silent, with their last load
+	Rate       float64            `json:"rate"`             // requests per second
+	Errors     float64            `json:"errors"`           // per second
+	Dropped    float64            `json:"dropped"`          // per second, by drop_overloads
+	InProgress float64            `json:"inProgress"`
+	Metrics    map[string]float64 `json:"metrics,omitempty"` // what endpoints say of themselves, mean by requests
+	Age        time.Duration      `json:"age"`               // of the oldest report in it, in nanoseconds
+}
+
+// LoadFault is what a proxy reported and was not believed.
+type LoadFault struct {
+	Proxy string    `json:"proxy"`
+	Pool  string    `json:"pool"`
+	What  string    `json:"what"`
+	Last  time.Time `json:"last"`
+}
+
+// loads keeps the load of every proxy.
+type loads struct {
+	interval time.Duration // that proxies are asked to report in
+
+	mu        sync.Mutex
+	reporters map[reporterKey]*reporter
+	reports   uint64
+	ignored   uint64
+}
+
+type reporterKey struct{ pool, id string }
+
+// reporter is one proxy. Guarded by loads.mu but for its names.
+type reporter struct {
+	pool, id string
+
+	connected bool
+	last      time.Time // of the last report, or when it joined
+	averages  map[sampleKey]*average
+	faults    map[string]time.Time
+	order     []string // of faults: the oldest first
+}
+
+// average is the exponentially weighted mean of samples.
+type average struct {
+	rate, errors, dropped, inProgress float64
+	metrics                           map[string]float64
+	weight                            float64 // of all samples so far, 0..1: what the means are short of
+}
+
+func newLoads(interval time.Duration) *loads {
+	return &loads{interval: interval, reporters: map[reporterKey]*reporter{}}
+}
+
+// join notes that a proxy reports. One that comes back goes on where it was.
+func (t *loads) join(pool, id string, now time.Time) *reporter {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expireLocked(now)
+	key := reporterKey{pool, id}
+	old := t.reporters[key]
+	r := &reporter{pool: pool, id: id, connected: true, last: now, averages: map[sampleKey]*average{}, faults: map[string]time.Time{}}
+	if old != nil {
+		r.averages, r.faults, r.order = old.averages, old.faults, old.order
+		old.averages, old.faults = map[sampleKey]*average{}, map[string]time.Time{} // a stream that is still open has no say any more
+	}
+	if old != nil || len(t.reporters) < maxReporters {
+		t.reporters[key] = r
+	}
+	return r
+}
+
+// lose notes that the stream of r ended: its load is frozen.
+func (t *loads) lose(r *reporter) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.connected = false
+}
+
+// take adds the samples of one report. What r reported before and this report does not name
+// has no load now.
+func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reports++
+	t.ignored += uint64(len(faults))
+	for _, f := range faults {
+		if _, known := r.faults[f]; !known {
+			if len(r.order) >= maxFaulty {
+				delete(r.faults, r.order[0])
+				r.order = r.order[1:]
+			}
+			r.order = append(r.order, f)
+		}
+		r.faults[f] = now
+	}
+	seconds := now.Sub(r.last).Seconds()
+	for _, s := range samples {
+		seconds = s.seconds
+		break
+	}
+	r.last = now
+	for key, a := range r.averages {
+		if _, ok := samples[key]; !ok {
+			a.add(sample{seconds: seconds})
+			if a.rate < tiny && a.inProgress < tiny {
+				delete(r.averages, key)
+			}
+		}
+	}
+	for key, s := range samples {
+		a := r.averages[key]
+		if a == nil {
+			a = &average{}
+			r.averages[key] = a
+		}
+		a.add(s)
+	}
+}
+
+// add moves the average towards s, by how long s is. The first samples count in full, so
+// that a new proxy's load is not taken for a small one.
+func (a *average) add(s sample) {
+	k := 1 - math.Exp(-s.seconds/tau.Seconds())
+	a.weight += k * (1 - a.weight)
+	step := k / max(a.weight, k)
+	move := func(v *float64, to float64) { *v += step * (to - *v) }
+	move(&a.rate, s.rate)
+	move(&a.errors, s.errors)
+	move(&a.dropped, s.dropped)
+	move(&a.inProgress, s.inProgress)
+	for name, v := range s.metrics { // no request, no word: what was said last stays
+		if a.metrics == nil {
+			a.metrics = map[string]float64{}
+		}
+		old, known := a.metrics[name]
+		switch {
+		case known:
+			a.metrics[name] = old + step*(v-old)
+		case len(a.metrics) < maxMetrics:
+			a.metrics[name] = v
+		}
+	}
+}
+
+func (t *loads) expireLocked(now time.Time) {
+	maps.DeleteFunc(t.reporters, func(_ reporterKey, r *reporter) bool {
+		return !r.connected && now.Sub(r.last) > forgetAfter
+	})
+}
+
+// silentAfter is how many intervals without a report freeze a proxy's load although its
+// stream is open.
+const silentAfter = 3
+
+// list returns the load by pool of proxies, upstream and pool of endpoints, in that order.
+func (t *loads) list(now time.Time) []Load {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expireLocked(now)
+	type key struct{ from, upstream, to string }
+	sums := map[key]*Load{}
+	for _, r := range t.reporters {
+		age := now.Sub(r.last)
+		seen := map[key]bool{}
+		for k, a := range r.averages {
+			k := key{r.pool, k.upstream, k.to}
+			l := sums[k]
+			if l == nil {
+				l = &Load{From: k.from, Upstream: k.upstream, To: k.to}
+				sums[k] = l
+			}
+			if !seen[k] {
+				seen[k] = true
+				l.Proxies++
+				if !r.connected || age > silentAfter*t.interval {
+					l.Frozen++
+				}
+			}
+			l.Age = max(l.Age, age)
+			for name, v := range a.metrics { // weighed by requests
+				if l.Metrics == nil {
+					l.Metrics = map[string]float64{}
+				}
+				if total := l.Rate + a.rate; total > 0 {
+					l.Metrics[name] = (l.Metrics[name]*l.Rate + v*a.rate) / total
+				} else {
+					l.Metrics[name] = max(l.Metrics[name], v)
+				}
+			}
+			l.Rate += a.rate
+			l.Errors += a.errors
+			l.Dropped += a.dropped
+			l.InProgress += a.inProgress
+		}
+	}
+	out := make([]Load, 0, len(sums))
+	for _, l := range sums {
+		out = append(out, *l)
+	}
+	slices.SortFunc(out, func(a, b Load) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.Upstream, b.Upstream), cmp.Compare(a.To, b.To))
+	})
+	return out
+}
+
+// rates returns the requests per second that each proxy sends, by pool and name.
+func (t *loads) rates() map[reporterKey]float64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := map[reporterKey]float64{}
+	for k, r := range t.reporters {
+		sum := 0.0
+		for _, a := range r.averages {
+			sum += a.rate
+		}
+		out[k] = sum
+	}
+	return out
+}
+
+func (t *loads) faults() []LoadFault {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := []LoadFault{}
+	for _, r := range t.reporters {
+		for what, at := range r.faults {
+			out = append(out, LoadFault{Proxy: r.id, Pool: r.pool, What: what, Last: at})
+		}
+	}
+	slices.SortFunc(out, func(a, b LoadFault) int {
+		return cmp.Or(cmp.Compare(a.Pool, b.Pool), cmp.Compare(a.Proxy, b.Proxy), cmp.Compare(a.What, b.What))
+	})
+	return out
+}
+
+func (t *loads) counts() (reports, ignored uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.reports, t.ignored
+}
+
+// Loads returns the load by pool of proxies, upstream and pool of endpoints.
+func (s *Server) Loads() []Load {
+	out := s.loads.list(s.o.Now())
+	if w := s.world.Load(); w != nil && w.objects != nil {
+		for i := range out {
+			out[i].Site = w.objects.Pools[out[i].To].Site
+		}
+	}
+	return out
+}
+
+// LoadFaults returns what proxies reported and was not believed, each with when last.
+func (s *Server) LoadFaults() []LoadFault { return s.loads.faults() }
+
+// PoolLoads returns the rates of Loads, as Inputs takes them.
+func (s *Server) PoolLoads() []PoolLoad {
+	list := s.Loads()
+	out := make([]PoolLoad, len(list))
+	for i, l := range list {
+		out[i] = PoolLoad{From: l.From, Upstream: l.Upstream, To: l.To, Rate: l.Rate + l.Dropped}
+	}
+	return out
+}

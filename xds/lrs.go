@@ -1,0 +1,176 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// Bounds of what a proxy may claim. What is beyond them is capped or ignored, and named.
+const (
+	maxRate       = 1e6       // requests per second that one proxy sends to one pool
+	maxInProgress = 1_000_000 // of one proxy, to one pool
+	maxInterval   = time.Hour // of one report
+	minInterval   = 10 * time.Millisecond
+	maxMetrics    = 32  // of ORCA, of one proxy for one pool
+	maxMetric     = 1e9 // mean of an ORCA metric
+)
+
+// StreamLoadStats takes the load reports of one proxy (LRS).
+func (s *Server) StreamLoadStats(st loadstats.LoadReportingService_StreamLoadStatsServer) error {
+	first, err := st.Recv()
+	if err != nil {
+		return err
+	}
+	node := first.GetNode()
+	if node.GetCluster() == "" || node.GetId() == "" {
+		return status.Error(codes.InvalidArgument, "the first report has no node; expected node.id, and node.cluster, the pool of the proxy")
+	}
+	if err := authorise(st.Context(), node.GetCluster()); err != nil {
+		return err
+	}
+	r := s.loads.join(clip(node.GetCluster()), clip(node.GetId()), s.o.Now())
+	defer s.loads.lose(r)
+	if err := st.Send(&loadstats.LoadStatsResponse{
+		SendAllClusters:       true,
+		LoadReportingInterval: durationpb.New(s.o.Report),
+	}); err != nil {
+		return err
+	}
+	if len(first.GetClusterStats()) > 0 {
+		s.report(r, first.GetClusterStats())
+	}
+	for {
+		req, err := st.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		s.report(r, req.GetClusterStats())
+	}
+}
+
+// report takes one report: what it names has that load, and what it does not name has none.
+func (s *Server) report(r *reporter, list []*endpoint.ClusterStats) {
+	var allowed map[string]config.Upstream
+	if w := s.world.Load(); w != nil && w.objects != nil {
+		allowed = w.objects.Pools[r.pool].Upstreams()
+	}
+	samples, faults := readReport(list, allowed)
+	s.loads.take(r, samples, faults, s.o.Now())
+	for _, f := range faults {
+		s.log.Debug("load report", "proxy", r.id, "pool", r.pool, "fault", f)
+	}
+}
+
+// sampleKey names what a proxy reports on: requests by one upstream to one pool, in one
+// priority.
+type sampleKey struct {
+	upstream, to string
+	priority     uint32
+}
+
+// sample is the load of one key over one interval.
+type sample struct {
+	rate, errors, success float64 // per second
+	dropped               float64 // per second; of the upstream, counted at the first of its keys
+	inProgress            float64
+	seconds               float64
+	metrics               map[string]float64 // means of what endpoints say of themselves (ORCA)
+}
+
+// readReport reads a report from outside, for a pool with those upstreams. Clusters that are
+// none of ours are left out. Each fault names what was not believed.
+func readReport(list []*endpoint.ClusterStats, upstreams map[string]config.Upstream) (map[sampleKey]sample, []string) {
+	out := map[sampleKey]sample{}
+	var faults []string
+	fault := func(format string, args ...any) {
+		if len(faults) < 8 {
+			faults = append(faults, fmt.Sprintf(format, args...))
+		}
+	}
+	for _, cs := range list {
+		u, ok := upstreams[cs.GetClusterName()]
+		if !ok {
+			continue // of the proxy's own: the config server itself, say
+		}
+		name := cs.GetClusterName()
+		interval := cs.GetLoadReportInterval().AsDuration()
+		if cs.GetLoadReportInterval().CheckValid() != nil || interval < minInterval || interval > maxInterval {
+			fault("%s: interval %v: expected %v to %v", name, interval, minInterval, maxInterval)
+			continue
+		}
+		seconds := interval.Seconds()
+		capped := func(what string, n uint64, most float64) float64 {
+			if v := float64(n); v <= most {
+				return v
+			}
+			fault("%s: %s %d in %v: capped to %.0f", name, what, n, interval, most)
+			return most
+		}
+		dropped := capped("dropped", cs.GetTotalDroppedRequests(), maxRate*seconds) / seconds
+		for _, l := range cs.GetUpstreamLocalityStats() {
+			to := l.GetLocality().GetSubZone()
+			if _, ok := u.Pools[to]; !ok {
+				fault("%s: locality %s is of no pool of it", name, localityText(l.GetLocality()))
+				continue
+			}
+			key := sampleKey{name, to, min(l.GetPriority(), 127)}
+			most := maxRate * seconds
+			sm := out[key]
+			sm.seconds = seconds
+			sm.rate += capped("issued", l.GetTotalIssuedRequests(), most) / seconds
+			sm.errors += capped("errors", l.GetTotalErrorRequests(), most) / seconds
+			sm.success += capped("successes", l.GetTotalSuccessfulRequests(), most) / seconds
+			sm.inProgress += capped("in progress", l.GetTotalRequestsInProgress(), maxInProgress)
+			sm.dropped, dropped = dropped, 0
+			sm.metrics = readMetrics(l, func(format string, args ...any) { fault("%s: pool %s: "+format, append([]any{name, to}, args...)...) })
+			out[key] = sm
+		}
+	}
+	return out, faults
+}
+
+// readMetrics returns the means of what endpoints said of themselves, by name.
+func readMetrics(l *endpoint.UpstreamLocalityStats, fault func(string, ...any)) map[string]float64 {
+	out := map[string]float64{}
+	add := func(name string, n uint64, total float64) {
+		mean := total / float64(max(n, 1))
+		switch {
+		case n == 0:
+		case !(mean >= 0 && mean <= maxMetric): // NaN is outside
+			fault("metric %.64q %v: expected 0 to %g", name, mean, float64(maxMetric))
+		case len(out) >= maxMetrics:
+			fault("over %d metrics", maxMetrics)
+		default:
+			out[clip(name)] = mean
+		}
+	}
+	for _, m := range l.GetLoadMetricStats() {
+		add(m.GetMetricName(), m.GetNumRequestsFinishedWithMetric(), m.GetTotalMetricValue())
+	}
+	for name, m := range map[string]*endpoint.UnnamedEndpointLoadMetricStats{
+		"cpu_utilization": l.GetCpuUtilization(), "mem_utilization": l.GetMemUtilization(), "application_utilization": l.GetApplicationUtilization(),
+	} {
+		if m != nil {
+			add(name, m.GetNumRequestsFinishedWithMetric(), m.GetTotalMetricValue())
+		}
+	}
+	return out
+}
+
+func localityText(l *core.Locality) string {
+	return clip(fmt.Sprintf("%q/%q/%q", l.GetRegion(), l.GetZone(), l.GetSubZone()))
+}

@@ -1,0 +1,403 @@
+package xds
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+// Limits of one server, and of one connection.
+const (
+	maxStreams  = 8192    // of all clients
+	maxMessage  = 4 << 20 // octets of a request
+	bufferSize  = 8 << 10 // octets that are read and written at once, of each connection
+	keepaliveAt = 20 * time.Second
+)
+
+// DefaultCoalesce is the shortest time between two pushes to one client that changes cause.
+const DefaultCoalesce = 50 * time.Millisecond
+
+// Options configure a Server. The zero value listens nowhere, for tests.
+type Options struct {
+	Addr     string        // host:port for gRPC
+	TLS      TLS           // zero: plain text
+	Coalesce time.Duration // default DefaultCoalesce; negative: none
+	Report   time.Duration // between two load reports of a client; default 1 s
+	Log      *slog.Logger  // default discards
+	Now      func() time.Time
+}
+
+// TLS names PEM files. They are read anew for each connection, so that a rotation needs no
+// restart.
+type TLS struct {
+	Cert, Key string
+	CA        string // clients must show a certificate of it, for the DNS name that is their pool's
+}
+
+// Server hands worlds to proxies and takes their load. It is safe for concurrent use.
+type Server struct {
+	// Set at construction.
+	o     Options
+	log   *slog.Logger
+	loads *loads
+
+	world atomic.Pointer[World]
+	seq   atomic.Uint64 // numbers clients
+
+	mu       sync.Mutex
+	listener net.Listener
+	clients  map[*client]struct{} // guarded by mu
+
+	pushes, rejections atomic.Uint64
+}
+
+// New returns a server that knows no world yet: its clients keep what they have.
+func New(o Options) *Server {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	o.Coalesce = cmp.Or(o.Coalesce, DefaultCoalesce)
+	o.Report = cmp.Or(o.Report, time.Second)
+	return &Server{o: o, log: o.Log, clients: map[*client]struct{}{}, loads: newLoads(o.Report)}
+}
+
+// Set puts w in place of the world before. Clients are told what changed for them.
+func (s *Server) Set(w *World) {
+	s.world.Store(w)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.clients {
+		select {
+		case c.kick <- struct{}{}:
+		default: // it looks at the newest world in a moment anyway
+		}
+	}
+}
+
+// World returns what is handed out; nil before the first Set.
+func (s *Server) World() *World { return s.world.Load() }
+
+// Listen binds the address, so that a busy one is known before anything runs.
+func (s *Server) Listen() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener != nil {
+		return nil
+	}
+	l, err := net.Listen("tcp", s.o.Addr)
+	if err != nil {
+		return fmt.Errorf("xds: %w", err)
+	}
+	s.listener = l
+	return nil
+}
+
+// Addr returns the address that is listened on, or nil before Listen.
+func (s *Server) Addr() net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Addr()
+}
+
+// Run serves until ctx ends, and returns once the last stream has ended. Clients keep what
+// they were told.
+func (s *Server) Run(ctx context.Context) error {
+	if err := s.Listen(); err != nil {
+		return err
+	}
+	opts := []grpc.ServerOption{
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize), grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt / 2}),
+	}
+	if s.o.TLS != (TLS{}) {
+		if _, err := s.o.TLS.config(); err != nil {
+			return fmt.Errorf("xds: %w", err)
+		}
+		opts = append(opts, grpc.Creds(credentials.NewTLS(&tls.Config{
+			MinVersion:         tls.VersionTLS12,
+			NextProtos:         []string{"h2"},
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.o.TLS.config() },
+		})))
+	}
+	g := grpc.NewServer(opts...)
+	s.Register(g)
+	failed := make(chan error, 1)
+	go func() { failed <- g.Serve(s.listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("xds: %w", err)
+	case <-ctx.Done():
+	}
+	g.Stop()
+	<-failed
+	return nil
+}
+
+// Register adds the services of s to g: for callers with a gRPC server of their own.
+func (s *Server) Register(g grpc.ServiceRegistrar) {
+	discovery.RegisterAggregatedDiscoveryServiceServer(g, s)
+	loadstats.RegisterLoadReportingServiceServer(g, s)
+}
+
+// config reads the files.
+func (t TLS) config() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{cert}}
+	if t.CA == "" {
+		return c, nil
+	}
+	pem, err := os.ReadFile(t.CA)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	c.ClientCAs = x509.NewCertPool()
+	if !c.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("tls: %s: no certificate in it", t.CA)
+	}
+	c.ClientAuth = tls.RequireAndVerifyClientCert
+	return c, nil
+}
+
+// client is one stream of ADS.
+type client struct {
+	s    *Server
+	kick chan struct{} // there may be a new world
+	send func(t Type, v *View, u update, version, nonce string) error
+
+	// Only the goroutine of the stream.
+	node    *core.Node
+	session session
+	pushed  time.Time // when a change was sent last
+
+	mu     sync.Mutex
+	status ClientStatus // guarded by mu: for people
+}
+
+// incoming is a request, or the end of them.
+type incoming[T any] struct {
+	req T
+	err error
+}
+
+// DeltaAggregatedResources serves the incremental protocol: what Envoy is configured with.
+func (s *Server) DeltaAggregatedResources(st discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	c := s.newClient(st.Context(), "delta")
+	c.send = func(t Type, _ *View, u update, version, nonce string) error {
+		return st.Send(deltaResponse(t, u, version, nonce))
+	}
+	return run(c, st.Context(), st.Recv, (*discovery.DeltaDiscoveryRequest).GetNode, c.session.deltaRequest)
+}
+
+// StreamAggregatedResources serves the state-of-the-world protocol: what gRPC clients speak.
+func (s *Server) StreamAggregatedResources(st discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	c := s.newClient(st.Context(), "sotw")
+	c.session.sotw = true
+	c.send = func(t Type, v *View, u update, version, nonce string) error {
+		return st.Send(c.session.sotwResponse(v, t, u, version, nonce))
+	}
+	return run(c, st.Context(), st.Recv, (*discovery.DiscoveryRequest).GetNode, c.session.sotwRequest)
+}
+
+func (s *Server) newClient(ctx context.Context, protocol string) *client {
+	c := &client{s: s, kick: make(chan struct{}, 1)}
+	c.status = ClientStatus{Protocol: protocol, Connected: s.o.Now(), seq: s.seq.Add(1)}
+	if p, ok := peer.FromContext(ctx); ok {
+		c.status.Addr = p.Addr.String()
+	}
+	return c
+}
+
+// run serves one stream: requests come in, what the client lacks goes out.
+func run[T any](c *client, ctx context.Context, recv func() (T, error), nodeOf func(T) *core.Node, take func(T, time.Time)) error {
+	s := c.s
+	if !s.enter(c) {
+		return status.Errorf(codes.ResourceExhausted, "%d clients are connected already; expected fewer: try another node", maxStreams)
+	}
+	defer s.leave(c)
+	requests := make(chan incoming[T])
+	go func() { // ends with the stream, which ends with this call
+		for {
+			req, err := recv()
+			select {
+			case requests <- incoming[T]{req, err}:
+			case <-ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	var later <-chan time.Time // when changes may be sent that came too soon after the last
+	for {
+		changed := false
+		select {
+		case m := <-requests:
+			if errors.Is(m.err, io.EOF) {
+				return nil
+			}
+			if m.err != nil {
+				return m.err
+			}
+			if n := nodeOf(m.req); n != nil && c.node == nil {
+				if err := c.identify(ctx, n); err != nil {
+					return err
+				}
+			}
+			if c.node == nil {
+				return status.Error(codes.InvalidArgument, "the first request has no node; expected node.id and node.cluster, the pool of the proxy")
+			}
+			take(m.req, s.o.Now())
+		case <-c.kick:
+			changed = true
+		case <-later:
+			later, changed = nil, true
+		}
+		if c.node == nil {
+			continue
+		}
+		if changed {
+			if wait := s.o.Coalesce - s.o.Now().Sub(c.pushed); wait > 0 {
+				if later == nil {
+					later = time.After(wait)
+				}
+				continue
+			}
+			c.pushed = s.o.Now()
+		}
+		if err := c.flush(); err != nil {
+			return err
+		}
+	}
+}
+
+// identify notes whose stream this is. A client with a certificate must be of the pool that
+// it names.
+func (c *client) identify(ctx context.Context, n *core.Node) error {
+	if n.GetCluster() == "" {
+		return status.Error(codes.InvalidArgument, "node.cluster is empty; expected the pool of the proxy")
+	}
+	if err := authorise(ctx, n.GetCluster()); err != nil {
+		return err
+	}
+	c.node = n
+	if strings.HasPrefix(strings.ToLower(n.GetUserAgentName()), "grpc") {
+		c.session.client = GRPC
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.status.ID, c.status.Pool = clip(n.GetId()), clip(n.GetCluster())
+	c.status.Site = clip(n.GetLocality().GetZone())
+	c.status.Agent = clip(n.GetUserAgentName())
+	if v := n.GetUserAgentBuildVersion().GetVersion(); v != nil {
+		c.status.Version = fmt.Sprintf("%d.%d.%d", v.GetMajorNumber(), v.GetMinorNumber(), v.GetPatch())
+	} else {
+		c.status.Version = clip(n.GetUserAgentVersion())
+	}
+	return nil
+}
+
+// authorise checks that the certificate of the connection, if it has one, is for that pool.
+func authorise(ctx context.Context, pool string) error {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.VerifiedChains) == 0 {
+		return nil
+	}
+	if names := info.State.VerifiedChains[0][0].DNSNames; !slices.Contains(names, pool) {
+		return status.Errorf(codes.PermissionDenied, "the certificate is for %q; expected the pool %q among its DNS names", names, clip(pool))
+	}
+	return nil
+}
+
+// clip cuts text from outside for people.
+func clip(s string) string { return s[:min(len(s), 256)] }
+
+// flush sends what the client lacks of the newest world, of each type whose last response
+// was answered.
+func (c *client) flush() error {
+	w := c.s.world.Load()
+	var v *View
+	if w != nil {
+		v = w.View(c.node.GetCluster())
+	}
+	if v == nil {
+		c.note(nil, nil) // a pool that we do not know, now: its proxies keep what they have
+		return nil
+	}
+	for t := range numTypes {
+		if c.session.watches[t].waiting {
+			continue
+		}
+		u := c.session.pending(v, t)
+		if u.empty() {
+			continue
+		}
+		version := w.version
+		if c.session.sotw {
+			version = v.sets[c.session.client][t].version
+		}
+		nonce := c.session.record(t, u, version)
+		if err := c.send(t, v, u, version, nonce); err != nil {
+			return err
+		}
+		c.s.pushes.Add(1)
+	}
+	c.note(w, v)
+	return nil
+}
+
+func (s *Server) enter(c *client) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.clients) >= maxStreams {
+		return false
+	}
+	s.clients[c] = struct{}{}
+	return true
+}
+
+func (s *Server) leave(c *client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.clients, c)
+}
+
+func nonceText(n uint64) string { return strconv.FormatUint(n, 10) }

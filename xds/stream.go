@@ -1,0 +1,241 @@
+package xds
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// What one client may ask for.
+const (
+	maxNames = 20000 // names of one type
+	maxName  = 1024  // octets of one
+)
+
+// wildcard is the name that stands for every resource of a type.
+const wildcard = "*"
+
+// watch is what one stream asked for of one type, and what it was given. Its rules are those
+// of both variants of the protocol; what differs is in delta.go and sotw.go.
+type watch struct {
+	asked bool // there was a request for this type
+	all   bool // every resource of the type
+	names map[string]bool
+	have  map[string]*Resource // what the client has, as far as we said; an absent one was told to be so
+	gone  map[string]bool      // names that the client must be told of, though there is nothing
+
+	nonce    uint64   // of the last response
+	waiting  bool     // for the answer to that
+	version  string   // of the last response
+	sent     []string // names in the last response
+	acked    string   // version accepted last
+	rejected *Rejection
+	dirty    bool // an answer is owed, whatever has changed
+}
+
+// absent is what a client has of a name that it was told there is nothing of.
+var absent = &Resource{Version: "0-absent"}
+
+// stale is what a client has of a name in a version that is not ours.
+var stale = &Resource{Version: "0-stale"}
+
+// Rejection is a response that a client refused (NACK). It keeps what it had before.
+type Rejection struct {
+	Version   string    `json:"version"`
+	Resources []string  `json:"resources,omitempty"` // that were in the response
+	Reason    string    `json:"reason"`              // in the client's words
+	At        time.Time `json:"at"`
+}
+
+// update is what is to be sent of one type.
+type update struct {
+	resources []*Resource // ordered by name
+	removed   []string
+	forced    bool // send it even if it is empty
+}
+
+func (u *update) empty() bool { return len(u.resources) == 0 && len(u.removed) == 0 && !u.forced }
+
+// session is the state of one stream: pure, without a socket or a clock. The zero value with
+// a client kind is a stream that has not asked for anything.
+type session struct {
+	client  Client
+	sotw    bool
+	watches [numTypes]watch
+}
+
+// answered takes the answer to a response: nonce is the one that it names. It says whether
+// it answers the last one.
+func (w *watch) answered(nonce string, rejected *Rejection) bool {
+	if nonce == "" || nonce != strconv.FormatUint(w.nonce, 10) || !w.waiting {
+		return false
+	}
+	w.waiting = false
+	if rejected != nil {
+		rejected.Version, rejected.Resources = w.version, w.sent
+		w.rejected = rejected
+	} else {
+		w.acked, w.rejected = w.version, nil
+	}
+	w.sent = nil
+	return true
+}
+
+// wants reports whether the client asked for that name.
+func (w *watch) wants(name string) bool { return w.all || w.names[name] }
+
+// pending returns what a client of v lacks of type t.
+func (s *session) pending(v *View, t Type) update {
+	w := &s.watches[t]
+	u := update{forced: w.dirty}
+	if !w.asked {
+		return update{}
+	}
+	set := &v.sets[s.client][t]
+	add := func(name string, r *Resource) {
+		if have := w.have[name]; have != r && (have == nil || hash(have.Version) != hash(r.Version)) {
+			u.resources = append(u.resources, r)
+		}
+	}
+	if w.all {
+		for _, name := range set.names {
+			add(name, set.byName[name])
+		}
+	} else {
+		for name := range w.names {
+			if r := set.byName[name]; r != nil {
+				add(name, r)
+			}
+		}
+	}
+	for name := range w.names {
+		if set.byName[name] != nil || name == wildcard {
+			continue
+		}
+		have := w.have[name]
+		switch {
+		case t == Endpoints && (have == nil || have == stale):
+			// A name without endpoints is answered with none: silence would hold the
+			// cluster's warming until its timeout. But endpoints that the client was given
+			// stay, for as long as it asks: the cluster that needs them is on its way out.
+			u.resources = append(u.resources, emptyAssignment(name))
+		case t != Endpoints && have != absent && !s.holds(v, t):
+			u.removed = append(u.removed, name)
+		}
+	}
+	for name, have := range w.have {
+		if set.byName[name] == nil && !w.names[name] && have != absent && !s.holds(v, t) {
+			u.removed = append(u.removed, name)
+		}
+	}
+	slices.SortFunc(u.resources, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
+	slices.Sort(u.removed)
+	return u
+}
+
+// holds reports whether removals of type t must wait: a cluster goes only when the client
+// has taken the routes that do not lead to it any more.
+func (s *session) holds(v *View, t Type) bool {
+	if t != Clusters && t != Secrets {
+		return false
+	}
+	for _, later := range []Type{Listeners, Routes} {
+		w := &s.watches[later]
+		if !w.asked {
+			continue
+		}
+		if w.waiting || w.rejected != nil {
+			return true
+		}
+		for name, have := range w.have {
+			if r := v.sets[s.client][later].byName[name]; r == nil && have != absent || r != nil && hash(have.Version) != hash(r.Version) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// record notes that u is sent as version, and returns the nonce.
+func (s *session) record(t Type, u update, version string) string {
+	w := &s.watches[t]
+	if w.have == nil {
+		w.have = map[string]*Resource{}
+	}
+	w.sent = nil
+	for _, r := range u.resources {
+		if t == Clusters && r.needs != "" && w.have[r.Name] != nil {
+			// A cluster that changes is warmed anew, and waits for endpoints that it has
+			// already: they must come again.
+			e := &s.watches[Endpoints]
+			if e.wants(r.needs) && e.have[r.needs] != nil {
+				e.have[r.needs] = stale
+			}
+		}
+		w.have[r.Name] = r
+		w.sent = append(w.sent, r.Name)
+	}
+	for _, name := range u.removed {
+		if w.names[name] {
+			w.have[name] = absent
+		} else {
+			delete(w.have, name)
+		}
+	}
+	w.nonce++
+	w.waiting, w.dirty, w.version = true, false, version
+	return strconv.FormatUint(w.nonce, 10)
+}
+
+// synced reports whether the client has taken, or refused, all of v that it asked for.
+func (s *session) synced(v *View) bool {
+	for t := range numTypes {
+		if s.watches[t].waiting {
+			return false
+		}
+		if u := s.pending(v, t); !u.empty() {
+			return false
+		}
+	}
+	return true
+}
+
+// emptyAssignment is the answer for a name without endpoints.
+func emptyAssignment(name string) *Resource {
+	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(&endpoint.ClusterLoadAssignment{ClusterName: name})
+	if err != nil {
+		panic("xds: " + err.Error())
+	}
+	r := &Resource{Name: name, Version: "0-none", any: &anypb.Any{TypeUrl: Endpoints.URL(), Value: value}}
+	r.delta = &discovery.Resource{Name: name, Version: r.Version, Resource: r.any}
+	return r
+}
+
+// setNames replaces the names that are asked for, as far as they are within bounds, and says
+// whether any is new.
+func (w *watch) setNames(names []string) (more bool) {
+	next := map[string]bool{}
+	for _, n := range names {
+		if len(n) > maxName || len(next) >= maxNames {
+			continue
+		}
+		next[n] = true
+		more = more || !w.names[n]
+	}
+	if w.names == nil || !maps.Equal(next, w.names) {
+		for n := range w.names {
+			if !next[n] && !w.all {
+				delete(w.have, n)
+			}
+		}
+		w.names = next
+	}
+	return more
+}
