@@ -45,9 +45,9 @@ type Node struct {
 	Etcd       Etcd             `json:"etcd,omitzero"`
 	Geo        Geo              `json:"geo,omitzero"`
 	OTLP       OTLP             `json:"otlp,omitzero"`
+	Tracing    Tracing          `json:"tracing,omitzero"`
 	XDS        XDS              `json:"xds,omitzero"`
 }
-	Tracing    Tracing          `json:"tracing,omitzero"`
 
 // Gossip configures the exchange of health between nodes. The zero value is a node alone.
 type Gossip struct {
@@ -92,8 +92,10 @@ type GeoOverride struct {
 
 // OTLP says where spans go. An empty endpoint keeps them in the node's memory only.
 type OTLP struct {
-	Endpoint string   `json:"endpoint,omitempty"` // http:// or https:// base URL, /v1/traces is appended; grpc:// or grpcs:// for OTLP/gRPC
-	Sample   *float64 `json:"sample,omitempty"`   // share of plain decisions exported, 0..1; default 0.01. Interesting ones always are
+	Endpoint string            `json:"endpoint,omitempty"` // http:// or https:// base URL, /v1/traces is appended; grpc:// or grpcs:// for OTLP/gRPC
+	Gzip     bool              `json:"gzip,omitempty"`     // compress what is sent
+	Headers  map[string]string `json:"headers,omitempty"`  // of every request: a token, say
+	Sample   *float64          `json:"sample,omitempty"`   // share of plain decisions exported, 0..1; default 0.01. Interesting ones always are
 }
 
 // Site is a place with coordinates in degrees.
@@ -149,11 +151,8 @@ type Pool struct {
 	Port      uint16     `json:"port,omitempty"`       // default port of its endpoints, for probes and for proxies
 	MinHealth *float64   `json:"minHealthy,omitempty"` // share of endpoint weight, 0..1; default 0.5. Below it the pool is degraded
 	Endpoints []Endpoint `json:"endpoints"`
-	Hostname  string     `json:"hostname,omitempty"` // without endpoints: answered with this name, by CNAME. With them: the pool's name in SVCB, HTTPS and SRV
-	Delay     Returning  `json:"delay,omitzero"`
-	Upstream  *Upstream  `json:"upstream,omitempty"`  // where its proxies send requests next
 	AnswerIDs bool       `json:"answerIds,omitempty"` // AAAA answers carry an id in their last 64 bits: the whole /64 of each address must lead to it
-	DependsOn []string   `json:"dependsOn,omitempty"` // pools without which this one is down
+	Upstream  *Upstream  `json:"upstream,omitempty"`  // where its proxies send requests next
 	Proxy     *Proxy     `json:"proxy,omitempty"`     // what else its proxies are told, where they ask the config server
 }
 

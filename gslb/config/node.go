@@ -89,8 +89,8 @@ func (c *checker) node(p path, n Node) {
 			c.fail(p.at("otlp").at("endpoint"), "%q: %s", n.OTLP.Endpoint, msg)
 		}
 	}
-	if n.OTLP.Sample != nil {
 	c.tracing(p.at("tracing"), n.Tracing)
+	if n.OTLP.Sample != nil {
 		between(c, p.at("otlp").at("sample"), *n.OTLP.Sample, 0, 1)
 	}
 }
