@@ -100,7 +100,8 @@ type answerer struct {
 	follow   follower
 
 	start  time.Time // when the batch that holds the query was read; only with trace
-	last   uint32    // ns after start when the query before in the batch was answered; only with trace
+	last   uint32    // ns after start when the clock was read last; only with trace
+	unread uint8     // queries since then
 	q      query
 	r      reply
 	res    zone.Result
@@ -126,8 +127,15 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 			reply = a.recovered(reason, pkt, buf)
 		}
 	}()
+	if a.trace == nil {
+		return a.answer(d, pkt, from, tcp, buf)
+	}
+	drawn := a.trace.Draw()
+	if drawn {
+		a.clock()
+	}
 	reply = a.answer(d, pkt, from, tcp, buf)
-	if a.trace != nil && a.r.echo {
+	if a.r.echo && (drawn || a.notable()) {
 		a.record(d)
 	}
 	return reply
@@ -423,18 +431,52 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 	return a.write(buf[:headerLen])
 }
 
-// record writes the query's record for the tracer. Reading the clock costs as much as parsing,
-// so it is read once: a query was parsed when the one before it was done, as far as its batch
-// knows.
+// clockEvery is after how many queries the clock is read, which costs as much as parsing one.
+const clockEvery = 8
+
+// slow is the time since the batch was read after which every query is worth a record.
+const slow = 5 * time.Millisecond
+
+// clock reads the clock.
+func (a *answerer) clock() {
+	a.last, a.unread = uint32(min(time.Since(a.start), time.Duration(1<<32-1))), 0
+}
+
+// notable tells whether a query that was not drawn is worth a record: by its rcode, by what was
+// decided, or because it is late. For the last the clock is read every clockEvery queries.
+func (a *answerer) notable() bool {
+	if a.unread++; a.unread >= clockEvery {
+		a.clock()
+	}
+	if time.Duration(a.last) > slow || a.follow.asked.Ask != tracing.AskNothing {
+		return true
+	}
+	service, pool, reason := a.decision()
+	return a.trace.Notable(service, pool, uint8(reason), uint8(min(a.r.rcode, 255)))
+}
+
+// decision returns what was decided, as indices, or -1.
+func (a *answerer) decision() (service, pool int32, reason gslb.Reason) {
+	if !a.r.decided {
+		return -1, -1, 0
+	}
+	if a.d.Pool == nil {
+		return int32(a.d.Service.Index), -1, a.d.Reason
+	}
+	return int32(a.d.Service.Index), int32(a.d.Pool.Index), a.d.Reason
+}
+
+// record writes the query's record for the tracer. As far as that knows, a query was parsed
+// when the clock was read before it.
 func (a *answerer) record(d *Data) {
 	t := a.trace.Begin()
 	if t == nil {
 		return
 	}
-	end := uint32(min(time.Since(a.start), time.Duration(1<<32-1)))
+	parsed := a.last
+	a.clock()
 	q, r := &a.q, &a.r
-	t.Start, t.Parsed, t.End = a.start.UnixNano(), a.last, end
-	t.Service, t.Pool = -1, -1
+	t.Start, t.Parsed, t.End = a.start.UnixNano(), parsed, a.last
 	if d != nil && d.Snapshot != nil {
 		t.Revision = d.Snapshot.Revision
 	}
@@ -442,21 +484,24 @@ func (a *answerer) record(d *Data) {
 	t.Client, t.Source, t.V6, t.HasECS = client.Addr.As16(), client.Source, client.Addr.Is6(), fromECS
 	t.Resolver, t.TCP = q.from.As16(), q.tcp
 	t.Rcode, t.Qtype, t.Scope, t.Answers = uint8(min(r.rcode, 255)), q.qtype, r.scope, uint8(min(r.answers, 255))
+	var reason gslb.Reason
+	t.Service, t.Pool, reason = a.decision()
+	t.Reason = uint8(reason)
 	if r.decided {
-		t.Decided = end
-		t.Service, t.Outcome, t.Reason, t.TTL = int32(a.d.Service.Index), a.d.Outcome, uint8(a.d.Reason), a.d.TTL
-		if a.d.Pool != nil {
-			t.Pool = int32(a.d.Pool.Index)
-		}
+		t.Decided, t.Outcome, t.TTL = a.last, a.d.Outcome, a.d.TTL
 	}
 	a.follow.record(t, r)
 	t.NameLen = uint8(copy(t.Name[:], q.name))
 	a.trace.Commit()
-	a.last = end
 }
 
 // TraceWorker takes the records of one worker's queries, from one goroutine at a time.
 type TraceWorker interface {
+	// Draw tells whether the next query is to be recorded.
+	Draw() bool
+	// Notable tells whether a query that was not drawn is to be recorded all the same, by its
+	// rcode or by what was decided: indices as in tracing.Query.
+	Notable(service, pool int32, reason, rcode uint8) bool
 	// Begin returns the record to fill, zero but for Name, or nil when there is no room.
 	Begin() *tracing.Query
 	// Commit hands on the record that Begin returned.

@@ -276,9 +276,16 @@ func TestPanic(t *testing.T) {
 
 // ring is a TraceWorker with room for some records.
 type ring struct {
+	picky   bool // nothing is drawn
 	room    int
 	slot    tracing.Query
 	records []tracing.Query
+}
+
+func (r *ring) Draw() bool { return !r.picky }
+
+func (r *ring) Notable(service, _ int32, reason, rcode uint8) bool {
+	return service >= 0 || reason != 0 || rcode != rcodeNoError
 }
 
 func (r *ring) Begin() *tracing.Query {
@@ -335,6 +342,31 @@ func TestTrace(t *testing.T) {
 }
 
 // The queries of the allocation tests and of the benchmarks.
+// TestTraceAhead checks that what nothing speaks for is not recorded, and that of a batch that
+// takes long all that follows is.
+func TestTraceAhead(t *testing.T) {
+	d := loadWorld(t).data(t)
+	tracer := &ring{picky: true, room: 100}
+	a := newAnswerer(new(counters), tracer, DefaultMaxUDP, func(reason any, _ []byte) { t.Errorf("panic: %v", reason) })
+	serve := func(name string) int {
+		before := len(tracer.records)
+		a.serve(d, ask(t, name, "A"), resolver, false, make([]byte, maxUDPBuffer))
+		return len(tracer.records) - before
+	}
+	a.start = time.Now()
+	if got := []int{serve("www.example.com"), serve("nowhere.example.com"), serve("mail.example.com")}; !slices.Equal(got, []int{1, 1, 0}) {
+		t.Errorf("got %d records of a decision, a name error and plain data, want 1, 1 and 0", got)
+	}
+	a.start, a.last = time.Now().Add(-2*slow), 0
+	n := 0
+	for range 2 * clockEvery {
+		n += serve("mail.example.com")
+	}
+	if n <= clockEvery || n == 2*clockEvery {
+		t.Errorf("got %d records of %d late queries, want all but the first few", n, 2*clockEvery)
+	}
+}
+
 func hotQueries(tb testing.TB) map[string][]byte {
 	return map[string][]byte{
 		"Steered":    ask(tb, "www.example.com", "A", withECS("198.51.100.0/24")),
@@ -373,6 +405,9 @@ func TestAllocations(t *testing.T) {
 
 // still is a TraceWorker with room for one record, over and over.
 type still struct{ slot tracing.Query }
+
+func (s *still) Draw() bool                              { return true }
+func (s *still) Notable(int32, int32, uint8, uint8) bool { return true }
 
 func (s *still) Begin() *tracing.Query { return &s.slot }
 func (s *still) Commit()               {}

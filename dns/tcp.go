@@ -70,6 +70,12 @@ type sharedTrace struct {
 	inner TraceWorker
 }
 
+// Draw wants every query recorded: what a worker drew is of its own next record, and here that
+// may be another goroutine's.
+func (t *sharedTrace) Draw() bool { return true }
+
+func (t *sharedTrace) Notable(int32, int32, uint8, uint8) bool { return true }
+
 func (t *sharedTrace) Begin() *tracing.Query {
 	t.mu.Lock()
 	q := t.inner.Begin()

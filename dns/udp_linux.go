@@ -27,6 +27,10 @@ const (
 	// it stops: under a flood there is no end to it.
 	drainTime = time.Second
 
+	// slotLen is the room that a packet has. As a multiple of 4 KiB it would have every packet
+	// of a batch begin in the same few sets of the first-level cache, which then evict each other.
+	slotLen = maxUDPBuffer + 3*64
+
 	// controlLen has room for one in6_pktinfo or in_pktinfo.
 	controlLen = 64
 )
@@ -54,8 +58,8 @@ type udpWorker struct {
 	iovOut  []unix.Iovec
 	names   []unix.RawSockaddrInet6 // also holds the shorter unix.RawSockaddrInet4
 	control [][controlLen]byte
-	bufIn   [][maxUDPBuffer]byte
-	bufOut  [][maxUDPBuffer]byte
+	bufIn   [][slotLen]byte
+	bufOut  [][slotLen]byte
 
 	// Of the batch that is being worked on.
 	n       int // packets read
@@ -86,7 +90,7 @@ func newUDPWorker(addr netip.AddrPort, data *atomic.Pointer[Data], a *answerer, 
 	w.iovIn, w.iovOut = make([]unix.Iovec, batch), make([]unix.Iovec, batch)
 	w.names = make([]unix.RawSockaddrInet6, batch)
 	w.control = make([][controlLen]byte, batch)
-	w.bufIn, w.bufOut = make([][maxUDPBuffer]byte, batch), make([][maxUDPBuffer]byte, batch)
+	w.bufIn, w.bufOut = make([][slotLen]byte, batch), make([][slotLen]byte, batch)
 	for i := range batch {
 		w.iovIn[i].Base = &w.bufIn[i][0]
 		w.iovIn[i].SetLen(maxUDPBuffer)
@@ -226,7 +230,7 @@ func (w *udpWorker) answer() {
 			w.a.counters.dropped.Add(1)
 			continue
 		}
-		reply := w.a.serve(data, w.bufIn[i][:in.len], w.client(i), false, w.bufOut[w.replies][:])
+		reply := w.a.serve(data, w.bufIn[i][:in.len], w.client(i), false, w.bufOut[w.replies][:maxUDPBuffer])
 		if len(reply) == 0 {
 			continue
 		}

@@ -38,6 +38,7 @@ type Query struct {
 	Span     SpanID   // of the query's own span, where the sender was told; zero: one is drawn
 	Parent   SpanID   // the sender's span; zero: none
 	Decision AnswerID // that the answered addresses carry, or that stands for them; 0: none
+	Drawn    draw     // what the worker drew for it; Begin fills it in
 	GivenLen uint8    // of Given
 	NameLen  uint8
 	Given    [maxGiven][4]byte // the first of the IPv4 addresses answered, only with Decision

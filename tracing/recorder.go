@@ -116,6 +116,7 @@ type Recorder struct {
 	spans   []byte // of the batch that fills up, as fields of ScopeSpans
 	inBatch int    // spans
 	born    time.Time
+	epoch   time.Time // when the workers' epoch began
 
 	// Written by the goroutine of Run alone.
 	sampled [len(sampledBy)]atomic.Uint64
@@ -138,7 +139,9 @@ func New(o Options) *Recorder {
 		maker:    newSpanMaker(o.Node, o.Describe),
 	}
 	for range o.Workers {
-		r.workers = append(r.workers, newWorker(o.RingSize))
+		w := newWorker(o.RingSize)
+		w.ahead.init(r.sampler.bound, o.Ledger != nil)
+		r.workers = append(r.workers, w)
 	}
 	if o.Answers != nil {
 		r.signer = o.Answers.Signer()
@@ -202,6 +205,12 @@ func (r *Recorder) drain(now time.Time) (most int) {
 	for _, w := range r.workers {
 		most = max(most, w.drain(func(q *Query) { r.take(q, now) }))
 	}
+	if now.Sub(r.epoch) >= time.Second {
+		r.epoch = now
+		for _, w := range r.workers {
+			w.ahead.epoch.Add(1)
+		}
+	}
 	if r.inBatch > 0 && now.Sub(r.born) >= r.options.Linger {
 		r.flush()
 	}
@@ -215,7 +224,7 @@ func (r *Recorder) take(q *Query, now time.Time) {
 	}
 	lower := [8]byte(q.Trace[8:])
 	if q.Trace.IsZero() {
-		lower = r.maker.lower()
+		lower = r.sampler.fit(r.maker.lower(), q.Drawn)
 	}
 	by, first, limited := r.sampler.judge(q, lower, now)
 	if limited {

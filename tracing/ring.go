@@ -33,6 +33,7 @@ type Worker struct {
 	full atomic.Uint64 // records dropped because the ring was full
 	seen uint64        // head, when the producer last looked; never ahead of it
 	open bool          // between Begin and Commit
+	ahead
 
 	_ [cacheLine]byte
 	// Written by the consumer alone.
@@ -64,6 +65,7 @@ func (w *Worker) Begin() *Query {
 	w.open = true
 	q := &w.slots[tail&w.mask]
 	q.reset()
+	q.Drawn = w.ahead.last
 	return q
 }
 
@@ -73,6 +75,7 @@ func (w *Worker) Commit() {
 		panic("tracing: Commit without a record from Begin")
 	}
 	w.open = false
+	w.ahead.last = notAsked
 	w.tail.Store(w.tail.Load() + 1)
 }
 
@@ -102,4 +105,5 @@ func (q *Query) reset() {
 	q.Resolver, q.Answers, q.NameLen = [16]byte{}, 0, 0
 	q.Asked, q.Trace, q.Span, q.Parent = AskNothing, TraceID{}, SpanID{}, SpanID{}
 	q.Decision, q.GivenLen = 0, 0
+	q.Drawn = notAsked
 }

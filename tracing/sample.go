@@ -72,7 +72,7 @@ func (s *sampler) judge(q *Query, lower [8]byte, now time.Time) (by string, firs
 	switch {
 	case q.Asked == AskTrace:
 		by = SampledParent
-	case q.Asked == AskNothing && s.byRatio(lower):
+	case q.Asked == AskNothing && s.byRatio(lower): // see fit
 		by = SampledRatio
 	case q.Rcode == rcodeServfail:
 		by = SampledServfail

@@ -1,0 +1,96 @@
+package tracing
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
+	"sync/atomic"
+)
+
+// A worker may sample ahead: of queries that nobody will see it then writes no record, which
+// spares the cache of its core the ring and the drain a look at each. It calls Draw before a
+// query and, unless that drew it, Notable after it; the recorder has the last word on what was
+// notable. A record begun without Draw is drawn for by the recorder.
+
+// draw says what a worker's Draw said of a record.
+type draw uint8
+
+const (
+	notAsked draw = iota
+	drawn
+	notDrawn
+)
+
+// kindSlots is how many kinds of decisions a worker remembers to have recorded.
+const kindSlots = 1024
+
+// ahead is a worker's part of the sampling.
+type ahead struct {
+	bound  uint64 // as the sampler's
+	all    bool   // every record is wanted, whether it becomes spans or not
+	random uint64
+	last   draw
+	kinds  [kindSlots]recorded
+
+	epoch atomic.Uint32 // counted by the consumer, about once a second: by then, a kind is worth another record
+}
+
+// recorded is a kind of decision that was recorded in an epoch.
+type recorded struct {
+	kind  uint64
+	epoch uint32
+}
+
+// init readies a for a sampler of that bound.
+func (a *ahead) init(bound uint64, all bool) {
+	a.bound, a.all, a.random = bound, all, rand.Uint64()
+	a.epoch.Store(1)
+}
+
+// Draw tells whether the next query is sampled by the ratio. Only the producer calls it.
+func (w *Worker) Draw() bool {
+	a := &w.ahead
+	a.random = a.random*6364136223846793005 + 1442695040888963407 // Knuth's MMIX; its upper bits are good
+	a.last = notDrawn
+	if a.random>>1 < a.bound {
+		a.last = drawn
+	}
+	return a.last == drawn || a.all
+}
+
+// Notable tells whether a query that was not drawn may become spans by its rcode or by what was
+// decided; service and pool are indices as in Query, or -1. Of a kind of decision that is nothing
+// out of the ordinary, one a second is. Only the producer calls it.
+func (w *Worker) Notable(service, pool int32, reason, rcode uint8) bool {
+	if reason != reasonPolicy || rcode == rcodeServfail {
+		return true
+	}
+	if service < 0 {
+		return false
+	}
+	a := &w.ahead
+	kind := uint64(uint32(service))<<32 | uint64(uint32(pool))
+	slot := &a.kinds[kind*0x9E3779B97F4A7C15>>(64-10)]
+	epoch := a.epoch.Load()
+	if slot.kind == kind && slot.epoch == epoch {
+		return false
+	}
+	*slot = recorded{kind, epoch}
+	return true
+}
+
+// fit moves the second half of a trace id to where the sampler's ratio samples it, or to where
+// it does not, so that every service of the trace agrees with what was drawn.
+func (s *sampler) fit(lower [8]byte, d draw) [8]byte {
+	x := binary.BigEndian.Uint64(lower[:])
+	switch d {
+	case drawn:
+		hi, _ := bits.Mul64(x, s.bound)
+		x = hi<<1 | x&1
+	case notDrawn:
+		hi, _ := bits.Mul64(x, 1<<63-s.bound)
+		x = (s.bound+hi)<<1 | x&1
+	}
+	binary.BigEndian.PutUint64(lower[:], x)
+	return lower
+}

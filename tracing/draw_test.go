@@ -1,0 +1,90 @@
+package tracing
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// TestFit checks that an id says of itself what was drawn, at every ratio, and is left alone
+// where nothing was.
+func TestFit(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for _, ratio := range []float64{0, 1e-9, 0.01, 0.5, 1} {
+		s := newSampler(ratio, time.Second, 0)
+		for range 1000 {
+			var lower [8]byte
+			for i := range lower {
+				lower[i] = byte(random.Uint32())
+			}
+			if got := s.fit(lower, notAsked); got != lower {
+				t.Fatalf("ratio %g: got %x of an id that nobody drew for, want %x", ratio, got, lower)
+			}
+			if ratio > 0 && !s.byRatio(s.fit(lower, drawn)) {
+				t.Fatalf("ratio %g: %x was drawn, and its id %x is not sampled", ratio, lower, s.fit(lower, drawn))
+			}
+			if ratio < 1 && s.byRatio(s.fit(lower, notDrawn)) {
+				t.Fatalf("ratio %g: %x was not drawn, and its id %x is sampled", ratio, lower, s.fit(lower, notDrawn))
+			}
+		}
+	}
+}
+
+// TestDraw samples ahead and checks that the share is the ratio, and that the recorder makes
+// spans of exactly what was drawn.
+func TestDraw(t *testing.T) {
+	const queries = 100_000
+	r := New(Options{Sample: 0.1, Interesting: -1, RingSize: queries})
+	w := r.Worker(0)
+	drew := 0
+	for range queries {
+		if w.Draw() {
+			drew++
+			q := w.Begin()
+			q.Service, q.Pool = -1, -1
+			w.Commit()
+		}
+	}
+	if share := float64(drew) / queries; share < 0.095 || share > 0.105 {
+		t.Errorf("drew %.4f of the queries, want 0.1", share)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_ = r.Run(ctx) // drains once
+	if s := r.Stats(); s.Sampled[SampledRatio] != uint64(drew) || s.Drained != uint64(drew) {
+		t.Errorf("sampled %d of %d records, drew %d", s.Sampled[SampledRatio], s.Drained, drew)
+	}
+}
+
+// TestNotable checks what is worth a record though it was not drawn.
+func TestNotable(t *testing.T) {
+	w := New(Options{}).Worker(0)
+	for _, step := range []struct {
+		what          string
+		service, pool int32
+		reason, rcode uint8
+		want          bool
+	}{
+		{"static", -1, -1, reasonPolicy, 0, false},
+		{"static, refused", -1, -1, reasonPolicy, 5, false},
+		{"SERVFAIL", -1, -1, reasonPolicy, rcodeServfail, true},
+		{"the first of a kind", 3, 5, reasonPolicy, 0, true},
+		{"the second of it", 3, 5, reasonPolicy, 0, false},
+		{"another pool", 3, 6, reasonPolicy, 0, true},
+		{"another service", 4, 5, reasonPolicy, 0, true},
+		{"a failover", 3, 5, 1, 0, true},
+		{"a failover again", 3, 5, 1, 0, true},
+	} {
+		if got := w.Notable(step.service, step.pool, step.reason, step.rcode); got != step.want {
+			t.Errorf("%s: got %t, want %t", step.what, got, step.want)
+		}
+	}
+	w.ahead.epoch.Add(1)
+	if !w.Notable(3, 5, reasonPolicy, 0) {
+		t.Error("the first of a kind in the next epoch: got false, want true")
+	}
+	if n := testing.AllocsPerRun(100, func() { w.Draw(); w.Notable(1, 2, 0, 0) }); n != 0 {
+		t.Errorf("%v allocations, want none", n)
+	}
+}
