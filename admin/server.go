@@ -73,6 +73,7 @@ type Options struct {
 	OnLoad   func(api.Load)                  // every valid load report; it must not block
 	Ready    func() (ok bool, reason string) // default: once there is a snapshot
 	Degraded func() []string                 // faults that the API cannot see itself: a sentence each
+	Wrap     func(http.Handler) http.Handler // put around every request that was let in: a span, say
 	Extra    map[string]http.Handler         // by pattern of http.ServeMux, such as "/api/v1/demo/"
 	Metrics  []prometheus.Collector          // registered beside our own
 
@@ -253,6 +254,9 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, fmt.Sprintf("no path %q", r.URL.Path), "the API is under /api/v1/: status, explain, objects, health, top, traces")
 	})
+	if s.o.Wrap != nil {
+		return s.guard(s.o.Wrap(mux))
+	}
 	return s.guard(mux)
 }
 

@@ -30,6 +30,7 @@ func (n *Node) adminOptions() admin.Options {
 		Members:     n.members,
 		Counters:    n.counters,
 		Traces:      n.traces.Memory(),
+		Wrap:        n.cold.requests,
 		OTLP:        n.traces.Receiver(),
 		Degraded:    n.build.faults,
 		HealthStats: n.health.Stats,

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/meridian-gslb/meridian/dns"
 	"github.com/meridian-gslb/meridian/dns/zone"
 	"github.com/meridian-gslb/meridian/geo"
@@ -19,6 +21,7 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/gslb/store"
 	"github.com/meridian-gslb/meridian/health"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // builder is the one writer of the node's data: it waits until the objects, the places, a
@@ -135,6 +138,7 @@ func (b *builder) run(ctx context.Context) error {
 	var targets *config.Objects // whose endpoints are probed
 	wait := !known              // for a first verdict of every endpoint
 	var limit <-chan time.Time
+	var cause string // what asked for a snapshot, for its span
 	for {
 		var saveC <-chan time.Time
 		if save.due != nil {
@@ -147,11 +151,15 @@ func (b *builder) run(ctx context.Context) error {
 			save.flush()
 			continue
 		case <-limit:
-			wait = false
+			wait, cause = false, "first round over"
 		case <-b.kick:
+			cause = "objects"
 		case <-n.places.Changed():
+			cause = "places"
 		case <-n.health.Changed():
+			cause = "verdicts"
 		case <-next.C:
+			cause = "clock"
 		}
 		v := b.lastView()
 		if v == nil || n.data.Load() == nil && len(v.Objects.Zones) == 0 {
@@ -175,7 +183,13 @@ func (b *builder) run(ctx context.Context) error {
 			return nil
 		case <-time.After(settle):
 		}
+		span, done := n.cold.work("gslb.build", attribute.String(tracing.AttrCause, cause))
 		s, err := b.rebuild(b.lastView())
+		if err == nil {
+			span.SetAttributes(attribute.Int64(tracing.AttrRevision, int64(s.Revision)), attribute.String(tracing.AttrPlan, s.Plan),
+				attribute.Int(tracing.AttrServices, len(s.Services)), attribute.Int(tracing.AttrPools, len(s.Pools)))
+		}
+		done(err)
 		if err != nil {
 			b.report("snapshot", "the last one stays", err)
 			continue

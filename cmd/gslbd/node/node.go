@@ -50,6 +50,7 @@ type Node struct {
 	health *health.Monitor
 	dns    *dns.Server
 	traces *tracing.Recorder
+	cold   coldPaths
 	admin  *admin.Server
 	build  *builder
 
@@ -65,7 +66,7 @@ func New(opts Options) (*Node, error) {
 		opts.Workers = runtime.GOMAXPROCS(0)
 	}
 	nc := opts.File.Node
-	n := &Node{opts: opts, log: opts.Log.With("node", nc.Name), ready: make(chan struct{})}
+	n := &Node{opts: opts, log: opts.Log.With("node", nc.Name), ready: make(chan struct{}), cold: noColdPaths()}
 	n.file.Store(opts.File)
 	if nc.Data != "" {
 		if err := os.MkdirAll(nc.Data, 0o700); err != nil {
@@ -91,8 +92,14 @@ func New(opts Options) (*Node, error) {
 	if nc.OTLP.Sample != nil {
 		sample = *nc.OTLP.Sample
 	}
+	follow, err := newFollowing(nc.Tracing)
+	if err != nil {
+		return nil, fmt.Errorf("node.tracing: %w", err)
+	}
 	n.traces = tracing.New(tracing.Options{
 		Endpoint: nc.OTLP.Endpoint,
+		Gzip:     nc.OTLP.Gzip,
+		Headers:  nc.OTLP.Headers,
 		Sample:   sample,
 		Node:     nc.Name,
 		Site:     nc.Site,
@@ -100,12 +107,18 @@ func New(opts Options) (*Node, error) {
 		Describe: n.build.describe,
 		Workers:  opts.Workers*len(nc.DNS) + 1, // one per UDP worker, and one for all of TCP
 		Logger:   n.log,
+		Parents:  follow.parents,
+		Answers:  follow.answers,
+		Linker:   follow.linker,
+		Ledger:   follow.ledger,
 	})
 	n.dns = dns.New(dns.Options{
 		Addrs:   nc.DNS,
 		Workers: opts.Workers,
 		Data:    &n.data,
 		Trace:   func(i int) dns.TraceWorker { return n.traces.Worker(i) },
+		Parents: follow.parents,
+		Answers: follow.answers,
 		Logger:  n.log,
 	})
 	n.admin = admin.New(n.adminOptions())
@@ -156,6 +169,7 @@ func (n *Node) Run(ctx context.Context) error {
 			stopInner(err)
 		})
 	}
+	flush := n.cold.begin(n.traces)
 	run(&back, outer, "geo", n.places.Run)
 	run(&back, outer, "store", func(ctx context.Context) error { return n.store.Run(ctx, n.build.view) })
 	run(&back, outer, "health", n.health.Run)
@@ -169,6 +183,7 @@ func (n *Node) Run(ctx context.Context) error {
 
 	<-inner.Done()
 	front.Wait()
+	flush()
 	stopOuter(errors.New("the node stops"))
 	back.Wait()
 	stopInner(nil)

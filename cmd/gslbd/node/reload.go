@@ -10,7 +10,10 @@ import (
 	"syscall"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+
 	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // lookEvery is how often the configuration and zone files are looked at.
@@ -71,10 +74,16 @@ func (n *Node) stamps() map[string]stamp {
 
 // reload reads the configuration again. A faulty one changes nothing.
 func (n *Node) reload() {
+	_, done := n.cold.work("config.reload", attribute.String(tracing.AttrFile, n.opts.Path))
+	done(n.reread())
+}
+
+// reread is reload, and returns the fault, which was reported.
+func (n *Node) reread() error {
 	warnings, err := Check(n.opts.Path)
 	if err != nil {
 		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
-		return
+		return err
 	}
 	for _, w := range warnings {
 		n.log.Warn(w)
@@ -82,11 +91,11 @@ func (n *Node) reload() {
 	f, err := config.ReadFile(n.opts.Path)
 	if err != nil {
 		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
-		return
+		return err
 	}
 	if err := n.store.SetBase(&f.Objects); err != nil {
 		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
-		return
+		return err
 	}
 	old := n.file.Swap(f)
 	if !reflect.DeepEqual(geoConfig(old), geoConfig(f)) {
@@ -102,4 +111,5 @@ func (n *Node) reload() {
 	n.build.report("configuration "+n.opts.Path, "", nil)
 	n.build.reread()
 	n.log.Info("configuration read", "file", n.opts.Path)
+	return nil
 }
