@@ -40,8 +40,9 @@ func readBounded(name string) ([]byte, error) {
 }
 
 // Parse reads and checks a configuration file with that content. The error joins every
-// Fault, by line (see Faults), and then the file is nil. name stands in the faults; names of
-// files in the configuration are taken relative to its folder, and come back so.
+// Fault, by line (see Faults), and then the file is what could be read of it, to look for
+// more faults in and for nothing else, or nil. name stands in the faults; names of files in
+// the configuration are taken relative to its folder, and come back so.
 func Parse(name string, data []byte) (*File, error) {
 	d := newDecoder(name)
 	f := &File{places: d.places}
@@ -51,11 +52,9 @@ func Parse(name string, data []byte) (*File, error) {
 		return nil, d.faults.err()
 	}
 	f.Objects.placeAll(d.places)
-	if all := append(d.faults, d.faults.unexplained(f.check())...); len(all) > 0 {
-		return nil, all.err()
-	}
+	all := append(d.faults, d.faults.unexplained(f.check())...)
 	f.resolve(filepath.Dir(name))
-	return f, nil
+	return f, all.err()
 }
 
 // ParseObjects reads objects alone, as "apply" takes them: YAML or JSON, with a node section
