@@ -317,6 +317,7 @@ zones:
 			`many.yaml:2: sites.eu.lat: 500`, `many.yaml:7: pools.web.site: no such site`,
 			`many.yaml:7: pools.web.probe: no such probe`, `many.yaml:7: pools.web.endpoints[1].address: `,
 			`many.yaml:9: services.www.example.com.pools.wbe: no such pool`, `many.yaml:9: services.www.example.com.ttl: `,
+			`bad.zone:4: `, `bad.zone:5: `, `many.yaml:5: zones.example.org.file: `, `missing.mmdb`,
 		}},
 		{"zones and databases", deep, 1, []string{
 			`bad.zone:4: `, `bad.zone:5: `, `deep.yaml:5: zones.example.org.file: `, `missing.mmdb`,
