@@ -185,7 +185,7 @@ func TestDecodeObject(t *testing.T) {
 		{"range", "sites", "eu", `{"lat":91,"lon":0}`, "/meridian/v1/sites/eu: sites.eu.lat: 91; expected -90 to 90"},
 		{"empty", "sites", "eu", ``, "/meridian/v1/sites/eu: sites.eu: empty; expected an object"},
 		{"not an object", "sites", "eu", `[1]`, "/meridian/v1/sites/eu: sites.eu: found a list; expected a mapping with lat, lon, continent, country, region"},
-		{"unknown kind", "boats", "eu", `{}`, "/meridian/v1/boats/eu: unknown kind; expected one of sites, zones, probes, pools, services, states"},
+		{"unknown kind", "boats", "eu", `{}`, "/meridian/v1/boats/eu: unknown kind; expected one of sites, zones, probes, pools, services, states, nodes"},
 		{"name in other case", "services", "WWW.example.com", `{"pools":{"a":{}}}`, "/meridian/v1/services/WWW.example.com: services.WWW.example.com: expected www.example.com: lower case, without a trailing dot"},
 		{"zone with a file", "zones", "example.com", `{"file":"/etc/passwd"}`, "/meridian/v1/zones/example.com: zones.example.com.file: a file name; in the store a zone carries its records"},
 		{"zone", "zones", "example.com", `{"records":"@ A 192.0.2.1"}`, ""},
@@ -376,7 +376,7 @@ func randomObjects(r *rand.Rand) *Objects {
 	put("sites", "eu", Site{Lat: r.Float64()*180 - 90, Lon: float64(r.IntN(180)), Country: "NO"})
 	put("zones", "example.com", Zone{Name: "example.com", Records: "x" + text()})
 	j := r.Float64() / 2
-	put("probes", "true", Probe{HTTP: &HTTPProbe{Port: uint16(r.Uint32()), Expect: []int{200 + r.IntN(100)},
+	put("probes", "true", Probe{HTTP: &HTTPProbe{Port: uint16(r.Uint32()), Expect: []Statuses{Statuses(fmt.Sprint(200 + r.IntN(100)))},
 		Headers: map[string]string{"X-A": "null", "null": "1"}}, Interval: Duration(time.Second), Jitter: &j, Rise: r.IntN(3)})
 	put("probes", "1", Probe{TCP: &TCPProbe{}})
 	w := r.IntN(3)
@@ -474,7 +474,7 @@ func TestUnanswerable(t *testing.T) {
 func TestDefaultsDoNotMutate(t *testing.T) {
 	p := Probe{HTTP: &HTTPProbe{}, Interval: Duration(time.Second)}
 	d := p.WithDefaults()
-	if d.Timeout != Duration(time.Second) || d.Rise != 2 || d.Fall != 3 || *d.Jitter != 0.1 || d.HTTP.Path != "/" || d.HTTP.Method != "GET" || d.HTTP.Expect[0] != 200 {
+	if d.Timeout != Duration(time.Second) || d.Rise != 2 || d.Fall != 3 || *d.Jitter != 0.1 || d.HTTP.Path != "/" || d.HTTP.Method != "GET" || d.HTTP.Expect[0] != "200" {
 		t.Errorf("defaults %+v, http %+v", d, d.HTTP)
 	}
 	if !reflect.DeepEqual(p, Probe{HTTP: &HTTPProbe{}, Interval: Duration(time.Second)}) {

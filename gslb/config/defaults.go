@@ -45,7 +45,7 @@ func (p Probe) WithDefaults() Probe {
 			h.Method = "GET"
 		}
 		if len(h.Expect) == 0 {
-			h.Expect = []int{200}
+			h.Expect = []Statuses{"200"}
 		}
 		p.HTTP = &h
 	}
@@ -144,8 +144,10 @@ func (p Pool) EndpointPort(e Endpoint) uint16 {
 }
 
 // ProbeAddr returns where probe tests e of p. The address is the target's, else the one
-// served. The port is the target's, else the probe's, the endpoint's, the pool's, else 80,
-// or 443 with TLS; 0 for a TCP probe without any, which Validate refuses.
+// served. The port is the target's, else the probe's, the endpoint's, the pool's, else the
+// one that the probe's protocol is known by; 0 for a probe that has none, which Validate
+// refuses where it needs one. A database's or a name server's probe has its own port, and
+// leaves that of the endpoint to what is served there.
 func (p Pool) ProbeAddr(probe Probe, e Endpoint) netip.AddrPort {
 	addr, port := e.Address, uint16(0)
 	if e.Probe != nil {
@@ -154,22 +156,15 @@ func (p Pool) ProbeAddr(probe Probe, e Endpoint) netip.AddrPort {
 		}
 		port = e.Probe.Port
 	}
-	fallback := uint16(0)
-	switch {
-	case port != 0:
-	case probe.HTTP != nil:
-		port, fallback = probe.HTTP.Port, 80
-		if probe.HTTP.TLS {
-			fallback = 443
-		}
-	case probe.TCP != nil:
-		port = probe.TCP.Port
-	}
+	own := probe.port()
 	if port == 0 {
+		port = own.set
+	}
+	if port == 0 && !own.apart {
 		port = p.EndpointPort(e)
 	}
 	if port == 0 {
-		port = fallback
+		port = own.known
 	}
 	return netip.AddrPortFrom(addr, port)
 }

@@ -29,6 +29,7 @@ type Objects struct {
 	Pools    map[string]Pool    `json:"pools,omitempty"`
 	Services map[string]Service `json:"services,omitempty"` // by owner name: lower case, no trailing dot
 	States   map[string]State   `json:"states,omitempty"`
+	Nodes    map[string]NodeKey `json:"nodes,omitempty"` // by name of the node; without any, none is asked for a signature
 
 	places map[objectKey]*places // where each object was written, for faults; nil when it was not read
 }
@@ -47,6 +48,7 @@ type Node struct {
 	OTLP       OTLP             `json:"otlp,omitzero"`
 	Tracing    Tracing          `json:"tracing,omitzero"`
 	XDS        XDS              `json:"xds,omitzero"`
+	Health     NodeHealth       `json:"health,omitzero"`
 }
 
 // Gossip configures the exchange of health between nodes. The zero value is a node alone.
@@ -55,6 +57,7 @@ type Gossip struct {
 	Advertise netip.AddrPort `json:"advertise,omitzero"` // what peers are told; default Listen
 	Join      []string       `json:"join,omitempty"`     // host:port of some peers
 	Key       string         `json:"key,omitempty"`      // 16, 24 or 32 octets in base64; required off loopback
+	Keys      []string       `json:"keys,omitempty"`     // further keys that are understood, while one takes over from another
 }
 
 // Etcd configures the store. The zero value is no store: the file is all there is.
@@ -114,35 +117,6 @@ type Zone struct {
 	Records string `json:"records,omitempty"` // the same text in place; what apply stores for a File
 }
 
-// Probe says how to test an endpoint. Exactly one kind is set.
-type Probe struct {
-	HTTP     *HTTPProbe `json:"http,omitempty"`
-	TCP      *TCPProbe  `json:"tcp,omitempty"`
-	Interval Duration   `json:"interval,omitempty"` // default 5 s; 200 ms..1 h
-	Timeout  Duration   `json:"timeout,omitempty"`  // default 2 s or the interval if that is shorter; never over it
-	Jitter   *float64   `json:"jitter,omitempty"`   // share of the interval, 0..0.5; default 0.1
-	Rise     int        `json:"rise,omitempty"`     // successes in a row that bring an endpoint up; default 2
-	Fall     int        `json:"fall,omitempty"`     // failures in a row that bring it down; default 3
-}
-
-// HTTPProbe expects an HTTP status. Redirects are not followed.
-type HTTPProbe struct {
-	Port       uint16            `json:"port,omitempty"` // default the endpoint's, else 80, or 443 with TLS
-	TLS        bool              `json:"tls,omitempty"`
-	ServerName string            `json:"serverName,omitempty"` // SNI and the name that the certificate must hold; default Host
-	SkipVerify bool              `json:"skipVerify,omitempty"`
-	Host       string            `json:"host,omitempty"`   // default the endpoint's address
-	Path       string            `json:"path,omitempty"`   // default /
-	Method     string            `json:"method,omitempty"` // default GET
-	Headers    map[string]string `json:"headers,omitempty"`
-	Expect     []int             `json:"expect,omitempty"` // statuses; default [200]
-}
-
-// TCPProbe expects a connection to be accepted.
-type TCPProbe struct {
-	Port uint16 `json:"port,omitempty"` // default the endpoint's
-}
-
 // Pool is a set of endpoints at one site that share a purpose.
 type Pool struct {
 	Site      string     `json:"site"`
@@ -153,6 +127,7 @@ type Pool struct {
 	Endpoints []Endpoint `json:"endpoints"`
 	AnswerIDs bool       `json:"answerIds,omitempty"` // AAAA answers carry an id in their last 64 bits: the whole /64 of each address must lead to it
 	Upstream  *Upstream  `json:"upstream,omitempty"`  // where its proxies send requests next
+	DependsOn []string   `json:"dependsOn,omitempty"` // pools without which this one is down
 	Proxy     *Proxy     `json:"proxy,omitempty"`     // what else its proxies are told, where they ask the config server
 }
 
@@ -162,12 +137,6 @@ type Endpoint struct {
 	Port    uint16     `json:"port,omitempty"`
 	Weight  *int       `json:"weight,omitempty"` // default 1; 0 is never
 	Probe   *Target    `json:"probe,omitempty"`  // where to probe when not at Address (NAT, VIP)
-}
-
-// Target is a probe's address when it differs from the served one.
-type Target struct {
-	Address netip.Addr `json:"address"`
-	Port    uint16     `json:"port,omitempty"`
 }
 
 // Steering says which pools may be chosen, and how. Services (users are steered) and
@@ -183,6 +152,7 @@ type Service struct {
 	TTL      Duration `json:"ttl,omitempty"`    // default 30 s; 1 s..1 day, whole seconds
 	AllDown  AllDown  `json:"allDown,omitzero"` // default open
 	Sticky   Sticky   `json:"sticky,omitzero"`
+	Guard    *Guard   `json:"guard,omitempty"` // how much health may take away
 }
 
 // Sticky gives the lengths in bits of the source prefixes that hashing stages keep together.

@@ -44,7 +44,8 @@ func (c *checker) node(p path, n Node) {
 	} else {
 		c.ref(p.at("site"), "sites", n.Site)
 	}
-	if len(n.DNS) == 0 {
+	c.nodeHealth(p.at("health"), n.Health)
+	if len(n.DNS) == 0 && n.Health.Role != RoleProber {
 		c.missing(p.at("dns"), "no value; expected addresses to answer on, such as [\"127.0.0.1:5300\"]")
 	}
 	if store && n.Data == "" {
@@ -137,6 +138,15 @@ func (c *checker) gossip(p path, g Gossip) {
 		if n := len(key); err != nil || n != 16 && n != 24 && n != 32 {
 			c.fail(p.at("key"), "expected 16, 24 or 32 octets in base64; \"openssl rand -base64 32\" makes one")
 		}
+	}
+	for i, k := range g.Keys {
+		key, err := base64.StdEncoding.DecodeString(k)
+		if n := len(key); err != nil || n != 16 && n != 24 && n != 32 {
+			c.fail(p.at("keys").item(i), "expected 16, 24 or 32 octets in base64")
+		}
+	}
+	if len(g.Keys) > 0 && g.Key == "" {
+		c.missing(p.at("key"), "no value; expected the key that is used, since keys are understood beside it")
 	}
 	for i, peer := range g.Join {
 		if msg := checkHostPort(peer); msg != "" {

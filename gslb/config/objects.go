@@ -10,7 +10,7 @@ import (
 
 // Kinds names the kinds of objects in the order in which people read them: first what
 // others refer to.
-var Kinds = []string{"sites", "zones", "probes", "pools", "services", "states"}
+var Kinds = []string{"sites", "zones", "probes", "pools", "services", "states", "nodes"}
 
 // objectKey names an object.
 type objectKey struct{ kind, name string }
@@ -31,6 +31,8 @@ func (o *Objects) table(kind string) reflect.Value {
 		return reflect.ValueOf(&o.Services).Elem()
 	case "states":
 		return reflect.ValueOf(&o.States).Elem()
+	case "nodes":
+		return reflect.ValueOf(&o.Nodes).Elem()
 	}
 	return reflect.Value{}
 }
@@ -47,7 +49,7 @@ func (o *Objects) Names(kind string) []string {
 	return names
 }
 
-// Object returns one object (a Site, Zone, Probe, Pool, Service or State) and whether it
+// Object returns one object (a Site, Zone, Probe, Pool, Service, State or NodeKey) and whether it
 // is there.
 func (o *Objects) Object(kind, name string) (any, bool) {
 	t := o.table(kind)
@@ -63,7 +65,7 @@ func (o *Objects) Object(kind, name string) (any, bool) {
 
 // Len returns how many objects o holds.
 func (o *Objects) Len() int {
-	return len(o.Sites) + len(o.Zones) + len(o.Probes) + len(o.Pools) + len(o.Services) + len(o.States)
+	return len(o.Sites) + len(o.Zones) + len(o.Probes) + len(o.Pools) + len(o.Services) + len(o.States) + len(o.Nodes)
 }
 
 // Clone returns a copy of o whose tables may be changed without changing o's. The objects
@@ -74,7 +76,7 @@ func (o *Objects) Clone() *Objects {
 	}
 	return &Objects{
 		Sites: maps.Clone(o.Sites), Zones: maps.Clone(o.Zones), Probes: maps.Clone(o.Probes),
-		Pools: maps.Clone(o.Pools), Services: maps.Clone(o.Services), States: maps.Clone(o.States),
+		Pools: maps.Clone(o.Pools), Services: maps.Clone(o.Services), States: maps.Clone(o.States), Nodes: maps.Clone(o.Nodes),
 		places: maps.Clone(o.places),
 	}
 }

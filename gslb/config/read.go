@@ -150,8 +150,11 @@ func (f *File) resolve(dir string) {
 		z.File = relativeTo(dir, z.File)
 		f.Zones[name] = z
 	}
+	for _, p := range f.Probes {
+		p.relativeTo(dir)
+	}
 	n := &f.Node
-	for _, s := range []*string{&n.Data, &n.Geo.City, &n.Geo.ASN, &n.Etcd.TLS.CA, &n.Etcd.TLS.Cert, &n.Etcd.TLS.Key,
+	for _, s := range []*string{&n.Health.Exec, &n.Data, &n.Geo.City, &n.Geo.ASN, &n.Etcd.TLS.CA, &n.Etcd.TLS.Cert, &n.Etcd.TLS.Key,
 		&n.XDS.TLS.CA, &n.XDS.TLS.Cert, &n.XDS.TLS.Key, &n.XDS.Certificates} {
 		*s = relativeTo(dir, *s)
 	}

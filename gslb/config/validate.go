@@ -77,12 +77,16 @@ func (o *Objects) check(refs bool) faultList {
 	for _, name := range o.Names("services") {
 		c.service(path{"services", name}, name, o.Services[name])
 	}
+	for _, name := range o.Names("nodes") {
+		c.nodeKey(path{"nodes", name}, o.Nodes[name])
+	}
 	seen := map[string]string{}
 	for _, name := range o.Names("states") {
 		c.state(path{"states", name}, name, o.States[name], seen)
 	}
 	if refs {
 		c.upstreamLoops()
+		c.healthLoops()
 	}
 	return c.faults
 }
@@ -183,61 +187,6 @@ func (c *checker) zone(p path, name string, z Zone) {
 	}
 }
 
-func (c *checker) probe(p path, pr Probe) {
-	c.name(p)
-	if (pr.HTTP == nil) == (pr.TCP == nil) {
-		c.missing(p.at("http"), "expected exactly one of http and tcp")
-	}
-	interval := time.Duration(pr.WithDefaults().Interval)
-	if pr.Interval != 0 {
-		c.span(p.at("interval"), pr.Interval, 200*time.Millisecond, time.Hour)
-	}
-	if pr.Timeout != 0 && (pr.Timeout < Duration(time.Millisecond) || time.Duration(pr.Timeout) > interval) {
-		c.fail(p.at("timeout"), "%v; expected 1ms to the interval, %v", pr.Timeout, interval)
-	}
-	if pr.Jitter != nil {
-		between(c, p.at("jitter"), *pr.Jitter, 0, 0.5)
-	}
-	if pr.Rise != 0 {
-		between(c, p.at("rise"), pr.Rise, 1, 100)
-	}
-	if pr.Fall != 0 {
-		between(c, p.at("fall"), pr.Fall, 1, 100)
-	}
-	if pr.HTTP != nil {
-		c.httpProbe(p.at("http"), pr.HTTP)
-	}
-}
-
-func (c *checker) httpProbe(p path, h *HTTPProbe) {
-	if h.Path != "" && (h.Path[0] != '/' || strings.ContainsFunc(h.Path, isSpaceOrControl)) {
-		c.fail(p.at("path"), "%q; expected / and no spaces", h.Path)
-	}
-	if h.Method != "" && !isToken(h.Method) {
-		c.fail(p.at("method"), "%q; expected a method such as GET", h.Method)
-	}
-	if strings.ContainsFunc(h.Host, isSpaceOrControl) || strings.ContainsAny(h.Host, "/@") {
-		c.fail(p.at("host"), "%q; expected a host name, with a port if need be", h.Host)
-	}
-	if h.ServerName != "" {
-		c.domain(p.at("serverName"), h.ServerName)
-	}
-	if !h.TLS && (h.ServerName != "" || h.SkipVerify) {
-		c.fail(p, "serverName and skipVerify are for TLS; expected tls: true beside them")
-	}
-	for _, k := range slices.Sorted(maps.Keys(h.Headers)) {
-		if !isToken(k) {
-			c.fail(p.at("headers").at(k), "%q; expected the name of a header", k)
-		}
-		if strings.ContainsFunc(h.Headers[k], func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-			c.fail(p.at("headers").at(k), "%q; expected no control characters", h.Headers[k])
-		}
-	}
-	for i, status := range h.Expect {
-		between(c, p.at("expect").item(i), status, 100, 599)
-	}
-}
-
 func isSpaceOrControl(r rune) bool { return r <= ' ' || r == 0x7f }
 
 // isToken reports whether s is a token of RFC 9110, section 5.6.2.
@@ -280,10 +229,11 @@ func (c *checker) pool(p path, pool Pool) {
 		if e.Probe != nil {
 			c.address(at.at("probe").at("address"), e.Probe.Address)
 		}
-		if probe.TCP != nil && pool.ProbeAddr(probe, e).Port() == 0 {
+		if need := probe.port(); need.required && pool.ProbeAddr(probe, e).Port() == 0 {
 			c.missing(at.at("port"), "no port to probe; expected one here, in the pool or in probe %s", pool.Probe)
 		}
 	}
+	c.dependencies(p, pool)
 	if pool.Upstream != nil {
 		c.upstream(p.at("upstream"), *pool.Upstream)
 	}
@@ -327,6 +277,9 @@ func (c *checker) service(p path, name string, s Service) {
 		between(c, p.at("sticky").at("ipv6"), s.Sticky.IPv6, 16, 64)
 	}
 	c.allDown(p.at("allDown"), name, s.AllDown)
+	if s.Guard != nil {
+		c.guard(p.at("guard"), *s.Guard)
+	}
 }
 
 // inZone reports whether a canonical name lies in a zone of o.
