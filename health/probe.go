@@ -14,12 +14,14 @@ import (
 	"os"
 	"reflect"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // defaultMaxInFlight bounds the probes under way, and so the file descriptors they hold. At
@@ -35,6 +37,7 @@ type ProberOptions struct {
 
 	MaxInFlight int            // probes under way at once; default 512
 	RootCAs     *x509.CertPool // that certificates are checked against; nil is the system's
+	Exec        string         // folder of the programs that exec probes may run; empty: none
 	Logger      *slog.Logger   // nil logs nothing
 
 	stats *stats
@@ -57,6 +60,19 @@ type Prober struct {
 	queue    jobQueue                         // guarded by mu: the jobs not in flight, by due time
 	inFlight int                              // guarded by mu
 	restored map[gslb.EndpointID]gslb.Verdict // guarded by mu; see Restore
+	programs int                              // guarded by mu: exec probes in flight
+	pools    map[string]*poolPace             // guarded by mu
+	idle     map[string]bool                  // guarded by mu: pools that nobody asks for
+
+	files   tlsFiles
+	imports imports
+}
+
+// poolPace is how fast the endpoints of a pool answer this vantage.
+type poolPace struct {
+	jobs   []*job
+	median time.Duration // of the jobs' latencies; 0 while fewer than three are known
+	at     time.Time     // when it was taken
 }
 
 // job is one target's place in the schedule.
@@ -67,6 +83,7 @@ type job struct {
 	// guarded by Prober.mu
 	state  State
 	probed bool // once
+	pace   pace
 	due    time.Time
 	index  int                // in Prober.queue; -1 in flight or gone
 	gone   bool               // the target was removed or replaced
@@ -128,6 +145,14 @@ func (p *Prober) SetTargets(targets []Target) {
 			delete(p.jobs, id)
 		}
 	}
+	p.pools = make(map[string]*poolPace)
+	for _, j := range p.jobs {
+		if pool := j.target.ID.Pool; p.pools[pool] == nil {
+			p.pools[pool] = &poolPace{jobs: []*job{j}}
+		} else {
+			p.pools[pool].jobs = append(p.pools[pool].jobs, j)
+		}
+	}
 	// A few start at once; many share the first second.
 	now, spread := time.Now(), min(time.Second, time.Duration(len(fresh))*2*time.Millisecond)
 	for _, j := range fresh {
@@ -146,15 +171,59 @@ func (p *Prober) dropLocked(j *job) {
 	}
 }
 
-// prepare returns the probe of t.
+// prepare returns the probe of t, which ends within its timeout.
 func (p *Prober) prepare(t Target) func(context.Context) Result {
-	switch {
-	case p.o.probe != nil:
+	if p.o.probe != nil {
 		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }
-	case t.Probe.HTTP != nil:
-		return newHTTPProbe(t, p.o.RootCAs).run
-	case t.Probe.TCP != nil:
-		return func(ctx context.Context) Result { return probeTCP(ctx, t) }
+	}
+	probe, limit := p.kind(t), time.Duration(t.Probe.Timeout)
+	return func(ctx context.Context) Result {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return probe(ctx)
+	}
+}
+
+// kind returns the probe of t by its kind, the opposite of it if that is wanted.
+func (p *Prober) kind(t Target) func(context.Context) Result {
+	probe := p.plain(t)
+	if !t.Probe.Invert {
+		return probe
+	}
+	return func(ctx context.Context) Result { return invert(probe(ctx)) }
+}
+
+func (p *Prober) plain(t Target) func(context.Context) Result {
+	speak := func(network string, say dialogue) func(context.Context) Result {
+		return func(ctx context.Context) Result { return converse(ctx, network, t, say) }
+	}
+	switch c := t.Probe; {
+	case c.HTTP != nil:
+		return p.newHTTPProbe(t).run
+	case c.TCP != nil:
+		return speak("tcp", sendExpect(c.TCP.Send, c.TCP.Expect, false))
+	case c.TLS != nil:
+		return p.probeTLS(t)
+	case c.GRPC != nil:
+		return p.probeGRPC(t)
+	case c.DNS != nil:
+		return func(ctx context.Context) Result { return probeDNS(ctx, t) }
+	case c.ICMP != nil:
+		return func(ctx context.Context) Result { return probeICMP(ctx, t) }
+	case c.UDP != nil:
+		return speak("udp", sendExpect(c.UDP.Send, c.UDP.Expect, true))
+	case c.Postgres != nil:
+		return speak("tcp", talkPostgres(c.Postgres.User, c.Postgres.Database))
+	case c.MySQL != nil:
+		return speak("tcp", talkMySQL(c.MySQL.User))
+	case c.Redis != nil:
+		return speak("tcp", talkRedis(c.Redis.Password))
+	case c.Exec != nil:
+		return func(ctx context.Context) Result { return probeExec(ctx, p.o.Exec, t) }
+	case c.Import != nil:
+		return func(ctx context.Context) Result { return p.imports.probeImport(ctx, t) }
+	case c.Calculated != nil && len(t.Of) > 0:
+		return p.probeAll(t)
 	default:
 		return func(context.Context) Result {
 			return Result{Class: Local, Detail: "a probe of no known kind"}
@@ -190,6 +259,14 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
 		if wait := j.due.Sub(now); wait > 0 {
 			return wait
 		}
+		if j.target.Probe.Exec != nil {
+			if p.programs >= maxPrograms { // its turn comes when a program ends
+				j.due = now.Add(programWait)
+				heap.Fix(&p.queue, 0)
+				continue
+			}
+			p.programs++
+		}
 		if now.Sub(j.due) > time.Duration(j.target.Probe.Interval) {
 			p.o.stats.late.Add(1)
 		}
@@ -215,7 +292,8 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 		r = p.attempt(ctx, j)
 	}
 	if ctx.Err() == nil && r.Class != Local {
-		state = state.Next(r.Class == OK, j.target.Probe.Rise, j.target.Probe.Fall)
+		r = p.judgePace(j, r)
+		state = state.NextOf(r.Class == OK, &j.target.Probe)
 		p.o.Report(j.target, r, state)
 	}
 
@@ -223,6 +301,9 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 	defer p.mu.Unlock()
 	defer nudge(p.wake)
 	p.inFlight--
+	if j.target.Probe.Exec != nil {
+		p.programs--
+	}
 	j.cancel = nil
 	if j.gone {
 		return
@@ -239,7 +320,107 @@ func (p *Prober) pause(j *job) time.Duration {
 	if j.probed && j.target.Probe.Jitter != nil {
 		share = *j.target.Probe.Jitter
 	}
-	return time.Duration((1 - share*rand.Float64()) * float64(j.target.Probe.Interval))
+	return time.Duration((1 - share*rand.Float64()) * float64(paceOf(&j.target.Probe, p.idle[j.target.ID.Pool])))
+}
+
+// paceOf returns the interval of a probe, longer when nobody asks for its pool.
+func paceOf(c *config.Probe, idle bool) time.Duration {
+	if idle && c.Idle > 1 {
+		return min(maxInterval, time.Duration(c.Idle*float64(c.Interval)))
+	}
+	return time.Duration(c.Interval)
+}
+
+// SetIdle says which pools nobody asks for: their probes may go slower. One that is asked
+// for again is probed at once.
+func (p *Prober) SetIdle(idle map[string]bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer nudge(p.wake)
+	now := time.Now()
+	for pool := range p.idle {
+		if idle[pool] || p.pools[pool] == nil {
+			continue
+		}
+		for _, j := range p.pools[pool].jobs {
+			if j.index >= 0 && j.target.Probe.Idle > 1 && j.due.After(now) {
+				j.due = now.Add(time.Duration(rand.Float64() * float64(min(time.Second, time.Duration(j.target.Probe.Interval)))))
+				heap.Fix(&p.queue, j.index)
+			}
+		}
+	}
+	p.idle = maps.Clone(idle)
+}
+
+// pace is how an endpoint answers this vantage: means that a result in eight moves by half.
+type pace struct {
+	latency time.Duration // 0: no success yet
+	errors  float64       // share of failures, 0..1
+}
+
+// judgePace takes in a result, and makes a success that is too slow a failure.
+func (p *Prober) judgePace(j *job, r Result) Result {
+	const weight = 1.0 / 8
+	slow := j.target.Probe.Slow
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r.Class == OK {
+		if j.pace.latency == 0 {
+			j.pace.latency = r.Latency
+		}
+		j.pace.latency += time.Duration(weight * float64(r.Latency-j.pace.latency))
+	}
+	if slow != nil && r.Class == OK {
+		limit := time.Duration(slow.Latency)
+		if m := p.medianLocked(j); slow.Relative > 0 && m > 0 {
+			if rel := time.Duration(slow.Relative * float64(m)); limit == 0 || rel < limit {
+				limit = rel
+			}
+		}
+		if limit > 0 && r.Latency >= limit {
+			r.Class = Slow
+			r.Detail = fmt.Sprintf("%v, expected under %v", r.Latency.Round(10*time.Microsecond), limit.Round(10*time.Microsecond))
+		}
+	}
+	failed := 0.0
+	if r.Class != OK {
+		failed = 1
+	}
+	j.pace.errors += weight * (failed - j.pace.errors)
+	r.Score = j.pace.score(p.medianLocked(j))
+	return r
+}
+
+// score rates an endpoint from 100, no failure and no slower than its pool's median, to 0.
+func (p pace) score(median time.Duration) uint8 {
+	s := 100 * (1 - p.errors)
+	if median > 0 && p.latency > median {
+		s *= float64(median) / float64(p.latency)
+	}
+	return uint8(max(0, min(100, s)))
+}
+
+// medianLocked returns the median latency of the pool of j, taken anew once a second.
+func (p *Prober) medianLocked(j *job) time.Duration {
+	pool := p.pools[j.target.ID.Pool]
+	if pool == nil {
+		return 0
+	}
+	if now := time.Now(); now.Sub(pool.at) >= time.Second {
+		pool.at = now
+		var all []time.Duration
+		for _, j := range pool.jobs {
+			if j.pace.latency > 0 {
+				all = append(all, j.pace.latency)
+			}
+		}
+		pool.median = 0
+		if len(all) >= 3 {
+			slices.Sort(all)
+			pool.median = all[(len(all)-1)/2]
+		}
+	}
+	return pool.median
 }
 
 // attempt runs j's probe once. A panic in it is a bug of ours, but no reason for the node to
@@ -288,11 +469,14 @@ func (q *jobQueue) Pop() any {
 	return j
 }
 
-// connect opens a connection to t that fails whatever is done on it once ctx ends. The
+// programWait is how soon an exec probe that found no room looks again.
+const programWait = 20 * time.Millisecond
+
+// connect opens a connection to t over "tcp" or "udp" that fails whatever is done on it once ctx ends. The
 // caller closes it.
-func connect(ctx context.Context, t Target) (net.Conn, error) {
+func connect(ctx context.Context, network string, t Target) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
-	c, err := d.DialContext(ctx, "tcp", t.Addr.String())
+	c, err := d.DialContext(ctx, network, t.Addr.String())
 	if err != nil {
 		return nil, err
 	}

@@ -109,9 +109,9 @@ func TestProbeHTTP(t *testing.T) {
 		{"wrong status", config.HTTPProbe{Path: "/down"}, WrongStatus, "status 503, expected 200"},
 		{"not found", config.HTTPProbe{}, WrongStatus, "status 404, expected 200"},
 		{"a redirect is not followed", config.HTTPProbe{Path: "/gone"}, WrongStatus, "status 302, expected 200"},
-		{"a redirect is expected", config.HTTPProbe{Path: "/gone", Expect: []int{301, 302}}, OK, ""},
-		{"none of several", config.HTTPProbe{Path: "/down", Expect: []int{200, 204}}, WrongStatus, "status 503, expected 200 or 204"},
-		{"no body", config.HTTPProbe{Path: "/empty", Expect: []int{200, 204}}, OK, ""},
+		{"a redirect is expected", config.HTTPProbe{Path: "/gone", Expect: []config.Statuses{"301", "302"}}, OK, ""},
+		{"none of several", config.HTTPProbe{Path: "/down", Expect: []config.Statuses{"200", "204"}}, WrongStatus, "status 503, expected 200 or 204"},
+		{"no body", config.HTTPProbe{Path: "/empty", Expect: []config.Statuses{"200", "204"}}, OK, ""},
 		{"a body past the bound", config.HTTPProbe{Path: "/large"}, OK, ""},
 		{"an interim response", config.HTTPProbe{Path: "/early"}, OK, ""},
 		{"method, host, query and headers", config.HTTPProbe{Path: "/asked?a=b", Method: "HEAD", Host: "www.example.com", Headers: map[string]string{"x-check": "yes"}}, OK, ""},
@@ -253,7 +253,7 @@ func TestProbeEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan Result, 1)
 	x := target(addr, config.Probe{HTTP: &config.HTTPProbe{}, Interval: config.Duration(time.Hour), Timeout: config.Duration(time.Hour)})
-	go func() { done <- newHTTPProbe(x, nil).run(ctx) }()
+	go func() { done <- NewProber(ProberOptions{}).prepare(x)(ctx) }()
 	<-reached
 	cancel()
 	<-done // or the test times out

@@ -16,18 +16,18 @@ func TestStateNext(t *testing.T) {
 		want    State
 	}{
 		{"nothing known, nothing said", State{}, "", State{}},
-		{"first success decides", State{}, "+", State{gslb.Up, 0}},
-		{"first failure decides", State{}, "-", State{gslb.Down, 0}},
-		{"one failure is a run", State{gslb.Up, 0}, "-", State{gslb.Up, 1}},
-		{"one short of fall", State{gslb.Up, 0}, "--", State{gslb.Up, 2}},
-		{"fall", State{gslb.Up, 0}, "---", State{gslb.Down, 0}},
-		{"success ends the run", State{gslb.Up, 0}, "--+", State{gslb.Up, 0}},
-		{"runs do not add up", State{gslb.Up, 0}, "--+--", State{gslb.Up, 2}},
-		{"one success is a run", State{gslb.Down, 0}, "+", State{gslb.Down, 1}},
-		{"rise", State{gslb.Down, 0}, "++", State{gslb.Up, 0}},
-		{"failure ends the rise", State{gslb.Down, 0}, "+-+", State{gslb.Down, 1}},
-		{"down and back", State{gslb.Up, 0}, "---++", State{gslb.Up, 0}},
-		{"fall was lowered during a run", State{gslb.Up, 7}, "-", State{gslb.Down, 0}},
+		{"first success decides", State{}, "+", State{Verdict: gslb.Up, Run: 0}},
+		{"first failure decides", State{}, "-", State{Verdict: gslb.Down, Run: 0}},
+		{"one failure is a run", State{Verdict: gslb.Up, Run: 0}, "-", State{Verdict: gslb.Up, Run: 1}},
+		{"one short of fall", State{Verdict: gslb.Up, Run: 0}, "--", State{Verdict: gslb.Up, Run: 2}},
+		{"fall", State{Verdict: gslb.Up, Run: 0}, "---", State{Verdict: gslb.Down, Run: 0}},
+		{"success ends the run", State{Verdict: gslb.Up, Run: 0}, "--+", State{Verdict: gslb.Up, Run: 0}},
+		{"runs do not add up", State{Verdict: gslb.Up, Run: 0}, "--+--", State{Verdict: gslb.Up, Run: 2}},
+		{"one success is a run", State{Verdict: gslb.Down, Run: 0}, "+", State{Verdict: gslb.Down, Run: 1}},
+		{"rise", State{Verdict: gslb.Down, Run: 0}, "++", State{Verdict: gslb.Up, Run: 0}},
+		{"failure ends the rise", State{Verdict: gslb.Down, Run: 0}, "+-+", State{Verdict: gslb.Down, Run: 1}},
+		{"down and back", State{Verdict: gslb.Up, Run: 0}, "---++", State{Verdict: gslb.Up, Run: 0}},
+		{"fall was lowered during a run", State{Verdict: gslb.Up, Run: 7}, "-", State{Verdict: gslb.Down, Run: 0}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := tc.from
@@ -74,5 +74,5 @@ func slowState(history []bool, rise, fall int) State {
 			verdict, run = !verdict, 0
 		}
 	}
-	return State{map[bool]gslb.Verdict{true: gslb.Up, false: gslb.Down}[verdict], run}
+	return State{Verdict: map[bool]gslb.Verdict{true: gslb.Up, false: gslb.Down}[verdict], Run: run}
 }

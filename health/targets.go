@@ -22,16 +22,25 @@ const (
 )
 
 // Targets returns what the probes of valid objects have to test, ordered by ID, with every
-// default filled in. An endpoint of a pool without a probe is no target.
+// default filled in. An endpoint of a pool without a probe, or with one that is calculated
+// from pools, is no target.
 func Targets(objects *config.Objects) []Target {
 	var targets []Target
 	for name, pool := range objects.Pools {
 		probe, ok := objects.Probes[pool.Probe]
-		if !ok {
+		if !ok || probe.Calculated != nil && len(probe.Calculated.Probes) == 0 {
 			continue
 		}
 		for _, e := range pool.Endpoints {
-			if t, ok := newTarget(name, pool, e, probe); ok {
+			t, ok := newTarget(name, pool, e, probe)
+			if k := probe.Calculated; k != nil {
+				for _, of := range k.Probes {
+					one, fine := newTarget(name, pool, e, objects.Probes[of])
+					one.Probe.Timeout = t.Probe.Timeout
+					t.Of, ok = append(t.Of, one), ok && fine
+				}
+			}
+			if ok {
 				targets = append(targets, t)
 			}
 		}
@@ -42,30 +51,35 @@ func Targets(objects *config.Objects) []Target {
 
 // newTarget returns the target of one endpoint; false if there is no port to probe.
 func newTarget(pool string, p config.Pool, e config.Endpoint, probe config.Probe) (Target, bool) {
-	t := Target{ID: gslb.EndpointID{Pool: pool, Addr: e.Address}, Probe: probe}
-	addr := e.Address
-	var own, known uint16 // where this one endpoint is probed; what the probe's protocol is known by
-	if e.Probe != nil {
-		own = e.Probe.Port
-		if e.Probe.Address.IsValid() {
-			addr = e.Probe.Address
-		}
-	}
-	var port uint16
+	t := Target{ID: gslb.EndpointID{Pool: pool, Addr: e.Address}, Probe: probe, Addr: p.ProbeAddr(probe, e)}
+	port := t.Addr.Port()
 	switch {
 	case probe.HTTP != nil:
-		known = 80
+		known := uint16(80) // what the scheme is known by
 		if probe.HTTP.TLS {
 			known = 443
 		}
-		port = cmp.Or(own, probe.HTTP.Port, e.Port, p.Port, known)
 		t.Probe.HTTP = fillHTTP(*probe.HTTP, e.Address, port, known)
 	case probe.TCP != nil:
-		port = cmp.Or(own, probe.TCP.Port, e.Port, p.Port)
-		t.Probe.TCP = &config.TCPProbe{Port: port}
+		tcp := *probe.TCP
+		tcp.Port, t.Probe.TCP = port, &tcp
+	case probe.TLS != nil:
+		tls := *probe.TLS
+		tls.ServerName = cmp.Or(tls.ServerName, e.Address.String())
+		t.Probe.TLS = &tls
+	case probe.GRPC != nil:
+		grpc := *probe.GRPC
+		grpc.ServerName = cmp.Or(grpc.ServerName, e.Address.String())
+		t.Probe.GRPC = &grpc
+	case probe.DNS != nil:
+		d := *probe.DNS
+		d.Type, d.Rcode = cmp.Or(d.Type, "A"), cmp.Or(d.Rcode, "NOERROR")
+		t.Probe.DNS = &d
+	case probe.Postgres != nil:
+		pg := *probe.Postgres
+		pg.User, pg.Database = cmp.Or(pg.User, "meridian"), cmp.Or(pg.Database, "postgres")
+		t.Probe.Postgres = &pg
 	}
-	t.Addr = netip.AddrPortFrom(addr, port)
-
 	t.Probe.Interval = cmp.Or(probe.Interval, config.Duration(defaultInterval))
 	t.Probe.Timeout = min(cmp.Or(probe.Timeout, config.Duration(defaultTimeout)), t.Probe.Interval)
 	t.Probe.Rise = cmp.Or(probe.Rise, defaultRise)
@@ -73,7 +87,7 @@ func newTarget(pool string, p config.Pool, e config.Endpoint, probe config.Probe
 	if probe.Jitter == nil {
 		t.Probe.Jitter = new(float64(defaultJitter))
 	}
-	return t, port != 0
+	return t, port != 0 || !probe.PortRequired()
 }
 
 // fillHTTP returns h with its defaults for an endpoint. known is the scheme's own port,
@@ -101,7 +115,7 @@ func fillHTTP(h config.HTTPProbe, addr netip.Addr, port, known uint16) *config.H
 	h.Path = cmp.Or(h.Path, "/")
 	h.Method = cmp.Or(h.Method, "GET")
 	if len(h.Expect) == 0 {
-		h.Expect = []int{200}
+		h.Expect = []config.Statuses{"200"}
 	}
 	return &h
 }

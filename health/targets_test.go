@@ -49,7 +49,7 @@ func TestTargets(t *testing.T) {
 				t.Errorf("got %v at %v, want it at %v", got.ID, got.Addr, tc.wantAddr)
 			}
 			if h := got.Probe.HTTP; h != nil {
-				if h.Host != tc.wantHost || h.ServerName != tc.wantSNI || h.Path != "/" || h.Method != "GET" || len(h.Expect) != 1 || h.Expect[0] != 200 {
+				if h.Host != tc.wantHost || h.ServerName != tc.wantSNI || h.Path != "/" || h.Method != "GET" || len(h.Expect) != 1 || h.Expect[0] != "200" {
 					t.Errorf("got %+v, want host %q, server name %q and the defaults", h, tc.wantHost, tc.wantSNI)
 				}
 			}

@@ -23,13 +23,15 @@ const (
 	Reset             // connection reset or closed early
 	Unreachable       // no route
 	TLSFault          // handshake or certificate
-	WrongStatus       // HTTP status not expected
+	WrongStatus       // HTTP status not expected, or what is like it: an rcode, NOT_SERVING, an exit status
 	Protocol          // not what the protocol says
 	Local             // this node's own fault (no file descriptor, no port): says nothing of the endpoint
+	WrongBody         // the content is not what is expected
+	Slow              // a success, but too late to be one
 	numClasses
 )
 
-var classNames = [numClasses]string{"ok", "timeout", "refused", "reset", "unreachable", "tls", "status", "protocol", "local"}
+var classNames = [numClasses]string{"ok", "timeout", "refused", "reset", "unreachable", "tls", "status", "protocol", "local", "body", "slow"}
 
 // String returns c in one lower-case word, or a number for what is no class.
 func (c Class) String() string {
@@ -44,6 +46,7 @@ type Result struct {
 	Class   Class
 	Latency time.Duration
 	Detail  string // for people: "status 503, expected 200"
+	Score   uint8  // 0..100, from the share of failures and the latency beside the pool's; set by a Prober
 }
 
 // Target is one endpoint to be probed, with its probe's settings and every default filled in.
@@ -51,6 +54,7 @@ type Target struct {
 	ID    gslb.EndpointID
 	Addr  netip.AddrPort // where to probe; may differ from the served address
 	Probe config.Probe
+	Of    []Target // with a probe calculated from others: the same endpoint with each of those
 }
 
 // View is what a node knows of one endpoint, for people.
