@@ -4,11 +4,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -57,4 +59,35 @@ func writeCert(t testing.TB, dir, name string, s Secret) (cert, key string) {
 		}
 	}
 	return cert, key
+}
+
+// concat writes a file with what others hold.
+func concat(t testing.TB, dir, name string, files ...string) string {
+	t.Helper()
+	var all []byte
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, data...)
+	}
+	out := filepath.Join(dir, name)
+	if err := os.WriteFile(out, all, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// tlsClient trusts one certificate, and wants it to be for name. Each request has a
+// connection of its own.
+func tlsClient(t testing.TB, trust Secret, name string) *http.Client {
+	t.Helper()
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(trust.Cert) {
+		t.Fatal("no certificate")
+	}
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool, ServerName: name},
+	}}
 }

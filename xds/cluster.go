@@ -72,8 +72,8 @@ func (b *builder) cluster(name string, u config.Upstream, client Client) (*clust
 	}
 	if client == GRPC { // which takes its load server from the cluster, and TLS from its own code
 		c.LrsServer = &core.ConfigSource{ConfigSourceSpecifier: &core.ConfigSource_Self{Self: &core.SelfConfigSource{}}}
-		if c.LbPolicy != cluster.Cluster_RING_HASH && c.LbPolicy != cluster.Cluster_LEAST_REQUEST {
-			c.LbPolicy = cluster.Cluster_ROUND_ROBIN
+		if c.LbPolicy != cluster.Cluster_RING_HASH {
+			c.LbPolicy = cluster.Cluster_ROUND_ROBIN // the only other one that heeds the weights of localities there
 		}
 		return c, nil
 	}

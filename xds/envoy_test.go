@@ -127,8 +127,8 @@ func (p *envoyProcess) stat(t testing.TB, name string) int {
 	return 0
 }
 
-// load sends requests from some workers until stop is called, which returns how many went
-// out, and what failed.
+// load sends requests from some workers until stop is called, which lets at least 200 go out
+// and returns how many did, and what failed.
 func load(t testing.TB, url string, workers int) (stop func() (sent int, failed []string)) {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -158,7 +158,16 @@ func load(t testing.TB, url string, workers int) (stop func() (sent int, failed 
 	}
 	once := sync.OnceFunc(func() { close(end); wg.Wait() })
 	t.Cleanup(once)
-	return func() (int, []string) { once(); return int(sent.Load()), failed }
+	return func() (int, []string) {
+		eventually(t, 60*time.Second, func() string {
+			if n := sent.Load(); n < 200 {
+				return fmt.Sprintf("%d requests went out, too few to say anything", n)
+			}
+			return ""
+		})
+		once()
+		return int(sent.Load()), failed
+	}
 }
 
 // gfeBootstrap is a GFE of pool gfe that asks these servers.
@@ -238,8 +247,12 @@ func TestEnvoyServes(t *testing.T) {
 		}
 		return fmt.Sprintf("clients %+v; want gfe-1 at revision %d", c, w.Revision)
 	})
-	if dump := e.page(t, "/config_dump?include_eds"); !strings.Contains(dump, w.View("gfe").Resource(Envoy, Endpoints, "upstream@gfe").Version) {
-		t.Errorf("the config dump does not name version %s", w.View("gfe").Resource(Envoy, Endpoints, "upstream@gfe").Version)
+	// Envoy shows the version of all but endpoints.
+	dump := e.page(t, "/config_dump")
+	for typ, name := range map[Type]string{Clusters: "upstream", Listeners: "ingress", Routes: "routes"} {
+		if v := w.View("gfe").Resource(Envoy, typ, name).Version; !strings.Contains(dump, v) {
+			t.Errorf("%s: the config dump does not name version %s", typ, v)
+		}
 	}
 }
 
