@@ -429,3 +429,13 @@ func TestProcessRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestUsage: words that are no service are not a fault of one.
+func TestUsage(t *testing.T) {
+	for _, args := range [][]string{nil, {"nobody"}, {"--listen", "127.0.0.1:0"}} {
+		var out, errs strings.Builder
+		if code := Main(t.Context(), args, &out, &errs); code != 2 || !strings.Contains(errs.String(), "frontend|backend|database") {
+			t.Errorf("%q: got %d and %q, want 2 and the services", args, code, errs.String())
+		}
+	}
+}

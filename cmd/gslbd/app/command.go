@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,10 +20,14 @@ import (
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
-// Main runs one service as a process until ctx ends and returns its exit code. args are
-// those after "app": the service, then its flags.
+// Main runs one service as a process until ctx ends and returns its exit code: 2 for words
+// that it does not understand. args are those after "app": the service, then its flags.
 func Main(ctx context.Context, args []string, out, errs io.Writer) int {
 	cmd := Command(out, errs)
+	if c, _, err := cmd.Find(args); err != nil || c == cmd && !slices.Contains(args, "--help") {
+		fmt.Fprintln(errs, "usage: gslbd app frontend|backend|database [flags]; --help of each says more")
+		return 2
+	}
 	cmd.SetArgs(args)
 	cmd.SilenceErrors = true
 	if err := cmd.ExecuteContext(ctx); err != nil {
