@@ -56,5 +56,7 @@ compose: dist
 
 bench:
 	testdata/bench/dns.sh
+	testdata/bench/node.sh
+	go run ./testdata/bench/detect -out testdata/bench/results/detect.md
 
 .PHONY: build check format vet lint test bench-once fuzz demo dist compose bench
