@@ -66,10 +66,10 @@ func (l *Linker) Cause(local, client netip.Addr, at time.Time) (Cause, bool) {
 
 // LinkStats are the exact counters of a Linker: requests, by what was found out.
 type LinkStats struct {
-	Exact   uint64 // linked by the address
-	Guessed uint64 // linked by the ledger
-	Unsure  uint64 // not linked: no guess was good enough
-	Forged  uint64 // not linked: the address was made by no key of ours
+	Exact   uint64 `json:"exact"`   // linked by the address
+	Guessed uint64 `json:"guessed"` // linked by the ledger
+	Unsure  uint64 `json:"unsure"`  // not linked: no guess was good enough
+	Forged  uint64 `json:"forged"`  // not linked: the address was made by no key of ours
 }
 
 // Stats returns the counters.

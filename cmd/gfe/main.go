@@ -4,11 +4,13 @@ package main
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,7 +33,8 @@ func main() {
 // command returns the command line. It prints the ready line to out and logs to logs.
 func command(out, logs io.Writer) *cobra.Command {
 	var c proxy.Config
-	var admin, token, otlp string
+	var admin, token, otlp, keys string
+	var epoch time.Duration
 	var sample float64
 	cmd := &cobra.Command{
 		Use:   "gfe --pool NAME --admin URL --listen ADDRESS",
@@ -51,6 +54,11 @@ func command(out, logs io.Writer) *cobra.Command {
 				return fmt.Errorf("--admin: %w", err)
 			}
 			c.Source = source
+			if keys != "" {
+				if c.Linker, err = linker(keys, epoch); err != nil {
+					return fmt.Errorf("--answer-keys: %w", err)
+				}
+			}
 			return run(cmd.Context(), c, otlp, sample, out)
 		},
 	}
@@ -65,6 +73,8 @@ func command(out, logs io.Writer) *cobra.Command {
 	f.StringVar(&c.Key, "tls-key", "", "PEM `FILE` with its key")
 	f.StringVar(&otlp, "otlp", "", "`URL` of an OTLP/HTTP collector for spans")
 	f.Float64Var(&sample, "sample", 1, "share of requests traced whose caller did not decide, 0..1")
+	f.StringVar(&keys, "answer-keys", "", "`FILE` with the keys of node.tracing.answerIds, one a line: requests are linked to the answers that led to them")
+	f.DurationVar(&epoch, "answer-epoch", tracing.DefaultEpoch, "the epoch of node.tracing.answerIds")
 	f.BoolVar(&c.H2C, "upstream-h2c", false, "speak HTTP/2 in the clear to upstreams")
 	f.DurationVar(&c.Connect, "connect-timeout", 0, "to reach an upstream (default 2s)")
 	f.DurationVar(&c.Header, "header-timeout", 0, "for an upstream to start its answer (default 15s)")
@@ -74,6 +84,31 @@ func command(out, logs io.Writer) *cobra.Command {
 	cobra.CheckErr(cmd.MarkFlagRequired("pool"))
 	cobra.CheckErr(cmd.MarkFlagRequired("listen"))
 	return cmd
+}
+
+// linker returns what links requests to answers, with the keys in a file, in base64, one a
+// line; lines that begin with # say nothing.
+func linker(file string, epoch time.Duration) (*tracing.Linker, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var keys [][]byte
+	for n, line := range strings.Split(string(text), "\n") {
+		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		key, err := base64.StdEncoding.DecodeString(line)
+		if err != nil { // the line may be secret
+			return nil, fmt.Errorf("%s: line %d: expected 16, 24 or 32 octets in base64", file, n+1)
+		}
+		keys = append(keys, key)
+	}
+	ids, err := tracing.NewAnswerIDs(epoch, keys...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return tracing.NewLinker(ids, nil), nil
 }
 
 // run serves until ctx ends.

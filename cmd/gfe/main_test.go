@@ -9,9 +9,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/gfetest"
 	"github.com/meridian-gslb/meridian/gslb"
@@ -87,5 +90,31 @@ func TestCommandRefuses(t *testing.T) {
 				t.Errorf("got %v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+func TestLinkerKeys(t *testing.T) {
+	const key = "c2l4dGVlbiBvY3RldHMhIQ==" // 16 octets
+	for _, tc := range []struct {
+		name, text string
+		wrong      string // in the error; "": there is none
+	}{
+		{"one key", key + "\n", ""},
+		{"two, and words", "# new\n" + key + "\n\n# old\n" + key, ""},
+		{"none", "# nothing\n", "at least one key"},
+		{"not base64", key + "\nsecret!\n", "line 2"},
+		{"short", "YWJj\n", "16, 24 or 32"},
+	} {
+		file := filepath.Join(t.TempDir(), "keys")
+		if err := os.WriteFile(file, []byte(tc.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l, err := linker(file, time.Minute)
+		if tc.wrong == "" && (err != nil || l == nil) || tc.wrong != "" && (err == nil || !strings.Contains(err.Error(), tc.wrong) || strings.Contains(err.Error(), "secret!")) {
+			t.Errorf("%s: %v, %v, want error %q, without the line", tc.name, l, err, tc.wrong)
+		}
+	}
+	if _, err := linker("/nonexistent", time.Minute); err == nil {
+		t.Error("no file: no error")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // Figures are what was asked of something since the proxy started, and how it went.
@@ -52,6 +53,8 @@ type Load struct {
 	Requests  Figures    `json:"requests"` // of users
 	Pools     []PoolLoad `json:"pools"`    // ordered by name
 	Endpoints []PeerLoad `json:"endpoints"`
+
+	Links *tracing.LinkStats `json:"links,omitempty"` // of requests to answers; nil: they are not linked
 }
 
 // rate is a figure per second, as of the last time that it was measured. Only one goroutine

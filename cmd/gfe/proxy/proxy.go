@@ -27,6 +27,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/serve"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // Config describes a proxy. Zero durations mean their defaults.
@@ -49,6 +50,7 @@ type Config struct {
 	Report time.Duration // between two reports of load; default 2 s
 
 	Tracer trace.TracerProvider // default none
+	Linker *tracing.Linker      // to the answers that led to requests; nil: they are not linked
 	Log    *slog.Logger         // default slog.Default()
 }
 
@@ -188,7 +190,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if p.c.Site != "" {
 		h.Set(HeaderSite, p.c.Site)
 	}
-	trace.SpanFromContext(r.Context()).SetAttributes(attribute.String("gslb.pool", p.c.Pool))
+	span := trace.SpanFromContext(r.Context())
+	span.SetAttributes(attribute.String(tracing.AttrPool, p.c.Pool))
+	p.link(span, r)
 
 	sw := &outcome{ResponseWriter: w}
 	p.requests.issued.Add(1)
@@ -322,6 +326,10 @@ func (p *Proxy) Load() Load {
 	}
 	if err := p.up.source.Load().err; err != nil {
 		l.Source = err.Error()
+	}
+	if p.c.Linker != nil {
+		links := p.c.Linker.Stats()
+		l.Links = &links
 	}
 	l.Pools, l.Endpoints = p.up.load()
 	return l
