@@ -25,6 +25,9 @@ import (
 func Main(ctx context.Context, args []string, out, errs io.Writer) int {
 	cmd := Command(out, errs)
 	if c, _, err := cmd.Find(args); err != nil || c == cmd && !slices.Contains(args, "--help") {
+		if err != nil {
+			fmt.Fprintln(errs, "app:", err)
+		}
 		fmt.Fprintln(errs, "usage: gslbd app frontend|backend|database [flags]; --help of each says more")
 		return 2
 	}
