@@ -20,7 +20,7 @@ func (s *Snapshot) AssignTo(pool *Pool, upstream string) []Hop {
 		return nil
 	}
 	c := newContest(steering)
-	c.at(&pool.site)
+	c.at(&pool.at)
 	open := c.decide().reason == ReasonAllDown
 	var order []int
 	for i, st := range c.standings {
@@ -39,7 +39,7 @@ func (s *Snapshot) AssignTo(pool *Pool, upstream string) []Hop {
 				h.Priority++
 			}
 		}
-		list := cand.pool.up.index
+		list := cand.pool.view(c.shape.strict).up.index
 		if open {
 			list = cand.pool.open.index
 		}

@@ -8,7 +8,11 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meridian-gslb/meridian/gslb/config"
@@ -32,7 +36,9 @@ func Build(prev *Snapshot, in Inputs) (*Snapshot, error) {
 	if prev == nil {
 		prev = &Snapshot{}
 	}
-	b := builder{in: in, prev: prev, s: &Snapshot{Revision: in.Revision, Plan: plan, Geo: in.Geo, routings: make(map[string]*routing)}}
+	b := builder{in: in, prev: prev, s: &Snapshot{
+		Revision: in.Revision, Plan: plan, Geo: in.Geo, in: in, worlds: make(map[string]*world), routings: make(map[string]*routing),
+	}}
 	b.pools()
 	for _, p := range b.s.Pools {
 		b.upstream(p)
@@ -42,6 +48,10 @@ func Build(prev *Snapshot, in Inputs) (*Snapshot, error) {
 	}
 	if len(b.faults) > 0 {
 		return nil, errors.Join(b.faults...)
+	}
+	b.routings()
+	for _, svc := range b.s.Services {
+		b.outcomes(svc, in.Objects.Services[svc.Name])
 	}
 	return b.s, nil
 }
@@ -63,6 +73,7 @@ type builder struct {
 	prev   *Snapshot
 	s      *Snapshot
 	ends   map[string]time.Time // when the first state of a pool, or of an endpoint of it, ends
+	order  []orderedState       // of operators that hold now
 	faults []error
 }
 
@@ -79,33 +90,50 @@ func (b *builder) due(t time.Time) {
 
 // pools compiles the pools and the states of operators that hold now.
 func (b *builder) pools() {
-	states := b.states()
+	b.states()
 	for i, name := range slices.Sorted(maps.Keys(b.in.Objects.Pools)) {
-		c := b.in.Objects.Pools[name]
-		p := &Pool{Name: name, Index: i, Site: c.Site, AnswerIDs: c.AnswerIDs}
-		site, ok := b.in.Objects.Sites[c.Site]
-		if !ok {
-			b.fail("pool %s: site %q: no such site", name, c.Site)
-		}
-		p.site = spotAt(site.Lat, site.Lon)
-		own := states[name]
-		for _, e := range c.Endpoints {
-			b.endpoint(p, &c, e, own)
-		}
-		p.Drained = own.whole().drain != nil
-		p.settle(c.EffectiveMinHealth())
-		p.annotate(own, b.in.Now)
-		b.s.Pools = append(b.s.Pools, p)
+		b.s.Pools = append(b.s.Pools, b.pool(name, i, ""))
 	}
 }
 
+// pool compiles one pool as a service sees it; "" is what they see that no state sets apart.
+func (b *builder) pool(name string, index int, service string) *Pool {
+	c := b.in.Objects.Pools[name]
+	p := &Pool{
+		Name: name, Index: index, Site: c.Site, Hostname: c.Hostname, Port: c.Port, Capacity: c.Capacity, AnswerIDs: c.AnswerIDs,
+		minHealth: c.EffectiveMinHealth(), ramp: 1,
+	}
+	site, ok := b.in.Objects.Sites[c.Site]
+	if !ok {
+		b.fail("pool %s: site %q: no such site", name, c.Site)
+	}
+	p.at = locusOf(c.Site, site)
+	own := b.statesOf(name, c.Endpoints, service)
+	ramps := make([]float64, len(c.Endpoints))
+	for j, e := range c.Endpoints {
+		ramps[j] = b.endpoint(p, &c, e, own)
+	}
+	p.Drained = own.whole().drain != nil
+	if len(c.Endpoints) == 0 && c.Hostname != "" {
+		p.settleName(own.whole().force, b.in.Names[c.Hostname])
+	} else {
+		p.settle(c.Endpoints, ramps, b.in.Since)
+	}
+	p.annotate(own, b.in.Now)
+	return p
+}
+
 // endpoint adds e to p, with what probes and operators say of it: an operator beats
-// probes, and what an operator said of one endpoint beats what was said of its pool.
-func (b *builder) endpoint(p *Pool, c *config.Pool, e config.Endpoint, own poolStates) {
+// probes, and what an operator said of one endpoint beats what was said of its pool. It
+// returns how much of its weight e has, 0..1, for it may have come back just now.
+func (b *builder) endpoint(p *Pool, c *config.Pool, e config.Endpoint, own poolStates) (ramp float64) {
 	id := EndpointID{p.Name, e.Address}
 	out := Endpoint{Addr: e.Address, Port: c.EndpointPort(e), Weight: e.EffectiveWeight(), Verdict: b.in.Verdicts[id]}
+	ramp = 1
 	if c.Probe == "" {
 		out.Verdict = Up
+	} else {
+		out.Verdict, ramp = b.delayed(p.Name, out.Verdict, b.in.Since[id], c.Delay)
 	}
 	mine := own[e.Address]
 	force := mine.force
@@ -114,6 +142,7 @@ func (b *builder) endpoint(p *Pool, c *config.Pool, e config.Endpoint, own poolS
 	}
 	if force != nil {
 		out.Forced = true
+		ramp = 1
 		out.Verdict = Up
 		if force.State == "down" {
 			out.Verdict = Down
@@ -122,28 +151,78 @@ func (b *builder) endpoint(p *Pool, c *config.Pool, e config.Endpoint, own poolS
 	out.Drained = mine.drain != nil
 	if b.in.Flipping[id] && !out.Forced && out.Weight > 0 {
 		p.flipping = true
+		if at := b.in.FlipAt[id]; !at.IsZero() && (p.flipAt.IsZero() || at.Before(p.flipAt)) {
+			p.flipAt = at
+		}
 	}
 	p.Endpoints = append(p.Endpoints, out)
+	return ramp
+}
+
+// rampSteps is in how many steps a pool comes back.
+const rampSteps = 10
+
+// delayed returns what counts of a verdict that stands since then, and how far its endpoint
+// is back.
+func (b *builder) delayed(pool string, v Verdict, since time.Time, d config.Returning) (Verdict, float64) {
+	if since.IsZero() || v == Unknown {
+		return v, 1
+	}
+	wait := d.Failover.Std()
+	if v == Up {
+		wait = d.Failback.Std()
+	}
+	if end := since.Add(wait); end.After(b.in.Now) {
+		b.ending(pool, end)
+		if v == Up {
+			return Down, 1
+		}
+		return Up, 1
+	}
+	if v != Up || d.Ramp == 0 {
+		return v, 1
+	}
+	step := d.Ramp.Std() / rampSteps
+	n := int(b.in.Now.Sub(since.Add(wait)) / step) // steps that have passed
+	if n >= rampSteps-1 {
+		return v, 1
+	}
+	b.ending(pool, since.Add(wait+time.Duration(n+1)*step))
+	return v, float64(n+1) / rampSteps
+}
+
+// The views of a pool: an unknown verdict counts as up, or as down.
+const (
+	loose = iota
+	sure
+)
+
+// view is the state of a pool under one of them.
+type view struct {
+	healthy float64   // share of endpoint weight that is usable, 0..1
+	alive   float64   // and of what is not down, drained or not
+	down    bool      // no endpoint that has a weight is healthy
+	retired bool      // what is healthy is drained, the pool or every such endpoint
+	up      endpoints // to answer with
+	note    string    // for people
+}
+
+// view returns that under which an unknown verdict counts as down, or as up.
+func (p *Pool) view(strict bool) *view {
+	if strict {
+		return &p.views[sure]
+	}
+	return &p.views[loose]
 }
 
 // settle derives the state of the pool from its endpoints.
-func (p *Pool) settle(minHealth float64) {
-	total, usable := 0, 0
-	var fit, idle, open, held, all []int // endpoints: healthy, healthy but drained; not forced down, those drained; all
+func (p *Pool) settle(config []config.Endpoint, ramps []float64, since map[EndpointID]time.Time) {
+	var open, held, all []int // endpoints: not forced down, those of them that are drained, all
 	for i, e := range p.Endpoints {
 		if e.Weight == 0 {
 			continue
 		}
-		total += e.Weight
 		all = append(all, i)
-		switch {
-		case e.Verdict == Down:
-		case e.Drained:
-			idle = append(idle, i)
-		default:
-			fit = append(fit, i)
-			usable += e.Weight
-		}
 		switch {
 		case e.Forced && e.Verdict == Down:
 		case e.Drained:
@@ -153,15 +232,103 @@ func (p *Pool) settle(minHealth float64) {
 		}
 	}
 	p.none = len(all) == 0
-	p.down = len(fit)+len(idle) == 0
-	p.retired = len(fit) == 0 && len(idle) > 0
 	p.shut = len(open)+len(held) == 0
-	if total > 0 {
-		p.Healthy = float64(usable) / float64(total)
-	}
-	p.Degraded = p.Healthy < minHealth
 	open = first(open, held, all)
-	p.up, p.open = p.list(first(fit, idle, open)), p.list(open)
+	p.open = p.list(open, config, ramps)
+	for k := range p.views {
+		p.views[k].settle(p, k == sure, open, config, ramps)
+	}
+	v := &p.views[loose]
+	p.Healthy, p.Degraded = v.healthy, v.healthy < p.minHealth
+	if v.down && !p.none {
+		p.settleLast(open, config, ramps, since)
+	} else if len(v.up.index) > 0 {
+		p.ramp = 0 // that of the endpoint that is back for longest
+		for _, i := range v.up.index {
+			p.ramp = max(p.ramp, ramps[i])
+		}
+	}
+}
+
+// settle fills v from the endpoints of p; open are those to answer with when none is healthy.
+func (v *view) settle(p *Pool, strict bool, open []int, config []config.Endpoint, ramps []float64) {
+	total, usable, alive, up, counted := 0, 0, 0, 0, 0
+	var fit, idle []int // endpoints: healthy, healthy but drained
+	for i, e := range p.Endpoints {
+		if e.Weight == 0 {
+			continue
+		}
+		total += e.Weight
+		counted++
+		if e.Verdict == Down || strict && e.Verdict == Unknown {
+			continue
+		}
+		up++
+		alive += e.Weight
+		if e.Drained {
+			idle = append(idle, i)
+			continue
+		}
+		fit = append(fit, i)
+		usable += e.Weight
+	}
+	v.down = len(fit)+len(idle) == 0
+	v.retired = len(fit) == 0 && len(idle) > 0
+	if total > 0 {
+		v.healthy, v.alive = float64(usable)/float64(total), float64(alive)/float64(total)
+	}
+	v.up = p.list(first(fit, idle, open), config, ramps)
+	v.note = fmt.Sprintf("%d of %d endpoints healthy", up, counted)
+}
+
+// lastGoodSpan is how long before the last healthy endpoint went down the others must have
+// gone to count as known good no more.
+const lastGoodSpan = time.Minute
+
+// settleLast finds what was healthy until last in a pool that is down.
+func (p *Pool) settleLast(open []int, config []config.Endpoint, ramps []float64, since map[EndpointID]time.Time) {
+	at := func(i int) time.Time { return since[EndpointID{p.Name, p.Endpoints[i].Addr}] }
+	for _, i := range open {
+		if t := at(i); t.After(p.downAt) {
+			p.downAt = t
+		}
+	}
+	var last []int
+	for _, i := range open {
+		if p.downAt.Sub(at(i)) <= lastGoodSpan {
+			last = append(last, i)
+		}
+	}
+	p.last = p.list(last, config, ramps)
+}
+
+// settleName makes p a pool that is a name: healthy unless an operator says otherwise.
+// addrs is what the name resolves to.
+func (p *Pool) settleName(force *config.State, addrs []netip.Addr) {
+	down := force != nil && force.State == "down"
+	note := "a name, not probed"
+	if down {
+		note = "a name, forced down"
+	}
+	healthy := 1.0
+	if down {
+		healthy = 0
+	}
+	for k := range p.views {
+		p.views[k] = view{healthy: healthy, alive: healthy, down: down, note: note}
+	}
+	p.shut, p.Healthy, p.Degraded = down, healthy, down
+	for _, a := range addrs {
+		l := &p.flat.v6
+		if a.Is4() {
+			l = &p.flat.v4
+		}
+		l.addrs = append(l.addrs, a)
+		l.means = append(l.means, 1)
+		l.seeds = append(l.seeds, seed("endpoint", p.Name, a.String()))
+		l.domains = append(l.domains, uint16(len(p.flat.domains)))
+		p.flat.domains = append(p.flat.domains, domain{a.String(), seed("domain", p.Name, a.String()), 1})
+	}
 }
 
 // first returns the first of lists that is not empty.
@@ -175,7 +342,7 @@ func first(lists ...[]int) []int {
 }
 
 // list returns those endpoints of p by family.
-func (p *Pool) list(index []int) endpoints {
+func (p *Pool) list(index []int, config []config.Endpoint, ramps []float64) endpoints {
 	l := endpoints{index: index}
 	for _, i := range index {
 		e := &p.Endpoints[i]
@@ -183,17 +350,32 @@ func (p *Pool) list(index []int) endpoints {
 		if e.Addr.Is4() {
 			a = &l.v4
 		}
+		name := config[i].Domain
+		if name == "" {
+			name = e.Addr.String()
+		}
+		k := slices.IndexFunc(l.domains, func(d domain) bool { return d.name == name })
+		if k < 0 {
+			k = len(l.domains)
+			l.domains = append(l.domains, domain{name: name, seed: seed("domain", p.Name, name)})
+		}
+		weight := float64(e.Weight) * ramps[i]
+		l.domains[k].mean += weight
+		a.domains = append(a.domains, uint16(k))
 		a.addrs = append(a.addrs, e.Addr)
-		a.means = append(a.means, 1/float64(e.Weight))
+		a.means = append(a.means, 1/weight)
 		a.seeds = append(a.seeds, seed("endpoint", p.Name, e.Addr.String()))
+	}
+	for k := range l.domains {
+		l.domains[k].mean = 1 / l.domains[k].mean
 	}
 	l.v4.addrs, l.v6.addrs = slices.Clip(l.v4.addrs), slices.Clip(l.v6.addrs)
 	return l
 }
 
-// steering compiles a list of pools with a policy; where says whose it is, for faults.
-func (b *builder) steering(where string, c config.Steering, failOpen bool) steering {
-	s := steering{failOpen: failOpen}
+// steering compiles a list of pools with a policy; where says whose it is, for faults, and
+// name what match stages compare with. seen returns a pool as the steering sees it.
+func (b *builder) steering(where, name string, c config.Steering, s steering, seen func(*Pool) *Pool) steering {
 	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
 		p := b.s.Pool(name)
 		if p == nil {
@@ -201,9 +383,12 @@ func (b *builder) steering(where string, c config.Steering, failOpen bool) steer
 			continue
 		}
 		ref := c.Pools[name]
-		s.candidates = append(s.candidates, candidate{p, ref.EffectiveWeight(), ref.Standby})
+		s.candidates = append(s.candidates, candidate{seen(p), ref.EffectiveWeight(), ref.Standby})
 	}
-	if err := s.compile(c.EffectivePolicy()); err != nil {
+	env := &environment{
+		chains: b.in.Objects.Chains, name: name, now: b.in.Now, load: b.in.Load, shares: b.in.Shares[name], rtt: b.in.RTT,
+	}
+	if err := s.compile(c.EffectivePolicy(), env); err != nil {
 		b.fail("%s: policy: %w", where, err)
 	}
 	return s
@@ -217,7 +402,10 @@ func (b *builder) upstream(p *Pool) {
 		if name != config.DefaultUpstream {
 			where += " " + name
 		}
-		s := b.steering(where, all[name].Steering, true)
+		s := b.steering(where, p.Name, all[name].Steering, steering{failOpen: true}, func(p *Pool) *Pool { return p })
+		for _, t := range s.changes {
+			b.due(t)
+		}
 		if p.upstreams == nil {
 			p.upstreams = map[string]*steering{}
 		}
@@ -225,81 +413,223 @@ func (b *builder) upstream(p *Pool) {
 	}
 }
 
-// service compiles a service.
+// service compiles the steering of a service.
 func (b *builder) service(name string, c config.Service) {
 	sticky := c.Sticky.WithDefaults()
 	svc := &Service{
 		Name: name, Index: len(b.s.Services), seed: seed("service", name),
 		sticky4: uint8(sticky.IPv4), sticky6: uint8(sticky.IPv6),
 	}
-	svc.steering = b.steering("service "+name, c.Steering, c.AllDown.EffectiveMode() == "open")
+	mode := c.AllDown.EffectiveMode()
+	empty := steering{failOpen: mode == "open" || mode == "last", lastGood: mode == "last", targets: c.Targets()}
+	svc.steering = b.steering("service "+name, name, c.Steering, empty, func(p *Pool) *Pool { return b.seenBy(name, p) })
 	for _, cand := range svc.steering.candidates {
 		svc.Pools = append(svc.Pools, cand.pool)
 	}
 	b.s.Services = append(b.s.Services, svc)
-	if len(b.faults) > 0 {
-		return
+}
+
+// seenBy returns p as the service of that name sees it: p itself, unless a state is for some
+// services only.
+func (b *builder) seenBy(service string, p *Pool) *Pool {
+	if !b.apart(service, p.Name) {
+		return p
 	}
-	svc.routing = b.routing(&svc.steering)
-	ttl := b.ttl(svc, c.EffectiveTTL())
+	own := b.pool(p.Name, p.Index, service)
+	own.upstreams = p.upstreams
+	return own
+}
+
+// outcomes derives what the routing of a service leads to.
+func (b *builder) outcomes(svc *Service, c config.Service) {
+	ttl, floor := b.ttl(svc, c.EffectiveTTL()), b.floor(c)
+	_, apex := b.in.Objects.Zones[svc.Name]
 	for _, ch := range svc.routing.choices {
-		o := svc.outcome(ch, c.AllDown)
+		o := svc.outcome(ch, c.AllDown, apex)
 		o.ttl = ttl
 		if svc.unsettled(&o) {
-			o.ttl = min(ttl, max(minTTL, ttl/2))
+			o.ttl = min(ttl, max(floor, svc.soon(&o, b.in.Now, ttl)))
 		}
 		svc.outcomes = append(svc.outcomes, o)
 	}
+	if svc.routing.rough {
+		svc.routing = svc.routing.refine(svc.outcomes, svc)
+	}
 }
 
-// routing returns the routing of s, from this snapshot or the last where one has it.
-func (b *builder) routing(s *steering) *routing {
-	if !s.local || b.in.Geo == nil {
-		return newRouting(s, nil)
+// routings gives every service its routing: one of this snapshot's or the last's that is
+// equal, else one that is compiled now, as many at a time as there are cores.
+func (b *builder) routings() {
+	type job struct {
+		steering *steering
+		world    *world
+		routing  *routing
 	}
-	if b.s.world == nil {
-		b.s.world = newWorld(b.prev.world, b.in.Geo, b.in.Objects.Sites)
+	var jobs []*job
+	todo := make(map[string]*job)
+	waits := make(map[*Service]*job)
+	for _, svc := range b.s.Services {
+		s := &svc.steering
+		if !s.local || b.in.Geo == nil && len(s.marks) == 0 {
+			svc.routing = newRouting(s, nil)
+			continue
+		}
+		w := b.world(s.marks)
+		key := s.key()
+		if r := b.s.routings[key]; r != nil {
+			svc.routing = r
+			continue
+		}
+		if r := b.prev.routings[key]; r != nil && r.world == w {
+			svc.routing, b.s.routings[key] = r, r
+			continue
+		}
+		j := todo[key]
+		if j == nil {
+			j = &job{steering: s, world: w}
+			todo[key] = j
+			jobs = append(jobs, j)
+		}
+		waits[svc] = j
 	}
-	key := s.key()
-	r := b.s.routings[key]
-	if r == nil && b.s.world == b.prev.world {
-		r = b.prev.routings[key]
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(len(jobs), runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; int(i) < len(jobs); i = next.Add(1) - 1 {
+				jobs[i].routing = newRouting(jobs[i].steering, jobs[i].world)
+			}
+		})
 	}
-	if r == nil {
-		r = newRouting(s, b.s.world)
+	wg.Wait()
+	for key, j := range todo {
+		b.s.routings[key] = j.routing
 	}
-	b.s.routings[key] = r
-	return r
+	for svc, j := range waits {
+		svc.routing = j.routing
+	}
 }
 
-// outcome returns what ch means for the service.
-func (svc *Service) outcome(ch choice, allDown config.AllDown) outcome {
-	o := outcome{reason: ch.reason}
+// world returns the world under those prefixes, the last snapshot's if nothing has changed.
+func (b *builder) world(marks []netip.Prefix) *world {
+	key := strings.Join(texts(marks), " ")
+	if w := b.s.worlds[key]; w != nil {
+		return w
+	}
+	w := b.prev.worlds[key]
+	if w == nil || !w.same(b.in.Geo, b.in.Objects.Sites) {
+		var like *world
+		for _, o := range b.s.worlds {
+			like = o
+			break
+		}
+		w = newWorld(like, b.in.Geo, b.in.Objects.Sites, marks)
+	}
+	b.s.worlds[key] = w
+	return w
+}
+
+// outcome returns what ch means for the service; apex says that its name cannot be an alias
+// (RFC 1034, section 3.6.2), so that hostnames are answered by their addresses.
+func (svc *Service) outcome(ch choice, allDown config.AllDown, apex bool) outcome {
+	o := outcome{reason: ch.reason, shape: ch.shape, main: ch.main}
+	if b := &svc.steering.base; o.shape.answers == 0 {
+		o.shape.answers, o.shape.pools, o.shape.perSite, o.shape.listed = b.answers, b.pools, b.perSite, b.listed
+	}
 	if ch.reason == ReasonAllDown {
 		switch {
 		case allDown.EffectiveMode() == "fallback":
 			o.fallBack(allDown.Fallback)
 			return o
-		case len(ch.best) == 0: // servfail, or nothing that could ever answer
+		case len(ch.picks) == 0: // servfail, or nothing that could ever answer
 			o.reason = ReasonServfail
 			return o
 		}
 	}
-	add := func(i uint16, lost bool) {
-		c := &svc.steering.candidates[i]
-		list := &c.pool.up
+	add := func(p pick, lost bool) {
+		c := &svc.steering.candidates[p.i]
+		list := &c.pool.view(ch.shape.strict).up
 		if ch.reason == ReasonAllDown {
 			list = &c.pool.open
+			if svc.steering.lastGood && len(c.pool.last.index) > 0 {
+				list = &c.pool.last
+			}
 		}
-		o.shares = append(o.shares, share{c.pool, list, 1 / float64(c.weight), seed("pool", c.pool.Name), lost})
+		sh := share{
+			pool: c.pool, list: list, mean: 1 / float64(c.weight), seed: seed("pool", c.pool.Name),
+			gates: svc.steering.gates(p.i, p.limits), group: p.group, reason: ch.reason, lost: lost,
+		}
+		switch {
+		case ch.reason == ReasonAllDown:
+		case p.group < ch.main:
+			sh.reason = ReasonTrickle
+		case p.group > ch.main:
+			sh.reason = ReasonOverflow
+		}
+		if c.pool.Hostname != "" && len(c.pool.Endpoints) == 0 {
+			if sh.list = &c.pool.flat; !apex {
+				sh.host = c.pool.Hostname
+			}
+		}
+		o.shares = append(o.shares, sh)
 	}
-	for _, i := range ch.best {
-		add(i, false)
+	late := len(ch.picks) // the first pick after the main group
+	for i, p := range ch.picks {
+		if p.group > ch.main {
+			late = i
+			break
+		}
+		add(p, false)
 	}
 	for _, i := range ch.lost {
-		add(i, true)
+		add(pick{0, i, ch.main}, true)
 	}
+	for _, p := range ch.picks[late:] {
+		add(p, false)
+	}
+	o.settle(svc.steering.targets)
 	return o
+}
+
+// settle drops the shares of o that get no client, and derives from the others whether draws
+// decide among them.
+func (o *outcome) settle(targets int) {
+	s := &o.shape
+	o.merged = s.mode != single || s.pools > 1
+	if s.perSite > 0 && !o.merged {
+		s.answers = min(s.answers, s.perSite)
+	}
+	whole := func(sh share) bool { return len(sh.gates) == 0 && !sh.lost }
+	shut := func(sh share) bool { return slices.ContainsFunc(sh.gates, func(g gate) bool { return g.below == 0 }) }
+	switch {
+	case slices.ContainsFunc(o.shares, whole):
+		o.shares = slices.DeleteFunc(o.shares, shut)
+	case !slices.ContainsFunc(o.shares, func(sh share) bool { return !sh.lost && !shut(sh) }): // nobody takes a client, so the first choice must
+		o.shares = slices.DeleteFunc(o.shares, func(sh share) bool { return sh.group != o.main })
+		for i := range o.shares {
+			o.shares[i].gates = nil
+		}
+	}
+	all := s.pools > 1 || targets > 1
+	live, done := 0, false
+	for i, sh := range o.shares {
+		if i > 0 && sh.group != o.shares[i-1].group {
+			if done && !all {
+				return
+			}
+			live = 0
+		}
+		if sh.lost {
+			o.hashed = true
+			continue
+		}
+		live++
+		done = done || len(sh.gates) == 0
+		if live > 1 || len(sh.gates) > 0 {
+			o.split = true
+		}
+		o.hashed = o.hashed || o.split
+	}
 }
 
 // fallBack makes o the answer of a service's fallback: addresses, or one name.
@@ -332,16 +662,57 @@ func (svc *Service) unsettled(o *outcome) bool {
 	return o.reason != ReasonPolicy && slices.ContainsFunc(svc.Pools, func(p *Pool) bool { return p.flipping })
 }
 
+// soon returns the TTL in seconds of an answer that is unsettled: until the first verdict
+// may flip, where that is known, else half.
+func (svc *Service) soon(o *outcome, now time.Time, ttl uint32) uint32 {
+	var at time.Time
+	for _, p := range svc.Pools {
+		if p.flipping && p.flipAt.IsZero() {
+			return ttl / 2
+		}
+		if p.flipping && (at.IsZero() || p.flipAt.Before(at)) {
+			at = p.flipAt
+		}
+	}
+	if at.IsZero() {
+		return ttl / 2
+	}
+	left := uint32(max(0, at.Sub(now)/time.Second))
+	if o.reason >= ReasonDegraded {
+		left = min(left, ttl/2)
+	}
+	return left
+}
+
+// floor returns the TTL in seconds that no shortening goes below, but for the end of a state
+// that is known.
+func (b *builder) floor(c config.Service) uint32 {
+	if c.MinTTL > 0 {
+		return uint32(c.MinTTL.Std() / time.Second)
+	}
+	return minTTL
+}
+
 // ttl returns the TTL of the service in seconds: full, or what is safe before the first of
-// its pools' states ends.
+// its pools' states ends, or its policy changes by the clock.
 func (b *builder) ttl(svc *Service, full time.Duration) uint32 {
 	ttl := max(time.Second, full.Truncate(time.Second))
-	for _, p := range svc.Pools {
-		if end, ok := b.ends[p.Name]; ok {
-			t, wait := untilEnd(ttl, end.Sub(b.in.Now))
+	all := ttl
+	until := func(end time.Time) {
+		if end.After(b.in.Now) {
+			t, wait := untilEnd(all, end.Sub(b.in.Now))
 			ttl = min(ttl, t)
 			b.due(b.in.Now.Add(wait))
 		}
+	}
+	for _, p := range svc.Pools {
+		if end, ok := b.ends[p.Name]; ok {
+			until(end)
+		}
+	}
+	for _, end := range svc.steering.changes {
+		b.due(end)
+		until(end)
 	}
 	return uint32(ttl / time.Second)
 }

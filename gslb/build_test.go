@@ -168,9 +168,9 @@ func TestBuildFaults(t *testing.T) {
 	for _, want := range []string{
 		`pool b: site "nowhere": no such site`,
 		`pool c: upstream: pool "none": no such pool`,
-		"service s1: policy: stage 1: no kind; expected health, failover, nearest, weighted or select",
+		"service s1: policy: stage 1: no kind; expected fence, health, failover, nearest, rtt, trickle, shed, capacity, weighted, sticky, select, match or chain",
 		"service s2: policy: stage 1: select: answers 17: expected 1..16",
-		`state x: state "sleepy": expected drain, down or up`,
+		`state x: state "sleepy": expected drain, down, up or auto`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("Build: %v\nwant it to say %s", err, want)

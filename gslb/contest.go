@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"math"
+	"slices"
 )
 
 // contest is one evaluation of a steering: scratch, used for one client's place after the
@@ -12,17 +13,24 @@ type contest struct {
 	*steering
 	standings []standing  // of the candidates
 	order     [][]float64 // by slot of stage, then by candidate: smaller goes first
+	taken     []int       // by match: the case of this client
+	shape     shape
 
-	admitted []standing // the standings before any client's place was read
+	admitted []standing // the standings before any client was read
+	common   shape      // and the shape
 	ties     []uint16   // scratch of decide
 	lost     []uint16
+	rest     []uint16
+	picks    []pick
 }
 
 // standing is what the stages say of one candidate.
 type standing struct {
-	out  bool // never chosen, not even when all is down
-	down bool // chosen only when all is down
-	tier tier
+	out     bool // never chosen, not even when all is down
+	down    bool // chosen only when all is down
+	tier    tier
+	limits  uint32 // that let it take only a share of its clients
+	trickle uint32 // limits by which it goes before all others
 }
 
 // tier demotes a candidate below every one with a smaller tier, whatever the policy's order
@@ -33,26 +41,28 @@ const (
 	tierDegraded tier = 1 << iota
 	tierStandby
 	tierDrained
-	tierShut // among what is down: forced so by an operator
+	tierStale // among what is down: not what was healthy until last
+	tierShut  // among what is down: forced so by an operator
 )
 
 // newContest starts a contest: candidates are admitted, and judged by all stages that do
-// not read the client's place.
+// not depend on the client.
 func newContest(s *steering) *contest {
 	c := s.contest()
 	for i := range s.stages {
-		if st := &s.stages[i]; !st.local {
-			st.judge(c, st.slot, nil)
+		if st := &s.stages[i]; st.fixed {
+			st.judge(c, st.slot, &nowhereLocus)
 		}
 	}
 	c.admitted = append(c.admitted, c.standings...)
+	c.common = c.shape
 	return c
 }
 
 // contest returns a contest that no stage has judged: only what weights and operators say.
 func (s *steering) contest() *contest {
 	n := len(s.candidates)
-	c := &contest{steering: s, standings: make([]standing, n), order: make([][]float64, s.slots)}
+	c := &contest{steering: s, standings: make([]standing, n), order: make([][]float64, s.slots), taken: make([]int, s.matches)}
 	for i := range c.order {
 		c.order[i] = make([]float64, n)
 	}
@@ -62,21 +72,41 @@ func (s *steering) contest() *contest {
 		if cand.standby {
 			st.tier |= tierStandby
 		}
-		if cand.pool.Drained || cand.pool.retired {
+		if cand.pool.Drained || cand.pool.views[loose].retired {
 			st.tier |= tierDrained
+		}
+		if cand.pool.ramp < 1 {
+			st.limits |= 1 << slowStart
 		}
 	}
 	return c
 }
 
-// at judges the candidates for a client at that spot.
-func (c *contest) at(s *spot) {
+// at judges the candidates for a client there.
+func (c *contest) at(l *locus) {
 	copy(c.standings, c.admitted)
+	c.shape = c.common
 	for i := range c.stages {
-		if st := &c.stages[i]; st.local {
-			st.judge(c, st.slot, s)
+		st := &c.stages[i]
+		if st.fixed {
+			continue
+		}
+		if c.judges(st) {
+			st.judge(c, st.slot, l)
+		} else if st.order {
+			clear(c.order[st.slot])
 		}
 	}
+}
+
+// judges reports whether st is in the case of this client, and orders it still.
+func (c *contest) judges(st *stage) bool {
+	for _, g := range st.guards {
+		if c.taken[g.match] != g.branch {
+			return false
+		}
+	}
+	return !st.order || !c.shape.splitted
 }
 
 // compare orders candidates by tier, then by the stages that order, first to last.
@@ -102,15 +132,28 @@ func (c *contest) compareOrder(i, j int) int {
 // choice is what a contest ends with, in terms of candidates alone, so that services with
 // like candidates can share it.
 type choice struct {
-	reason Reason   // ReasonAllDown when all is down, whatever the service does then
-	best   []uint16 // who share the clients; empty: nobody, when all is down
-	lost   []uint16 // who would share them too, by order, but are down or demoted
+	reason Reason // ReasonAllDown when all is down, whatever the service does then
+	shape  shape
+	main   uint8    // the group that the order puts first: those before it trickle
+	picks  []pick   // who share the clients, best group first; empty: nobody, when all is down
+	lost   []uint16 // who would share them with the main group, but are down or demoted
 }
 
-// decide ends the contest for the spot of the last call of at. Its result is valid until
+// pick is a candidate in a choice: its group shares the clients that its limits let through
+// and that no group before took.
+type pick struct {
+	limits uint32
+	i      uint16
+	group  uint8
+}
+
+// maxGroups bounds the groups of a choice. Who is farther down is never reached in practice.
+const maxGroups = 64
+
+// decide ends the contest for the client of the last call of at. Its result is valid until
 // the next call.
 func (c *contest) decide() choice {
-	c.ties, c.lost = c.ties[:0], c.lost[:0]
+	c.ties, c.lost, c.picks = c.ties[:0], c.lost[:0], c.picks[:0]
 	for i := range c.standings {
 		if s := c.standings[i]; !s.out && !s.down {
 			c.enter(i)
@@ -118,49 +161,140 @@ func (c *contest) decide() choice {
 	}
 	if len(c.ties) == 0 {
 		if !c.failOpen {
-			return choice{ReasonAllDown, nil, nil}
+			return choice{reason: ReasonAllDown, shape: c.shape}
 		}
-		return c.open()
+		c.open()
+		return c.end(ReasonAllDown)
 	}
 	best := int(c.ties[0])
 	switch t := c.standings[best].tier; {
 	case t&tierDrained != 0:
-		return choice{ReasonDrained, c.ties, nil}
+		return c.end(ReasonDrained)
 	case t&tierStandby != 0:
-		return choice{ReasonStandby, c.ties, nil}
+		return c.end(ReasonStandby)
 	case t&tierDegraded != 0:
-		return choice{ReasonDegraded, c.ties, nil}
+		return c.end(ReasonDegraded)
 	}
 	for i := range c.standings {
 		if s := c.standings[i]; !s.out && s.tier&tierStandby == 0 && (s.down || s.tier != 0) {
 			switch d := c.compareOrder(i, best); {
 			case d < 0:
-				return choice{ReasonFailover, c.ties, nil}
+				c.lost = c.lost[:0]
+				return c.end(ReasonFailover)
 			case d == 0:
 				c.lost = append(c.lost, uint16(i))
 			}
 		}
 	}
 	if len(c.lost) > 0 && len(c.ties) == 1 {
-		return choice{ReasonFailover, c.ties, nil} // all of their clients move to it
+		c.lost = c.lost[:0]
+		return c.end(ReasonFailover) // all of their clients move to it
 	}
-	return choice{ReasonPolicy, c.ties, c.lost}
+	return c.end(ReasonPolicy)
 }
 
-// open decides when every candidate is down: as if none were, but a pool that an operator
-// forced down is the last.
-func (c *contest) open() choice {
+// end makes a choice of the ties, of those that trickle before them, and of those that
+// follow as far as clients may get.
+func (c *contest) end(reason Reason) choice {
+	ch := choice{reason: reason, shape: c.shape, lost: c.lost}
+	if reason != ReasonAllDown {
+		ch.main = c.trickle()
+	}
+	whole := false // a group takes all that comes
+	for _, i := range c.ties {
+		limits := c.standings[i].limits
+		c.picks = append(c.picks, pick{limits, i, ch.main})
+		whole = whole || limits == 0
+	}
+	pools := c.shape.pools
+	if c.shape.answers == 0 {
+		pools = c.base.pools
+	}
+	need := max(int(pools), c.targets)
+	if len(c.ties) > 0 && (!whole || len(c.ties) < need) && len(c.ties) < len(c.standings) {
+		c.follow(ch.main, whole, need-len(c.ties), reason == ReasonAllDown)
+	}
+	ch.picks = c.picks
+	return ch
+}
+
+// trickle picks those that go before all others for a share of the clients, and returns the
+// group that comes next.
+func (c *contest) trickle() (group uint8) {
+	all := uint32(0)
+	for i := range c.standings {
+		all |= c.standings[i].trickle
+	}
+	for ; all != 0; all &= all - 1 {
+		bit := all & -all
+		n := len(c.picks)
+		for i := range c.standings {
+			if s := &c.standings[i]; s.trickle&bit != 0 && !s.out && !s.down && s.tier&^tierStandby == 0 {
+				c.picks = append(c.picks, pick{s.limits | bit, uint16(i), group})
+			}
+		}
+		if len(c.picks) > n {
+			group++
+		}
+	}
+	return group
+}
+
+// follow picks the groups after the main one, until one takes all that comes and need more
+// candidates are found.
+func (c *contest) follow(group uint8, whole bool, need int, open bool) {
+	c.rest = c.rest[:0]
+	best := int(c.ties[0])
+	for i := range c.standings {
+		if s := c.standings[i]; !s.out && (open || !s.down) && c.compare(i, best) > 0 &&
+			s.tier&tierDrained <= c.standings[best].tier&tierDrained {
+			c.rest = append(c.rest, uint16(i))
+		}
+	}
+	slices.SortStableFunc(c.rest, func(a, b uint16) int { return c.compare(int(a), int(b)) })
+	for n, i := range c.rest {
+		if n == 0 || c.compare(int(i), int(c.rest[n-1])) != 0 {
+			if whole && need <= 0 || group == maxGroups {
+				return
+			}
+			group++
+		}
+		limits := c.standings[i].limits
+		c.picks = append(c.picks, pick{limits, i, group})
+		whole = whole || limits == 0
+		need--
+	}
+}
+
+// open lets every candidate enter when all are down: as if none were, but a pool that an
+// operator forced down is the last.
+func (c *contest) open() {
 	for i := range c.standings {
 		s := &c.standings[i]
 		s.tier &^= tierDegraded
-		if c.candidates[i].pool.shut {
+		p := c.candidates[i].pool
+		if c.lastGood && c.stale(i) {
+			s.tier |= tierStale
+		}
+		if p.shut {
 			s.tier |= tierShut
 		}
 		if !s.out {
 			c.enter(i)
 		}
 	}
-	return choice{ReasonAllDown, c.ties, nil}
+}
+
+// stale reports whether another candidate was healthy for longer than i by more than a
+// minute.
+func (c *contest) stale(i int) bool {
+	own := c.candidates[i].pool.downAt
+	for j, o := range c.candidates {
+		if !c.standings[j].out && !o.pool.shut && o.pool.downAt.Sub(own) > lastGoodSpan {
+			return true
+		}
+	}
+	return false
 }
 
 // enter makes candidate i one of the ties if it equals them, and the only one if it beats
@@ -178,19 +312,28 @@ func (c *contest) enter(i int) {
 	c.ties = append(c.ties, uint16(i))
 }
 
+// clone returns a choice of its own memory.
+func (ch choice) clone() choice {
+	ch.picks, ch.lost = slices.Clone(ch.picks), slices.Clone(ch.lost)
+	return ch
+}
+
 // appendAnswer appends octets by which two choices are equal if they lead to the same
 // answers for every client.
 func (ch choice) appendAnswer(b []byte) []byte {
-	b = append(b, flags(ch.reason == ReasonAllDown))
-	for _, i := range ch.best {
-		b = binary.BigEndian.AppendUint16(b, i)
+	s := ch.shape
+	b = append(b, flags(ch.reason == ReasonAllDown, s.listed, s.strict), byte(s.mode), s.answers, s.pools, s.perSite, s.sticky4, s.sticky6)
+	for _, p := range ch.picks {
+		b = binary.BigEndian.AppendUint16(b, p.i)
+		b = append(b, p.group)
+		b = binary.BigEndian.AppendUint32(b, p.limits)
 	}
 	return b
 }
 
 // append appends octets by which two choices are equal if they are the same.
 func (ch choice) append(b []byte) []byte {
-	b = append(b, byte(ch.reason), byte(len(ch.lost)>>8), byte(len(ch.lost)))
+	b = append(b, byte(ch.reason), ch.main, byte(len(ch.lost)>>8), byte(len(ch.lost)))
 	for _, i := range ch.lost {
 		b = binary.BigEndian.AppendUint16(b, i)
 	}
@@ -200,19 +343,32 @@ func (ch choice) append(b []byte) []byte {
 // key returns all that a contest of s depends on, but for the client, as octets. Steerings
 // with equal keys make equal choices at every place.
 func (s *steering) key() string {
-	b := binary.BigEndian.AppendUint16([]byte{flags(s.failOpen)}, uint16(len(s.candidates)))
-	for _, c := range s.candidates {
+	b := binary.BigEndian.AppendUint16([]byte{flags(s.failOpen, s.lastGood), byte(s.targets)}, uint16(len(s.candidates)))
+	b = append(b, s.base.pools)
+	dead := s.lastGood && !slices.ContainsFunc(s.candidates, func(c candidate) bool { return !c.pool.views[loose].down })
+	for i, c := range s.candidates {
 		p := c.pool
-		b = append(b, flags(c.weight == 0, c.standby, p.none, p.down, p.Degraded, p.Drained, p.retired, p.shut))
-		for _, f := range []float64{p.site.x, p.site.y, p.site.z} {
+		b = append(b, flags(c.weight == 0, c.standby, p.none, p.Drained, p.views[loose].retired, p.shut))
+		b = binary.BigEndian.AppendUint32(b, s.partial(i))
+		for _, f := range []float64{p.at.x, p.at.y, p.at.z} {
 			b = binary.BigEndian.AppendUint64(b, math.Float64bits(f))
+		}
+		if dead {
+			b = binary.BigEndian.AppendUint64(b, uint64(p.downAt.Unix()))
 		}
 	}
 	for _, st := range s.stages {
 		b = append(b, st.name...)
-		b = append(b, flags(st.local, st.order))
+		b = append(b, flags(st.local, st.order, st.fixed), byte(len(st.guards)))
+		for _, g := range st.guards {
+			b = append(b, byte(g.match), byte(g.branch))
+		}
 		b = append(b, st.plan...)
 		b = append(b, '\n')
+	}
+	for _, p := range s.marks {
+		b, _ = p.AppendText(b)
+		b = append(b, ' ')
 	}
 	return string(b)
 }

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-
-	"github.com/meridian-gslb/meridian/geo"
 )
 
 // Explain returns the decision for c on svc and everything that led to it. Its outcome is
@@ -25,43 +23,61 @@ func (s *Snapshot) Explain(svc *Service, c Client) *Explanation {
 	if p, err := addr.Prefix(min(int(c.Source), addr.BitLen())); err == nil {
 		e.Client = p
 	}
-	var at spot
+	at := nowhereLocus
 	if s.Geo != nil {
 		p, _ := s.Geo.Lookup(addr)
 		e.Place = *p
-		at = s.spot(p)
+	}
+	if w := svc.routing.world; w != nil {
+		at = w.find(addr)
+	} else if s.Geo != nil {
+		at.place = &e.Place
+	}
+	for i := range d.Targets {
+		e.Targets = append(e.Targets, d.Targets[i].Pool.Name)
 	}
 	if d.Pool != nil {
 		e.Pool = d.Pool.Name
 	}
-	e.Stages = svc.trace(&d, &at, svc.key(addr))
+	o := &svc.outcomes[d.Outcome]
+	e.Stages = svc.trace(&d, &at, svc.hash(addr, o.sticky(svc, addr)))
 	return e
 }
 
-// spot returns where the stages see a client at p.
-func (s *Snapshot) spot(p *geo.Place) spot {
-	if s.world == nil {
-		return spot{} // no stage asks
-	}
-	return spotOf(p, s.world.sites)
-}
-
 // trace runs the contest again for a client, and writes down what each stage did.
-func (svc *Service) trace(d *Decision, at *spot, key uint64) []StageTrace {
+func (svc *Service) trace(d *Decision, at *locus, key uint64) []StageTrace {
 	c := svc.steering.contest()
 	t := tracer{contest: c, key: key, gone: make([]bool, len(c.candidates))}
 	t.stage("pools", t.admission)
 	for i := range c.stages {
 		st := &c.stages[i]
+		if !c.judges(st) {
+			continue
+		}
 		st.judge(c, st.slot, at)
+		if st.name == "match" {
+			t.stage(st.name, func(int) string { return "" })
+			t.traces[len(t.traces)-1].Note = st.note(c, 0, at)
+			continue
+		}
 		t.stage(st.name, func(i int) string { return st.note(c, i, at) })
 	}
-	if d.Reason == ReasonAllDown {
+	if svc.outcomes[d.Outcome].reason == ReasonAllDown {
+		c.ties = c.ties[:0]
 		c.open()
 		for i, s := range c.standings {
 			c.standings[i].down, t.gone[i] = false, s.out
 		}
-		t.stage("allDown", func(int) string { return "open: answered as if healthy" })
+		note := "open: answered as if healthy"
+		if c.lastGood {
+			note = "last known good"
+		}
+		t.stage("allDown", func(i int) string {
+			if p := c.candidates[i].pool; c.lastGood && !p.downAt.IsZero() {
+				return note + ": healthy until " + p.downAt.UTC().Format("15:04:05Z")
+			}
+			return note
+		})
 	}
 	t.end(d)
 	return t.traces
@@ -133,25 +149,37 @@ func (t *tracer) end(d *Decision) {
 		case d.Pool == nil:
 			tr.Lost = append(tr.Lost, CandidateTrace{p.Name, d.Reason.String()})
 		default:
-			tr.Lost = append(tr.Lost, CandidateTrace{p.Name, t.behind(i, d.Pool)})
+			tr.Lost = append(tr.Lost, CandidateTrace{p.Name, t.behind(i, d)})
 		}
 	}
 	t.traces = append(t.traces, tr)
 }
 
-// selection says how many of the chosen pool's endpoints are answered.
+// selection says how many of the chosen pool's endpoints are answered, or what else.
 func (t *tracer) selection(d *Decision) string {
-	l := &d.Pool.up
-	if d.Reason == ReasonAllDown {
-		l = &d.Pool.open
+	o := &d.Service.outcomes[d.Outcome]
+	i := slices.IndexFunc(o.shares, func(sh share) bool { return sh.pool == d.Pool })
+	l := o.shares[i].list
+	switch {
+	case d.Fallback != "":
+		return "the name " + d.Fallback
+	case o.shape.mode == groupedSingle || o.shape.mode == groupedMulti:
+		return fmt.Sprintf("%d IPv4 and %d IPv6 of %d failure domains", len(d.V4), len(d.V6), len(l.domains))
+	case o.merged:
+		return fmt.Sprintf("first of those in the answer, %d IPv4 and %d IPv6 together", len(d.V4), len(d.V6))
 	}
 	return fmt.Sprintf("%d of %d IPv4, %d of %d IPv6", len(d.V4), len(l.v4.addrs), len(d.V6), len(l.v6.addrs))
 }
 
 // behind says why candidate i is not first but that pool is.
-func (t *tracer) behind(i int, first *Pool) string {
+func (t *tracer) behind(i int, d *Decision) string {
+	first := d.Pool
 	j := slices.IndexFunc(t.candidates, func(c candidate) bool { return c.pool == first })
 	switch over := t.standings[i].tier &^ t.standings[j].tier; {
+	case d.Reason == ReasonTrickle:
+		return "this client is of the share that trickles to " + first.Name
+	case t.shuts(i) != "" && t.compare(i, j) <= 0:
+		return t.shuts(i) + ": takes a share of its clients, and not this one"
 	case t.compare(i, j) == 0:
 		return "equal to " + first.Name + ", which has this client's share"
 	case over&tierShut != 0:
@@ -164,4 +192,15 @@ func (t *tracer) behind(i int, first *Pool) string {
 		return "degraded: after those that are not"
 	}
 	return "behind " + first.Name
+}
+
+// shuts returns the name of the first limit that keeps candidate i from the client; "" is
+// none.
+func (t *tracer) shuts(i int) string {
+	for _, g := range t.gates(uint16(i), t.standings[i].limits) {
+		if mix(t.key^g.seed) >= g.below {
+			return t.tickets[g.limit]
+		}
+	}
+	return ""
 }

@@ -64,12 +64,11 @@ func negLog2(h uint64) float64 {
 }
 
 // key returns what a client is hashed by: its source prefix at the sticky length.
-func (s *Service) key(addr netip.Addr) uint64 {
-	hi, length := prefix64(addr), s.sticky6
-	if addr.Is4() {
-		length = s.sticky4
-	}
-	return mix(hi&^(^uint64(0)>>length) ^ s.seed)
+func (s *Service) key(addr netip.Addr) uint64 { return s.hash(addr, s.sticky(addr)) }
+
+// hash returns what a client is hashed by, at that length.
+func (s *Service) hash(addr netip.Addr, length uint8) uint64 {
+	return mix(prefix64(addr)&^(^uint64(0)>>length) ^ s.seed)
 }
 
 // sticky returns the length of the prefix that key hashes.

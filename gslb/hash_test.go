@@ -63,7 +63,7 @@ func sharesOf(weights ...float64) []share {
 func picks(shares []share, clients int) []uint8 {
 	out := make([]uint8, clients)
 	for i := range out {
-		mine, _ := pick(shares, mix(uint64(i)<<40^seed("service", "w.example")))
+		mine, _ := winner(shares, mix(uint64(i)<<40^seed("service", "w.example")), true)
 		out[i] = uint8(mine.pool.Index)
 	}
 	return out
@@ -130,8 +130,8 @@ func TestPickSaysWhoMoved(t *testing.T) {
 	lost[1].lost = true
 	for i := range uint64(10_000) {
 		key := mix(i)
-		was, _ := pick(all, key)
-		is, moved := pick(lost, key)
+		was, _ := winner(all, key, true)
+		is, moved := winner(lost, key, true)
 		if moved != (was.pool.Index == 1) || is.pool.Index == 1 {
 			t.Fatalf("client %d: pool %d was %d, moved %v", i, is.pool.Index, was.pool.Index, moved)
 		}

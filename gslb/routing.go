@@ -12,18 +12,21 @@ import (
 // that a snapshot whose pools are up or down as before has the same, and services with like
 // pools share one.
 type routing struct {
+	world   *world
 	table   *geo.Table // to an index of choices; nil: always the first
 	choices []choice
+	values  []uint32 // by class of world: the index of its choice
+	rough   bool     // choices that differ may have the same answers, as the services see it
 }
 
 // newRouting compiles s over w. A steering that does not read the client's place, or that
 // has no world to find it in, has one choice for everybody.
 func newRouting(s *steering, w *world) *routing {
-	r := &routing{}
+	r := &routing{world: w}
 	var code []byte
 	index := make(map[string]uint32) // of choices
 	c := newContest(s)
-	add := func(at *spot) uint32 {
+	add := func(at *locus) uint32 {
 		c.at(at)
 		ch := c.decide()
 		code = ch.append(code[:0])
@@ -31,12 +34,12 @@ func newRouting(s *steering, w *world) *routing {
 		if !ok {
 			i = uint32(len(r.choices))
 			index[string(code)] = i
-			r.choices = append(r.choices, choice{ch.reason, slices.Clone(ch.best), slices.Clone(ch.lost)})
+			r.choices = append(r.choices, ch.clone())
 		}
 		return i
 	}
 	if !s.local || w == nil {
-		add(&spot{})
+		add(&nowhereLocus)
 		return r
 	}
 	first := make(map[string]uint32) // choices that are the first with their answer
@@ -49,8 +52,36 @@ func newRouting(s *steering, w *world) *routing {
 		}
 		return f
 	}
-	r.table = geo.Compile(w.geo, func(place uint32) uint32 { return add(&w.spots[place]) }, class)
+	values := make([]uint32, len(w.classes.All()))
+	for i, k := range w.classes.All() {
+		at := w.locus(k)
+		values[i] = add(&at)
+	}
+	r.values = values
+	r.table = w.classes.Compile(values, class)
+	r.rough = slices.ContainsFunc(r.choices, func(ch choice) bool {
+		return ch.reason == ReasonAllDown || ch.shape != shape{} || slices.ContainsFunc(ch.picks, func(p pick) bool { return p.limits != 0 })
+	})
 	return r
+}
+
+// refine returns r for one service, whose outcomes say which of the choices have the same
+// answers: then more addresses share a scope.
+func (r *routing) refine(outcomes []outcome, svc *Service) *routing {
+	first := make(map[string]uint32)
+	kinds := make([]uint32, len(outcomes))
+	for i := range outcomes {
+		k := outcomes[i].signature(svc)
+		f, ok := first[k]
+		if !ok {
+			f = uint32(i)
+			first[k] = f
+		}
+		kinds[i] = f
+	}
+	own := *r
+	own.table = r.world.classes.Compile(r.values, func(v uint32) uint32 { return kinds[v] })
+	return &own
 }
 
 // lookup returns the index of the choice for addr, and how many of its leading bits said so.

@@ -1,6 +1,7 @@
 package gslb
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -28,31 +29,65 @@ func (s *Snapshot) Pool(name string) *Pool {
 type outcome struct {
 	reason   Reason
 	ttl      uint32  // seconds
-	shares   []share // empty with ReasonFallback and ReasonServfail
+	shares   []share // best group first; empty with ReasonFallback and ReasonServfail
+	main     uint8   // the group that lost shares are of
+	hashed   bool    // the share or the reason depends on the client's hash
+	split    bool    // the share does
+	merged   bool    // the answer is made of several pools, or of failure domains
+	shape    shape
 	v4, v6   []netip.Addr
 	fallback string
 }
 
 // share is a pool that some of an outcome's clients are sent to, or would be.
 type share struct {
-	pool *Pool
-	list *endpoints // of pool: what to answer with
-	mean float64    // of its draws: 1/weight
-	seed uint64
-	lost bool // down or demoted: its clients go to the others
+	pool   *Pool
+	list   *endpoints // of pool: what to answer with
+	host   string     // in place of list: a name
+	gates  []gate     // that each let only some clients through
+	mean   float64    // of its draws: 1/weight
+	seed   uint64
+	group  uint8
+	reason Reason
+	lost   bool // down or demoted: its clients go to the others
+}
+
+// gate lets through the clients whose hash under seed is below a number.
+type gate struct {
+	seed, below uint64
+	limit       int // in steering.limits
+}
+
+// admits reports whether the client with that key passes every gate.
+func (sh *share) admits(key uint64) bool {
+	for _, g := range sh.gates {
+		if mix(key^g.seed) >= g.below {
+			return false
+		}
+	}
+	return true
 }
 
 // endpoints are what a pool is answered with, by family.
 type endpoints struct {
-	index  []int // in Pool.Endpoints
-	v4, v6 answers
+	index   []int // in Pool.Endpoints
+	v4, v6  answers
+	domains []domain // of all of them
 }
 
 // answers are addresses of one family, in the order of the configuration.
 type answers struct {
-	addrs []netip.Addr
-	means []float64 // of their draws: 1/weight
-	seeds []uint64
+	addrs   []netip.Addr
+	means   []float64 // of their draws: 1/weight
+	seeds   []uint64
+	domains []uint16 // in endpoints.domains
+}
+
+// domain is what fails together.
+type domain struct {
+	name string
+	seed uint64
+	mean float64 // of its draws: 1/weight of all in it
 }
 
 // Decide fills d with the decision for c on svc, a service of s. It does not allocate.
@@ -60,44 +95,102 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 	addr := c.Addr.Unmap()
 	i, scope := svc.routing.lookup(addr)
 	o := &svc.outcomes[i]
-	d.Service, d.Outcome, d.Scope, d.TTL, d.Reason = svc, i, scope, o.ttl, o.reason
+	d.Service, d.Outcome, d.Scope, d.TTL, d.Reason, d.Targets = svc, i, scope, o.ttl, o.reason, nil
 	if len(o.shares) == 0 {
 		d.Pool, d.V4, d.V6, d.Fallback = nil, o.v4, o.v6, o.fallback
 		return
 	}
-	d.Fallback = ""
 	sh := &o.shares[0]
-	sticky := svc.sticky(addr)
+	sticky := o.sticky(svc, addr)
 	var key uint64
-	if len(o.shares) > 1 {
-		key = svc.key(addr)
+	if o.hashed {
+		key = svc.hash(addr, sticky)
 		var moved bool
-		if sh, moved = pick(o.shares, key); moved && d.Reason == ReasonPolicy {
+		if sh, moved = o.pick(key); moved && sh.reason == ReasonPolicy {
 			d.Reason = ReasonFailover
+		} else {
+			d.Reason = sh.reason
 		}
-		d.Scope = max(d.Scope, sticky)
+		if o.split {
+			d.Scope = max(d.Scope, sticky)
+		}
+	} else {
+		d.Reason = sh.reason
 	}
-	d.Pool, d.V4, d.V6 = sh.pool, sh.list.v4.addrs, sh.list.v6.addrs
-	n := svc.steering.answers
-	if len(d.V4) <= n && len(d.V6) <= n {
+	d.Pool, d.Fallback = sh.pool, sh.host
+	if sh.host != "" {
+		d.V4, d.V6 = nil, nil
+		o.target(svc, sh, key, d)
+		return
+	}
+	d.V4, d.V6 = sh.list.v4.addrs, sh.list.v6.addrs
+	n := int(o.shape.answers)
+	if !o.merged && len(d.V4) <= n && len(d.V6) <= n {
+		o.target(svc, sh, key, d)
 		return
 	}
 	if key == 0 {
-		key = svc.key(addr)
+		key = svc.hash(addr, sticky)
 	}
-	d.V4, d.V6 = sh.list.v4.top(n, key, &d.buf[0]), sh.list.v6.top(n, key, &d.buf[1])
-	d.Scope = max(d.Scope, sticky)
+	cut := true
+	if o.merged {
+		cut = o.merge(sh, key, d)
+	} else {
+		d.V4, d.V6 = sh.list.v4.top(n, key, d.buf[0][:], o.shape.listed), sh.list.v6.top(n, key, d.buf[1][:], o.shape.listed)
+	}
+	if cut {
+		d.Scope = max(d.Scope, sticky)
+	}
+	o.target(svc, sh, key, d)
+}
+
+// sticky returns how many bits of addr are hashed.
+func (o *outcome) sticky(svc *Service, addr netip.Addr) uint8 {
+	switch {
+	case o.shape.sticky4 == 0:
+		return svc.sticky(addr)
+	case addr.Is4():
+		return o.shape.sticky4
+	}
+	return o.shape.sticky6
 }
 
 // pick returns the share of the client with that key, and whether it would have another if
 // none were lost.
-func pick(shares []share, key uint64) (mine *share, moved bool) {
+func (o *outcome) pick(key uint64) (mine *share, moved bool) {
+	shares := o.shares
+	for len(shares) > 0 {
+		n := 1
+		for n < len(shares) && shares[n].group == shares[0].group {
+			n++
+		}
+		if mine, moved = winner(shares[:n], key, true); mine != nil {
+			return mine, moved
+		}
+		shares = shares[n:]
+	}
+	// Nobody takes this client, so the first choice must: never an empty answer.
+	first := slices.IndexFunc(o.shares, func(sh share) bool { return sh.group == o.main })
+	n := first + 1
+	for n < len(o.shares) && o.shares[n].group == o.main {
+		n++
+	}
+	return winner(o.shares[first:n], key, false)
+}
+
+// winner returns the share of one group for the client with that key, nil if none admits it;
+// and whether it would have another if none were lost.
+func winner(shares []share, key uint64, gated bool) (mine *share, moved bool) {
 	var best, first float64 // draws: of the best share that is not lost, and of the best
+	seen := false
 	for i := range shares {
 		sh := &shares[i]
+		if gated && len(sh.gates) > 0 && !sh.admits(key) {
+			continue
+		}
 		d := draw(key, sh.seed, sh.mean)
-		if i == 0 || d < first {
-			first, moved = d, sh.lost
+		if !seen || d < first {
+			first, moved, seen = d, sh.lost, true
 		}
 		if !sh.lost && (mine == nil || d < best) {
 			best, mine = d, sh
@@ -106,9 +199,194 @@ func pick(shares []share, key uint64) (mine *share, moved bool) {
 	return mine, moved
 }
 
-// top returns n of the answers, chosen by weight for the client with that key, best first,
-// in buf; or all of them if there are no more than n.
-func (a *answers) top(n int, key uint64, buf *[MaxAnswers]netip.Addr) []netip.Addr {
+// ranked returns up to n different pools for the client with that key in its order, its own
+// first, in buf.
+func (o *outcome) ranked(mine *share, key uint64, n int, oneGroup bool, buf *[MaxAnswers]*share) []*share {
+	buf[0] = mine
+	found := 1
+	n = min(n, MaxAnswers)
+	for start := 0; start < len(o.shares) && found < n; {
+		end := start + 1
+		for end < len(o.shares) && o.shares[end].group == o.shares[start].group {
+			end++
+		}
+		var draws [MaxAnswers]float64
+		first := found
+		for i := start; i < end; i++ {
+			sh := &o.shares[i]
+			if sh.lost || oneGroup && sh.group != mine.group || sh.group < o.main || holds(buf[:first], sh.pool) || len(sh.gates) > 0 && !sh.admits(key) {
+				continue
+			}
+			d := 0.0
+			if end-start > 1 {
+				d = draw(key, sh.seed, sh.mean)
+			}
+			at := found
+			for at > first && d < draws[at-1] {
+				at--
+			}
+			if at == n {
+				continue
+			}
+			found = min(found+1, n)
+			copy(draws[at+1:found], draws[at:])
+			copy(buf[at+1:found], buf[at:])
+			draws[at], buf[at] = d, sh
+		}
+		start = end
+	}
+	return buf[:found]
+}
+
+func holds(shares []*share, p *Pool) bool {
+	for _, sh := range shares {
+		if sh.pool == p {
+			return true
+		}
+	}
+	return false
+}
+
+// merge fills the answers of d from several pools or failure domains, and reports whether
+// that took draws.
+func (o *outcome) merge(mine *share, key uint64, d *Decision) (cut bool) {
+	n := int(o.shape.answers)
+	switch o.shape.mode {
+	case groupedSingle, groupedMulti:
+		l := mine.list
+		best := l.domain(key)
+		if o.shape.mode == groupedMulti {
+			best = -1
+		}
+		d.V4, d.V6 = l.v4.grouped(best, n, key, d.buf[0][:]), l.v6.grouped(best, n, key, d.buf[1][:])
+		return best >= 0 && len(l.domains) > 1 || len(d.V4) < len(l.v4.addrs) || len(d.V6) < len(l.v6.addrs)
+	}
+	var buf [MaxAnswers]*share
+	most, one := int(o.shape.pools), false
+	if o.shape.mode == several && most == 1 {
+		most, one = MaxAnswers, true
+	}
+	from := o.ranked(mine, key, most, one, &buf)
+	var c4, c6 bool
+	d.V4, c4 = o.collect(from, key, n, false, d.buf[0][:])
+	d.V6, c6 = o.collect(from, key, n, true, d.buf[1][:])
+	return c4 || c6
+}
+
+// collect takes up to n addresses of one family from shares, as many from each as go round,
+// best first, into buf; and reports whether some were left out.
+func (o *outcome) collect(from []*share, key uint64, n int, six bool, buf []netip.Addr) (out []netip.Addr, cut bool) {
+	var quota [MaxAnswers]int
+	family := func(sh *share) *answers {
+		if six {
+			return &sh.list.v6
+		}
+		return &sh.list.v4
+	}
+	for total, more := 0, true; more && total < n; {
+		more = false
+		for i, sh := range from {
+			if sh.host != "" || quota[i] >= len(family(sh).addrs) || total == n {
+				continue
+			}
+			if k := int(o.shape.perSite); k > 0 {
+				site := 0
+				for j, other := range from {
+					if other.pool.Site == sh.pool.Site {
+						site += quota[j]
+					}
+				}
+				if site >= k {
+					continue
+				}
+			}
+			quota[i]++
+			total++
+			more = true
+		}
+	}
+	found := 0
+	for i, sh := range from {
+		if sh.host != "" {
+			continue
+		}
+		l := family(sh)
+		cut = cut || quota[i] < len(l.addrs)
+		found += copy(buf[found:], l.top(quota[i], key, buf[found:], o.shape.listed))
+	}
+	return buf[:found], cut
+}
+
+// target fills d.Targets for answers that name several pools.
+func (o *outcome) target(svc *Service, mine *share, key uint64, d *Decision) {
+	if svc.steering.targets == 0 {
+		return
+	}
+	var buf [MaxAnswers]*share
+	list := o.ranked(mine, key, svc.steering.targets, false, &buf)
+	for i, sh := range list {
+		t := &d.targets[i]
+		*t = Target{Pool: sh.pool, Priority: uint16(i + 1), Name: sh.pool.Hostname, Port: sh.pool.Port}
+		if sh.host == "" {
+			t.V4, t.V6 = sh.list.v4.addrs, sh.list.v6.addrs
+		}
+	}
+	d.Targets = d.targets[:len(list)]
+}
+
+// domain returns which failure domain the client with that key is answered with.
+func (l *endpoints) domain(key uint64) (best int) {
+	var least float64
+	for i, d := range l.domains {
+		if v := draw(key, d.seed, d.mean); i == 0 || v < least {
+			best, least = i, v
+		}
+	}
+	return best
+}
+
+// grouped returns up to n of the answers for the client with that key, best first, in buf:
+// those of one failure domain, or with domain -1 one of each.
+func (a *answers) grouped(domain, n int, key uint64, buf []netip.Addr) []netip.Addr {
+	var draws [MaxAnswers]float64
+	var of [MaxAnswers]uint16
+	found := 0
+	for i, addr := range a.addrs {
+		if domain >= 0 && int(a.domains[i]) != domain {
+			continue
+		}
+		d := draw(key, a.seeds[i], a.means[i])
+		if domain < 0 {
+			j := slices.Index(of[:found], a.domains[i])
+			if j >= 0 {
+				if d >= draws[j] {
+					continue
+				}
+				copy(draws[j:], draws[j+1:found])
+				copy(of[j:], of[j+1:found])
+				copy(buf[j:], buf[j+1:found])
+				found--
+			}
+		}
+		at := found
+		for at > 0 && d < draws[at-1] {
+			at--
+		}
+		if at == n {
+			continue
+		}
+		found = min(found+1, n)
+		copy(draws[at+1:found], draws[at:])
+		copy(of[at+1:found], of[at:])
+		copy(buf[at+1:found], buf[at:])
+		draws[at], of[at], buf[at] = d, a.domains[i], addr
+	}
+	return buf[:found]
+}
+
+// top returns n of the answers, chosen by weight for the client with that key, in buf; or all
+// of them if there are no more than n. They stand best first, or as the pool lists them.
+func (a *answers) top(n int, key uint64, buf []netip.Addr, listed bool) []netip.Addr {
 	if len(a.addrs) <= n {
 		return a.addrs
 	}
@@ -128,5 +406,47 @@ func (a *answers) top(n int, key uint64, buf *[MaxAnswers]netip.Addr) []netip.Ad
 		copy(buf[at+1:found], buf[at:])
 		draws[at], buf[at] = d, addr
 	}
+	if listed {
+		n := 0
+		for _, addr := range a.addrs {
+			if i := slices.Index(buf[n:found], addr); i >= 0 {
+				buf[n], buf[n+i] = buf[n+i], buf[n]
+				n++
+			}
+		}
+	}
 	return buf[:found]
+}
+
+// signature returns a text by which two outcomes of a service are equal if they lead to the
+// same answers for every client.
+func (o *outcome) signature(svc *Service) string {
+	if len(o.shares) == 0 {
+		return fmt.Sprint(o.reason, o.v4, o.v6, o.fallback)
+	}
+	drawn := o.split || o.merged
+	if l := o.shares[0].list; !drawn && o.shares[0].host == "" {
+		drawn = max(len(l.v4.addrs), len(l.v6.addrs)) > int(o.shape.answers)
+	}
+	var b []byte
+	for i := range o.shares {
+		sh := &o.shares[i]
+		if sh.lost {
+			continue
+		}
+		b = fmt.Append(b, " ", sh.pool.Index, sh.host, sh.list.index)
+		if !drawn && svc.steering.targets == 0 {
+			break // the first takes every client
+		}
+		b = fmt.Append(b, sh.gates, i > 0 && sh.group != o.shares[i-1].group)
+	}
+	if drawn {
+		s := o.shape
+		s.splitted, s.strict = false, false
+		if s.sticky4 == 0 {
+			s.sticky4, s.sticky6 = svc.sticky4, svc.sticky6
+		}
+		b = fmt.Append(b, s)
+	}
+	return string(b)
 }

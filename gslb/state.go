@@ -1,9 +1,10 @@
 package gslb
 
 import (
-	"fmt"
+	"cmp"
 	"maps"
 	"net/netip"
+	glob "path"
 	"slices"
 	"strings"
 	"time"
@@ -23,43 +24,133 @@ type targetStates struct {
 	force *config.State // up or down
 }
 
-// states returns the states that hold now by pool, and notes when they end. There is one
-// for a target at most (config.Validate).
-func (b *builder) states() map[string]poolStates {
-	out := make(map[string]poolStates)
+// orderedState is a state that holds now, as globs over service, pool and endpoint.
+type orderedState struct {
+	config.State
+	globs [3]string
+	exact bool // it names its pool or endpoint, and goes before every glob
+}
+
+// states collects the states that hold now in their order, the strongest last, and notes
+// when they end.
+func (b *builder) states() {
 	b.ends = make(map[string]time.Time)
 	for _, name := range slices.Sorted(maps.Keys(b.in.Objects.States)) {
-		st := b.in.Objects.States[name]
+		st := orderedState{State: b.in.Objects.States[name], globs: [3]string{"*", "*", "*"}}
 		if !st.Until.IsZero() {
 			if !st.Until.After(b.in.Now) {
 				continue
 			}
 			b.due(st.Until)
-			if end, ok := b.ends[st.Pool]; !ok || st.Until.Before(end) {
-				b.ends[st.Pool] = st.Until
+		}
+		if !slices.Contains([]string{"drain", "down", "up", "auto"}, st.State.State) {
+			b.fail("state %s: state %q: expected drain, down, up or auto", name, st.State.State)
+		}
+		if st.exact = st.Match == ""; st.exact {
+			st.globs[1] = st.Pool
+			if st.Endpoint.IsValid() {
+				st.globs[2] = st.Endpoint.String()
+			}
+		} else {
+			copy(st.globs[:], strings.Split(st.Match, "/"))
+		}
+		b.order = append(b.order, st)
+	}
+	slices.SortStableFunc(b.order, func(x, y orderedState) int {
+		return cmp.Or(compareBool(x.exact, y.exact), cmp.Compare(x.Order, y.Order))
+	})
+}
+
+func compareBool(x, y bool) int {
+	switch {
+	case x == y:
+		return 0
+	case y:
+		return -1
+	}
+	return 1
+}
+
+// ending notes that what holds of a pool ends at that time.
+func (b *builder) ending(pool string, end time.Time) {
+	b.due(end)
+	if first, ok := b.ends[pool]; !ok || end.Before(first) {
+		b.ends[pool] = end
+	}
+}
+
+// apart reports whether a state is for some services only, and of them for this one and this
+// pool.
+func (b *builder) apart(service, pool string) bool {
+	return slices.ContainsFunc(b.order, func(st orderedState) bool {
+		return st.globs[0] != "*" && matches(st.globs[0], service) && st.means(pool)
+	})
+}
+
+// means reports whether st is about that pool.
+func (st *orderedState) means(pool string) bool {
+	if st.exact {
+		return st.Pool == pool
+	}
+	return matches(st.globs[1], pool)
+}
+
+func matches(g, name string) bool {
+	ok, _ := glob.Match(g, name)
+	return ok
+}
+
+// statesOf returns what operators set on a pool, as that service sees it. A later state takes
+// the place of an earlier one, as far as both mean the same endpoints.
+func (b *builder) statesOf(pool string, endpoints []config.Endpoint, service string) poolStates {
+	own := make(poolStates)
+	for i := range b.order {
+		st := &b.order[i]
+		if !st.means(pool) || st.globs[0] != "*" && (service == "" || !matches(st.globs[0], service)) {
+			continue
+		}
+		if !st.Until.IsZero() {
+			b.ending(pool, st.Until)
+		}
+		if st.globs[2] == "*" {
+			if !st.exact { // a glob over all endpoints is over each of them
+				for addr := range own {
+					own.set(addr, &st.State, true)
+				}
+			}
+			own.set(netip.Addr{}, &st.State, false)
+			continue
+		}
+		for _, e := range endpoints {
+			if st.exact && st.Endpoint == e.Address || !st.exact && matches(st.globs[2], e.Address.String()) {
+				own.set(e.Address, &st.State, false)
 			}
 		}
-		if out[st.Pool] == nil {
-			out[st.Pool] = make(poolStates)
-		}
-		t := out[st.Pool][st.Endpoint]
-		switch st.State {
-		case "drain":
-			t.drain = &st
-		case "down", "up":
-			t.force = &st
-		default:
-			b.fail("state %s: state %q: expected drain, down or up", name, st.State)
-		}
-		out[st.Pool][st.Endpoint] = t
 	}
-	return out
+	return own
+}
+
+// set puts a target into a state, or only takes it out of what that state replaces.
+func (s poolStates) set(addr netip.Addr, st *config.State, clear bool) {
+	t := s[addr]
+	into := st
+	if clear {
+		into = nil
+	}
+	switch st.State {
+	case "drain":
+		t.drain = into
+	case "auto":
+		t = targetStates{}
+	default:
+		t.force = into
+	}
+	s[addr] = t
 }
 
 // poolNotes say what is the matter with a pool, for people.
 type poolNotes struct {
-	state  string // what operators set: "drained by ann: upgrade, until 14:00Z"
-	health string // "1 of 2 endpoints healthy"
+	state string // what operators set: "drained by ann: upgrade, until 14:00Z"
 }
 
 // annotate fills p.notes.
@@ -74,21 +165,10 @@ func (p *Pool) annotate(own poolStates, now time.Time) {
 		}
 	}
 	add("", own.whole())
-	healthy, counted := 0, 0
 	for _, e := range p.Endpoints {
 		add(e.Addr.String()+" ", own[e.Addr])
-		if e.Weight > 0 {
-			counted++
-			if e.Verdict != Down {
-				healthy++
-			}
-		}
 	}
 	p.notes.state = strings.Join(states, "; ")
-	p.notes.health = fmt.Sprintf("%d of %d endpoints healthy", healthy, counted)
-	if p.Degraded && !p.down {
-		p.notes.health += fmt.Sprintf(", degraded: %.0f %% of its weight usable", 100*p.Healthy)
-	}
 }
 
 // stateNote says who set a state, why, and until when.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,110 +18,348 @@ import (
 // obvious decides as the documentation of the policies says, straight from the
 // configuration, one step after the other. Only the draws are the engine's.
 func obvious(in Inputs, name string, addr netip.Addr) (pool string, reason Reason, v4, v6 []netip.Addr) {
-	svc := in.Objects.Services[name]
-	place := geo.Place{}
-	if in.Geo != nil {
-		p, _ := in.Geo.Lookup(addr)
-		place = *p
-	}
-	key := (&Service{seed: seed("service", name), sticky4: uint8(svc.Sticky.WithDefaults().IPv4), sticky6: uint8(svc.Sticky.WithDefaults().IPv6)}).key(addr)
-
-	hasHealth := slices.ContainsFunc(svc.EffectivePolicy(), func(s config.Stage) bool { return s.Health != nil })
-	var tiers [9][]string // pools that may be chosen now, the better ones first
-	var perfect, everyone []string
-	for pool, ref := range svc.Pools {
-		x := look(in, pool)
-		if ref.EffectiveWeight() == 0 || x.total == 0 {
-			continue
-		}
-		everyone = append(everyone, pool)
-		if !ref.Standby {
-			perfect = append(perfect, pool)
-		}
-		if hasHealth && x.up == 0 {
-			continue
-		}
-		tier := 0
-		if hasHealth && float64(x.usable)/float64(x.total) < in.Objects.Pools[pool].EffectiveMinHealth() {
-			tier++
-		}
-		if ref.Standby {
-			tier += 2
-		}
-		if x.drained || x.up > 0 && x.usable == 0 {
-			tier += 4
-		}
-		tiers[tier] = append(tiers[tier], pool)
-	}
-	answers := func(pools []string, open bool) (string, []netip.Addr, []netip.Addr) {
-		pool := byDraw(pools, key, func(p string) (uint64, float64) {
-			return seed("pool", p), float64(svc.Pools[p].EffectiveWeight())
-		})[0]
-		v4, v6 := endpointsOf(in, svc, pool, key, open)
-		return pool, v4, v6
-	}
-	for tier, pools := range tiers {
-		if len(pools) == 0 {
-			continue
-		}
-		best := bestGroup(in, svc, place, pools)
-		pool, v4, v6 = answers(best, false)
-		switch {
-		case tier >= 4:
-			return pool, ReasonDrained, v4, v6
-		case tier >= 2:
-			return pool, ReasonStandby, v4, v6
-		case tier == 1:
-			return pool, ReasonDegraded, v4, v6
-		}
-		want := bestGroup(in, svc, place, perfect)
-		alone := len(best) == 1 && len(want) > 1
-		wanted, _, _ := answers(want, false)
-		if alone || !slices.Contains(want, pool) || wanted != pool {
-			return pool, ReasonFailover, v4, v6
-		}
-		return pool, ReasonPolicy, v4, v6
-	}
-	switch svc.AllDown.EffectiveMode() {
-	case "servfail":
-		return "", ReasonServfail, nil, nil
-	case "fallback":
-		for _, text := range svc.AllDown.Fallback {
+	w := newWitness(in, name, addr)
+	best := w.choose()
+	pool, reason = best.pool, best.reason
+	switch {
+	case pool != "":
+		v4, v6 = w.answers(best)
+	case reason == ReasonFallback:
+		for _, text := range w.svc.AllDown.Fallback {
 			if a := netip.MustParseAddr(text); a.Is4() {
 				v4 = append(v4, a)
 			} else {
 				v6 = append(v6, a)
 			}
 		}
-		return "", ReasonFallback, v4, v6
 	}
-	var open [16][]string
-	for _, pool := range everyone {
-		x := look(in, pool)
-		tier := 0
-		if svc.Pools[pool].Standby {
-			tier += 2
-		}
-		if x.drained || x.up > 0 && x.usable == 0 {
-			tier += 4
-		}
-		if x.free == 0 {
-			tier += 8
-		}
-		open[tier] = append(open[tier], pool)
+	return pool, reason, v4, v6
+}
+
+// witness is one client of one service.
+type witness struct {
+	in    Inputs
+	name  string
+	svc   config.Service
+	addr  netip.Addr // the IPv4 address inside, where there is one
+	place geo.Place
+	path  []config.Stage // the stages that this client meets, chains and matches resolved
+	key   uint64
+}
+
+func newWitness(in Inputs, name string, addr netip.Addr) *witness {
+	w := &witness{in: in, name: name, svc: in.Objects.Services[name], addr: addr}
+	if in.Geo != nil {
+		p, _ := in.Geo.Lookup(addr)
+		w.place = *p
 	}
-	for _, pools := range open {
-		if len(pools) > 0 {
-			pool, v4, v6 = answers(bestGroup(in, svc, place, pools), true)
-			return pool, ReasonAllDown, v4, v6
+	if site, ok := in.Objects.Sites[w.place.Site]; ok {
+		if w.place.Country == "" {
+			w.place.Country, w.place.City = site.Country, site.City
+			_, w.place.Subdivision, _ = strings.Cut(site.Subdivision, "-")
+		}
+		if w.place.Continent == "" {
+			w.place.Continent = site.Continent
+		}
+		w.place.Lat, w.place.Lon, w.place.Located = site.Lat, site.Lon, true
+	}
+	switch b := addr.As16(); {
+	case addr.Is4():
+	case b[0] == 0x20 && b[1] == 0x02:
+		w.addr = netip.AddrFrom4([4]byte(b[2:6]))
+	case netip.MustParsePrefix("64:ff9b::/96").Contains(addr):
+		w.addr = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	w.walk(w.svc.EffectivePolicy())
+	length := w.svc.Sticky.WithDefaults()
+	for _, s := range w.path {
+		if s.Sticky != nil {
+			length = s.Sticky.WithDefaults()
 		}
 	}
-	return "", ReasonServfail, nil, nil
+	w.key = (&Service{seed: seed("service", name), sticky4: uint8(length.IPv4), sticky6: uint8(length.IPv6)}).key(addr)
+	return w
+}
+
+// walk adds stages to the path.
+func (w *witness) walk(stages []config.Stage) {
+	for _, s := range stages {
+		switch {
+		case s.Chain != nil:
+			w.walk(w.in.Objects.Chains[string(*s.Chain)].Policy)
+		case s.Match != nil:
+			then := s.Match.Else
+			for _, c := range s.Match.Cases {
+				if w.is(c.If) {
+					then = c.Then
+					break
+				}
+			}
+			w.walk(then)
+		default:
+			w.path = append(w.path, s)
+		}
+	}
+}
+
+// is reports whether the client matches.
+func (w *witness) is(c config.Condition) bool {
+	if c.Time != nil {
+		if in, _ := c.Time.Holds(w.in.Now); !in {
+			return false
+		}
+	}
+	if len(c.Name) > 0 && !slices.ContainsFunc(c.Name, func(g string) bool { return matches(g, w.name) }) {
+		return false
+	}
+	if len(c.Prefix) > 0 && !slices.ContainsFunc(c.Prefix, func(p netip.Prefix) bool { return p.Contains(w.addr) }) {
+		return false
+	}
+	one := func(list []string, v string) bool { return len(list) == 0 || slices.Contains(list, v) }
+	return one(c.Continent, w.place.Continent) && one(c.Country, w.place.Country) && one(c.Site, w.place.Site) &&
+		one(c.Subdivision, w.place.Country+"-"+w.place.Subdivision) && (len(c.ASN) == 0 || slices.Contains(c.ASN, int(w.place.ASN)))
+}
+
+// verdict is what a witness says of one pool.
+type verdictOf struct {
+	out, down bool
+	tier      int // 1 degraded, 2 standby, 4 drained
+	takes     float64
+	admits    bool // this client
+	to        []int
+}
+
+func (w *witness) judge(pool string) (v verdictOf) {
+	x := look(w.in, pool)
+	ref := w.svc.Pools[pool]
+	v.out = ref.EffectiveWeight() == 0 || x.total == 0
+	if ref.Standby {
+		v.tier += 2
+	}
+	if x.drained || x.up > 0 && x.usable == 0 {
+		v.tier += 4
+	}
+	v.takes, v.admits = 1, true
+	limit := func(name string, share float64) {
+		if share < 1 {
+			v.takes = min(v.takes, share)
+			v.admits = v.admits && mix(w.key^seed("gate", name, pool)) < threshold(share)
+		}
+	}
+	site := w.in.Objects.Sites[w.in.Objects.Pools[pool].Site]
+	degraded := false
+	for i, s := range w.path {
+		switch {
+		case s.Fence != nil:
+			v.out = v.out || s.Fence.Within == "country" && (w.place.Country == "" || w.place.Country != site.Country) ||
+				s.Fence.Within == "continent" && (w.place.Continent == "" || w.place.Continent != site.Continent)
+			for _, r := range s.Fence.Rules {
+				if w.is(r.When) {
+					v.out = v.out || len(r.Allow) > 0 && !w.listed(r.Allow, pool) || w.listed(r.Deny, pool)
+				}
+			}
+		case s.Health != nil:
+			up, usable := x.up, x.usable
+			if s.Health.Unknown == "down" {
+				up, usable = x.sureUp, x.sure
+			}
+			v.down = v.down || up == 0 || s.Health.Threshold != nil && float64(up)/float64(x.total) < *s.Health.Threshold
+			if s.Health.Unknown == "degraded" {
+				usable = x.sure
+			}
+			least := w.in.Objects.Pools[pool].EffectiveMinHealth()
+			if s.Health.MinHealthy != nil {
+				least = *s.Health.MinHealthy
+			}
+			degraded = degraded || float64(usable)/float64(x.total) < least
+		case s.Trickle != nil:
+			if slices.Contains(s.Trickle.To, pool) && (s.Trickle.Share == 1 || mix(w.key^seed("gate", "trickle", "")) < threshold(s.Trickle.Share)) && s.Trickle.Share > 0 {
+				v.to = append(v.to, i)
+			}
+		case s.Shed != nil:
+			if load, ok := w.in.Load[pool]; ok {
+				limit("shed", math.Round(64*min(1, max(0, (s.Shed.High-load)/(s.Shed.High-s.Shed.Low))))/64)
+			}
+		case s.Capacity != nil:
+			share, ok := w.in.Shares[w.name][pool]
+			if !ok {
+				share, ok = s.Capacity.Shares[pool]
+			}
+			if ok {
+				limit("capacity", share)
+			}
+		}
+	}
+	if degraded {
+		v.tier++
+	}
+	return v
+}
+
+func (w *witness) listed(list []string, pool string) bool {
+	return slices.ContainsFunc(list, func(g string) bool {
+		return matches(g, pool) || g == "site:"+w.in.Objects.Pools[pool].Site
+	})
+}
+
+// candidateOf is the choice of a witness: the pool, and all that stood in its group and after.
+type candidateOf struct {
+	pool   string
+	reason Reason
+	order  []string // the pools that would follow, the chosen first
+	group  int      // how many of order stand in the group of the first
+	open   bool
+}
+
+func (w *witness) choose() candidateOf {
+	judged := map[string]verdictOf{}
+	var names []string
+	for pool := range w.svc.Pools {
+		judged[pool] = w.judge(pool)
+		names = append(names, pool)
+	}
+	slices.Sort(names)
+	var perfect []string
+	var tiers [16][]string
+	for _, pool := range names {
+		v := judged[pool]
+		if v.out {
+			continue
+		}
+		if !w.svc.Pools[pool].Standby {
+			perfect = append(perfect, pool)
+		}
+		if !v.down {
+			tiers[v.tier] = append(tiers[v.tier], pool)
+		}
+	}
+	base, open := ReasonPolicy, false
+	if slices.IndexFunc(tiers[:], func(l []string) bool { return len(l) > 0 }) < 0 {
+		switch w.svc.AllDown.EffectiveMode() {
+		case "servfail":
+			return candidateOf{reason: ReasonServfail}
+		case "fallback":
+			return candidateOf{reason: ReasonFallback}
+		}
+		base, open = ReasonAllDown, true
+		for _, pool := range names {
+			v := judged[pool]
+			tier := v.tier &^ 1
+			if look(w.in, pool).free == 0 {
+				tier += 8
+			}
+			if !v.out {
+				tiers[tier] = append(tiers[tier], pool)
+			}
+		}
+	}
+	var groups [][]string
+	var first int // tier of the first group
+	for tier, pools := range tiers {
+		if len(pools) > 0 && len(groups) == 0 {
+			first = tier
+		}
+		if len(groups) > 0 && tier&4 > first&4 {
+			continue
+		}
+		for len(pools) > 0 {
+			best := w.best(pools)
+			groups = append(groups, best)
+			pools = slices.DeleteFunc(slices.Clone(pools), func(p string) bool { return slices.Contains(best, p) })
+		}
+	}
+	if len(groups) == 0 {
+		return candidateOf{reason: ReasonServfail}
+	}
+	switch {
+	case open:
+	case first >= 4:
+		base = ReasonDrained
+	case first >= 2:
+		base = ReasonStandby
+	case first == 1:
+		base = ReasonDegraded
+	}
+	weigh := func(p string) (uint64, float64) { return seed("pool", p), float64(w.svc.Pools[p].EffectiveWeight()) }
+	admitted := func(pools []string) []string {
+		return byDraw(slices.DeleteFunc(slices.Clone(pools), func(p string) bool { return !judged[p].admits }), w.key, weigh)
+	}
+	c := candidateOf{reason: base, open: open}
+	if !open {
+		for i := range w.path {
+			to := admitted(slices.DeleteFunc(slices.Clone(names), func(p string) bool {
+				v := judged[p]
+				return v.out || v.down || v.tier&^2 != 0 || !slices.Contains(v.to, i)
+			}))
+			if len(to) > 0 {
+				c.pool, c.reason = to[0], ReasonTrickle
+				break
+			}
+		}
+	}
+	for g, pools := range groups {
+		list := admitted(pools)
+		if len(list) > 0 && c.pool == "" {
+			c.pool = list[0]
+			if g > 0 && !open {
+				c.reason = ReasonOverflow
+			}
+		}
+		c.order = append(c.order, list...)
+	}
+	if c.pool == "" { // nobody takes it, so the first must
+		c.pool = byDraw(groups[0], w.key, weigh)[0]
+	}
+	for _, pools := range groups {
+		if slices.Contains(pools, c.pool) {
+			c.group = len(admitted(pools))
+			if !slices.Contains(admitted(pools), c.pool) {
+				c.group++
+			}
+		}
+	}
+	if c.reason == ReasonTrickle {
+		c.group = 1
+	}
+	if slices.Contains(groups[0], c.pool) && c.reason == ReasonPolicy {
+		want := w.best(perfect)
+		alone := len(groups[0]) == 1 && len(want) > 1
+		lost := slices.DeleteFunc(slices.Clone(want), func(p string) bool { return slices.Contains(groups[0], p) })
+		if alone || !slices.Contains(want, c.pool) || byDraw(append(lost, c.pool), w.key, weigh)[0] != c.pool {
+			c.reason = ReasonFailover
+		}
+	}
+	return c
+}
+
+// answers are what a choice is answered with.
+func (w *witness) answers(c candidateOf) (v4, v6 []netip.Addr) {
+	sel := config.SelectStage{Answers: MaxAnswers}
+	strict, mode := false, ""
+	for _, s := range w.path {
+		if s.Select != nil {
+			sel = *s.Select
+		}
+		if s.Weighted != nil {
+			mode = s.Weighted.Answers
+		}
+		strict = strict || s.Health != nil && s.Health.Unknown == "down"
+	}
+	if sel.Pools > 1 || mode == "several" || strings.HasPrefix(mode, "grouped") {
+		return nil, nil // TestSelection says what these are
+	}
+	n := sel.Answers
+	if sel.PerSite > 0 {
+		n = min(n, sel.PerSite)
+	}
+	v4, v6 = endpointsOf(w.in, c.pool, w.key, n, c.open, strict)
+	return v4, v6
 }
 
 // sight is what there is to see of a pool: endpoint weights, by what they could be used for.
 type sight struct {
 	total, up, usable, free int // of all; not down; not down or drained; not forced down
+	sureUp, sure            int // known to be up; and not drained
 	drained                 bool
 }
 
@@ -134,6 +373,12 @@ func look(in Inputs, pool string) (x sight) {
 			x.up += w
 			if !stateOf(in, pool, e.Address, "drain") {
 				x.usable += w
+			}
+		}
+		if !down && !unknown(in, pool, e.Address) {
+			x.sureUp += w
+			if !stateOf(in, pool, e.Address, "drain") {
+				x.sure += w
 			}
 		}
 		if !down || !forced {
@@ -153,6 +398,12 @@ func stateOf(in Inputs, pool string, addr netip.Addr, state string) bool {
 	return false
 }
 
+// unknown reports whether nothing is known of an endpoint that probes or operators might.
+func unknown(in Inputs, pool string, addr netip.Addr) bool {
+	_, forced := isDown(in, pool, addr)
+	return !forced && in.Objects.Pools[pool].Probe != "" && in.Verdicts[EndpointID{pool, addr}] == Unknown
+}
+
 func isDown(in Inputs, pool string, addr netip.Addr) (down, forced bool) {
 	for _, target := range []netip.Addr{addr, {}} {
 		if stateOf(in, pool, target, "down") {
@@ -165,53 +416,132 @@ func isDown(in Inputs, pool string, addr netip.Addr) (down, forced bool) {
 	return in.Objects.Pools[pool].Probe != "" && in.Verdicts[EndpointID{pool, addr}] == Down, false
 }
 
-// bestGroup returns the pools that the ordering stages put first and leave equal.
-func bestGroup(in Inputs, svc config.Service, place geo.Place, pools []string) []string {
+// best returns the pools that the ordering stages put first and leave equal.
+func (w *witness) best(pools []string) []string {
 	if len(pools) == 0 {
 		return nil
 	}
-	for _, stage := range svc.EffectivePolicy() {
-		var value func(pool string) float64
+	in := w.in
+	siteOf := func(pool string) config.Site { return in.Objects.Sites[in.Objects.Pools[pool].Site] }
+	km := func(pool string) float64 {
+		return haversine(w.place.Lat, w.place.Lon, siteOf(pool).Lat, siteOf(pool).Lon)
+	}
+	bias := func(v, percent float64) float64 {
+		if percent < 0 {
+			return v / (1 + percent/100)
+		}
+		return v * (1 - percent/100)
+	}
+	keep := func(value func(pool string) float64) {
+		least := math.Inf(1)
+		for _, p := range pools {
+			least = min(least, value(p))
+		}
+		pools = slices.DeleteFunc(slices.Clone(pools), func(p string) bool { return value(p) != least })
+	}
+	for _, stage := range w.path {
 		switch {
-		case stage.Weighted != nil:
+		case stage.Weighted != nil || stage.Sticky != nil:
 			return pools
 		case stage.Failover != nil:
-			value = func(pool string) float64 {
+			keep(func(pool string) float64 {
 				for i, group := range stage.Failover.Order {
 					if slices.Contains(group, pool) {
 						return float64(i)
 					}
 				}
 				return math.Inf(1)
+			})
+		case stage.RTT != nil:
+			row := w.measured(stage.RTT.Effective())
+			if row == nil {
+				continue
 			}
-		case stage.Nearest != nil:
-			lat, lon, ok := place.Lat, place.Lon, place.Located
-			if site, named := in.Objects.Sites[place.Site]; named {
-				lat, lon, ok = site.Lat, site.Lon, true
-			}
-			value = func(pool string) float64 {
-				if !ok {
-					return 0
+			least := math.Inf(1)
+			for pool := range w.svc.Pools {
+				if v, ok := row[pool]; ok && !w.judge(pool).out {
+					least = min(least, v)
 				}
-				site := in.Objects.Sites[in.Objects.Pools[pool].Site]
-				return haversine(lat, lon, site.Lat, site.Lon)
 			}
-		default:
-			continue
-		}
-		least := math.Inf(1)
-		for _, p := range pools {
-			least = min(least, value(p))
-		}
-		var kept []string
-		for _, p := range pools {
-			if value(p) == least {
-				kept = append(kept, p)
+			keep(func(pool string) float64 {
+				switch v, ok := row[pool]; {
+				case !ok:
+					return math.Inf(1)
+				case v <= least+stage.RTT.Within:
+					return least
+				default:
+					return v
+				}
+			})
+		case stage.Nearest != nil:
+			if len(stage.Nearest.Affinity) > 0 {
+				keep(func(pool string) float64 { return w.shares(stage.Nearest.Affinity, siteOf(pool)) })
 			}
+			row := map[string]float64{}
+			if stage.Nearest.By == "rtt" {
+				row = w.measured(config.RTTStage{}.Effective())
+			}
+			keep(func(pool string) float64 {
+				percent := stage.Nearest.Bias[pool]
+				v, ok := row[pool]
+				switch {
+				case ok:
+					return bias(v, percent)
+				case !w.place.Located && stage.Nearest.By == "rtt":
+					return math.Inf(1)
+				case !w.place.Located:
+					return 0
+				case stage.Nearest.By == "rtt":
+					return bias(msPerKM*km(pool), percent)
+				}
+				return bias(km(pool), percent)
+			})
 		}
-		pools = kept
 	}
 	return pools
+}
+
+// measured returns the RTTs that count for the longest prefix around the client that has
+// any.
+func (w *witness) measured(s config.RTTStage) map[string]float64 {
+	var rows map[string]float64
+	bits := -1
+	if w.in.RTT == nil {
+		return nil
+	}
+	for k, v := range w.in.RTT.rows {
+		_, mine := w.svc.Pools[k.Pool]
+		if !mine || v.Samples < s.MinSamples || !v.At.Add(s.MaxAge.Std()).After(w.in.Now) || !k.Prefix.Contains(w.addr) {
+			continue
+		}
+		if k.Prefix.Bits() > bits {
+			bits, rows = k.Prefix.Bits(), map[string]float64{}
+		}
+		if k.Prefix.Bits() == bits {
+			rows[k.Pool] = v.Millis
+		}
+	}
+	return rows
+}
+
+// shares returns how small the smallest of levels is that a site shares with the client.
+func (w *witness) shares(levels []string, s config.Site) float64 {
+	_, sub, _ := strings.Cut(s.Subdivision, "-")
+	country := s.Country != "" && s.Country == w.place.Country
+	for i, l := range []struct {
+		name string
+		same bool
+	}{
+		{"city", country && s.City != "" && s.City == w.place.City},
+		{"subdivision", country && sub != "" && sub == w.place.Subdivision},
+		{"country", country},
+		{"continent", s.Continent != "" && s.Continent == w.place.Continent},
+	} {
+		if l.same && slices.Contains(levels, l.name) {
+			return float64(i)
+		}
+	}
+	return 4
 }
 
 // haversine returns the great-circle distance in km by the textbook's formula.
@@ -234,13 +564,7 @@ func byDraw[E any](list []E, key uint64, of func(E) (seed uint64, weight float64
 }
 
 // endpointsOf returns what a pool is answered with.
-func endpointsOf(in Inputs, svc config.Service, pool string, key uint64, open bool) (v4, v6 []netip.Addr) {
-	n := MaxAnswers
-	for _, stage := range svc.EffectivePolicy() {
-		if stage.Select != nil {
-			n = stage.Select.Answers
-		}
-	}
+func endpointsOf(in Inputs, pool string, key uint64, n int, open, strict bool) (v4, v6 []netip.Addr) {
 	var usable, drained, free, freeDrained, all []config.Endpoint
 	for _, e := range in.Objects.Pools[pool].Endpoints {
 		if e.EffectiveWeight() == 0 {
@@ -249,10 +573,11 @@ func endpointsOf(in Inputs, svc config.Service, pool string, key uint64, open bo
 		down, forced := isDown(in, pool, e.Address)
 		off := stateOf(in, pool, e.Address, "drain")
 		all = append(all, e)
-		if !down && !off {
+		healthy := !down && !(strict && unknown(in, pool, e.Address))
+		if healthy && !off {
 			usable = append(usable, e)
 		}
-		if !down && off {
+		if healthy && off {
 			drained = append(drained, e)
 		}
 		if !(down && forced) && !off {
@@ -304,7 +629,11 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 	}
 	in = Inputs{Revision: 1, Objects: o, Verdicts: map[EndpointID]Verdict{}, Flipping: map[EndpointID]bool{}, Now: now}
 	for i := range 4 {
-		o.Sites[fmt.Sprint("s", i)] = config.Site{Lat: float64(rng.IntN(160) - 80), Lon: float64(rng.IntN(360) - 180)}
+		o.Sites[fmt.Sprint("s", i)] = config.Site{
+			Lat: float64(rng.IntN(160) - 80), Lon: float64(rng.IntN(360) - 180),
+			Continent: []string{"", "EU", "NA"}[rng.IntN(3)], Country: []string{"", "DE", "US"}[rng.IntN(3)],
+			Subdivision: []string{"", "DE-BE", "US-CA"}[rng.IntN(3)], City: []string{"", "Berlin"}[rng.IntN(2)],
+		}
 	}
 	o.Sites["s4"] = o.Sites["s0"]
 	weight := func() *int {
@@ -343,7 +672,9 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 	for _, name := range names {
 		svc.Pools[name] = config.PoolRef{Weight: weight(), Standby: rng.IntN(5) == 0}
 	}
-	svc.Policy = randomPolicy(rng, names)
+	o.Chains = map[string]config.Chain{}
+	svc.Policy = randomPolicy(rng, names, o.Chains)
+	in.Load, in.Shares, in.RTT = randomLoad(rng, names)
 	svc.AllDown = []config.AllDown{{}, {Mode: "open"}, {Mode: "servfail"}, {Mode: "fallback", Fallback: []string{"10.99.0.1", "fd99::1"}}}[rng.IntN(4)]
 	if rng.IntN(3) == 0 {
 		svc.Sticky = config.Sticky{IPv4: 8 + rng.IntN(25), IPv6: 16 + rng.IntN(49)}
@@ -363,7 +694,11 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 		}
 		seen[p] = true
 		prefixes = append(prefixes, p)
-		place := geo.Place{Located: rng.IntN(4) > 0, Lat: float64(rng.IntN(160) - 80), Lon: float64(rng.IntN(360)-180) + 0.5}
+		place := geo.Place{
+			Located: rng.IntN(4) > 0, Lat: float64(rng.IntN(160) - 80), Lon: float64(rng.IntN(360)-180) + 0.5,
+			Continent: []string{"", "EU", "NA"}[rng.IntN(3)], Country: []string{"", "DE", "US"}[rng.IntN(3)],
+			Subdivision: []string{"", "BE", "CA"}[rng.IntN(3)], City: []string{"", "Berlin"}[rng.IntN(2)], ASN: uint32(rng.IntN(3)),
+		}
 		if rng.IntN(4) == 0 {
 			place = geo.Place{Site: fmt.Sprint("s", rng.IntN(7))}
 		}
@@ -379,8 +714,60 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 	return in, prefixes
 }
 
-func randomPolicy(rng *rand.Rand, pools []string) []config.Stage {
-	stages := []config.Stage{{Health: &config.HealthStage{}}, {Nearest: &config.NearestStage{}}, {Weighted: &config.WeightedStage{}}}
+// randomPolicy returns a policy of up to eight stages, some of them in cases and chains.
+func randomPolicy(rng *rand.Rand, pools []string, chains map[string]config.Chain) []config.Stage {
+	stages := randomStages(rng, pools)
+	for depth := range 2 {
+		if rng.IntN(3) > 0 {
+			continue
+		}
+		var m config.MatchStage
+		for range 1 + rng.IntN(2) {
+			m.Cases = append(m.Cases, config.MatchCase{If: randomCondition(rng, true), Then: randomStages(rng, pools)})
+		}
+		m.Else = randomStages(rng, pools)
+		if rng.IntN(2) == 0 {
+			name := fmt.Sprint("chain", depth)
+			chains[name] = config.Chain{Policy: stages}
+			call := config.ChainStage(name)
+			m.Else = []config.Stage{{Chain: &call}}
+			stages = nil
+		}
+		stages = slices.Insert(stages, rng.IntN(len(stages)+1), config.Stage{Match: &m})
+	}
+	return stages
+}
+
+func randomCondition(rng *rand.Rand, dynamic bool) (c config.Condition) {
+	switch rng.IntN(8) {
+	case 0:
+		c.Country = []string{"DE"}
+	case 1:
+		c.Continent = []string{"EU", "AS"}
+	case 2:
+		c.Subdivision = []string{"DE-BE"}
+	case 3:
+		c.ASN = []int{1}
+	case 4:
+		c.Site = []string{"s1", "s2"}
+	case 5, 6:
+		b := [16]byte{0x20, 0x01, byte(rng.IntN(2)), byte(rng.IntN(4))}
+		c.Prefix = []netip.Prefix{
+			netip.PrefixFrom(netip.AddrFrom16(b), 32).Masked(),
+			netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(64 * rng.IntN(4)), byte(rng.IntN(3))}), 1+rng.IntN(18)).Masked(),
+		}
+	case 7:
+		if dynamic {
+			c.Time = &config.Window{Days: []string{[]string{"mon", "tue"}[rng.IntN(2)]}}
+			c.Name = [][]string{nil, {"w*"}, {"x"}}[rng.IntN(3)]
+		}
+	}
+	return c
+}
+
+func randomStages(rng *rand.Rand, pools []string) []config.Stage {
+	share := func() float64 { return []float64{0, 0.3, 0.7, 1}[rng.IntN(4)] }
+	pool := func() string { return pools[rng.IntN(len(pools))] }
 	f := &config.FailoverStage{}
 	for _, p := range pools {
 		if i := rng.IntN(4); i < 3 {
@@ -390,13 +777,67 @@ func randomPolicy(rng *rand.Rand, pools []string) []config.Stage {
 			f.Order[i] = append(f.Order[i], p)
 		}
 	}
-	stages = append(stages, config.Stage{Failover: f}, config.Stage{Select: &config.SelectStage{Answers: 1 + rng.IntN(3)}})
+	fence := &config.FenceStage{Rules: []config.FenceRule{{When: randomCondition(rng, false)}}}
+	if rng.IntN(2) == 0 {
+		fence.Rules[0].Allow = []string{pool(), "site:s1"}
+	} else {
+		fence.Rules[0].Deny = []string{pool()}
+	}
+	if rng.IntN(4) == 0 {
+		fence.Within = []string{"country", "continent"}[rng.IntN(2)]
+	}
+	h := &config.HealthStage{Unknown: []string{"", "up", "degraded", "down"}[rng.IntN(4)]}
+	if rng.IntN(3) == 0 {
+		v := share()
+		h.Threshold = &v
+	}
+	if rng.IntN(3) == 0 {
+		v := share()
+		h.MinHealthy = &v
+	}
+	nearest := &config.NearestStage{By: []string{"", "rtt"}[rng.IntN(2)]}
+	if rng.IntN(2) == 0 {
+		nearest.Affinity = []string{"continent", []string{"city", "subdivision", "country"}[rng.IntN(3)]}
+	}
+	if rng.IntN(2) == 0 {
+		nearest.Bias = map[string]float64{pool(): float64(rng.IntN(180) - 90)}
+	}
+	stages := []config.Stage{
+		{Health: &config.HealthStage{}}, {Nearest: &config.NearestStage{}}, {Weighted: &config.WeightedStage{}}, {Failover: f},
+		{Select: &config.SelectStage{Answers: 1 + rng.IntN(3), PerSite: rng.IntN(3), Order: "draw"}}, {Health: h}, {Nearest: nearest}, {Fence: fence},
+		{RTT: &config.RTTStage{Within: float64(rng.IntN(20))}}, {Trickle: &config.TrickleStage{To: []string{pool(), pool()}, Share: share()}},
+		{Shed: &config.ShedStage{Low: 0.5, High: 1}}, {Capacity: &config.CapacityStage{Shares: map[string]float64{pool(): share()}}},
+		{Sticky: &config.StickyStage{Sticky: config.Sticky{IPv4: 8 + rng.IntN(25), IPv6: 16 + rng.IntN(49)}}},
+	}
 	rng.Shuffle(len(stages), func(i, j int) { stages[i], stages[j] = stages[j], stages[i] })
-	stages = stages[:rng.IntN(len(stages)+1)]
+	stages = stages[:rng.IntN(7)]
 	if rng.IntN(2) == 0 && len(stages) > 0 && !slices.ContainsFunc(stages, func(s config.Stage) bool { return s.Health != nil }) {
 		stages = append([]config.Stage{{Health: &config.HealthStage{}}}, stages...)
 	}
 	return stages
+}
+
+// randomLoad returns loads, shares of a plan and measurements of some pools.
+func randomLoad(rng *rand.Rand, pools []string) (load map[string]float64, shares map[string]map[string]float64, rtt *RTTTable) {
+	load, shares = map[string]float64{}, map[string]map[string]float64{"w": {}}
+	rows := map[RTTKey]RTT{}
+	for _, p := range pools {
+		if rng.IntN(2) == 0 {
+			load[p] = 1.2 * rng.Float64()
+		}
+		if rng.IntN(6) == 0 {
+			shares["w"][p] = rng.Float64()
+		}
+		for range rng.IntN(4) {
+			b := [16]byte{0x20, 0x01, byte(rng.IntN(2)), byte(rng.IntN(4))}
+			k := RTTKey{netip.PrefixFrom(netip.AddrFrom16(b), 24+rng.IntN(9)).Masked(), p}
+			if rng.IntN(2) == 0 {
+				k.Prefix = netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(64 * rng.IntN(4)), byte(rng.IntN(3))}), 1+rng.IntN(18)).Masked()
+			}
+			rows[k] = RTT{Millis: float64(1 + rng.IntN(50)), Samples: 1 + rng.IntN(8), At: now.Add(-time.Duration(rng.IntN(30)) * time.Hour)}
+		}
+	}
+	return load, shares, NewRTTTable(rows)
 }
 
 // corners returns the addresses at which a decision may change with the place.
@@ -445,14 +886,18 @@ func TestDecideAgreesWithTwin(t *testing.T) {
 		s := mustBuild(t, prev, in)
 		prev = s
 		svc := s.Service("w")
-		at := corners(prefixes)
+		at := corners(append(prefixes, svc.steering.marks...))
 		decide := func(a netip.Addr) (d Decision, line string) {
 			s.Decide(svc, Client{a, uint8(a.BitLen())}, &d)
 			line = fmt.Sprint(d.V4, d.V6, d.Fallback)
-			for _, sh := range svc.outcomes[d.Outcome].shares {
-				if !sh.lost { // a split is another decision, even where the draw falls on the same pool
-					line += " " + sh.pool.Name
+			o := &svc.outcomes[d.Outcome]
+			for i, sh := range o.shares {
+				if o.split && !sh.lost { // a split is another decision, even where the draw falls on the same pool
+					line += fmt.Sprint(" ", sh.pool.Name, sh.gates, i > 0 && sh.group != o.shares[i-1].group)
 				}
+			}
+			if len(o.shares) > 0 && (o.split || cut(&d, svc)) {
+				line += fmt.Sprint(o.sticky(svc, netip.IPv4Unspecified()), o.sticky(svc, netip.IPv6Unspecified()), o.shape.answers, o.shape.mode)
 			}
 			return d, line
 		}
@@ -469,9 +914,12 @@ func TestDecideAgreesWithTwin(t *testing.T) {
 			d, line := decide(a)
 			seen[d.Reason]++
 			pool, reason, v4, v6 := obvious(in, "w", a)
+			if svc.outcomes[d.Outcome].merged {
+				v4, v6 = d.V4, d.V6
+			}
 			want := Decision{Pool: s.Pool(pool), Reason: reason, Scope: d.Scope, TTL: d.TTL, V4: v4, V6: v6}
 			if got := d.line(); got != want.line() {
-				t.Fatalf("round %d: %s: got %s\nwant %s\nservice %+v\nstates %+v", round, a, got, want.line(), in.Objects.Services["w"], in.Objects.States)
+				t.Fatalf("round %d: %s: got %s\nwant %s\nservice %s\n%+v", round, a, got, want.line(), yamlOf(in), s.Explain(svc, Client{a, uint8(a.BitLen())}))
 			}
 			checkExplains(t, s, svc, Client{a, uint8(a.BitLen())})
 
@@ -487,13 +935,13 @@ func TestDecideAgreesWithTwin(t *testing.T) {
 				return netip.Addr{}, false
 			}
 			if c, ok := differs(inside); ok {
-				t.Fatalf("round %d: %s: %s, but %s inside the scope: %s\nservice %+v", round, a, d.line(), c, func() string { d, _ := decide(c); return d.line() }(), in.Objects.Services["w"])
+				t.Fatalf("round %d: %s: %s, but %s inside the scope: %s\n%s", round, a, d.line(), c, func() string { d, _ := decide(c); return d.line() }(), yamlOf(in))
 			}
-			if split := len(svc.outcomes[d.Outcome].shares) > 1 || d.Pool != nil && cut(&d, svc); d.Scope == 0 || split && d.Scope == svc.sticky(a) {
+			if split := svc.outcomes[d.Outcome].split || d.Pool != nil && cut(&d, svc); d.Scope == 0 || split && d.Scope == svc.outcomes[d.Outcome].sticky(svc, a) {
 				continue
 			}
 			if _, ok := differs(netip.PrefixFrom(a, int(d.Scope)-1).Masked()); !ok {
-				t.Fatalf("round %d: %s: %s, but scope %d would do\nservice %+v", round, a, d.line(), d.Scope-1, in.Objects.Services["w"])
+				t.Fatalf("round %d: %s: %s, but scope %d would do\n%s", round, a, d.line(), d.Scope-1, yamlOf(in))
 			}
 		}
 	}
@@ -504,8 +952,14 @@ func TestDecideAgreesWithTwin(t *testing.T) {
 	}
 }
 
+func yamlOf(in Inputs) string {
+	b, err := config.MarshalYAML(in.Objects)
+	return fmt.Sprintf("%s %v\nload %v shares %v", b, err, in.Load, in.Shares)
+}
+
 // cut reports whether d is a selection of its pool's endpoints.
 func cut(d *Decision, svc *Service) bool {
-	sh := svc.outcomes[d.Outcome].shares[0]
-	return len(d.V4) < len(sh.list.v4.addrs) || len(d.V6) < len(sh.list.v6.addrs)
+	o := &svc.outcomes[d.Outcome]
+	sh := o.shares[0]
+	return o.merged || len(d.V4) < len(sh.list.v4.addrs) || len(d.V6) < len(sh.list.v6.addrs)
 }

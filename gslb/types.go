@@ -59,8 +59,14 @@ type Inputs struct {
 	Objects  *config.Objects // valid: config.Validate found no fault
 	Geo      *geo.Map        // nil: nothing is known of any address
 	Verdicts map[EndpointID]Verdict
-	Flipping map[EndpointID]bool // endpoints whose verdict is about to change: they shorten the TTL
-	Now      time.Time           // for states that end; see Snapshot.Next
+	Flipping map[EndpointID]bool           // endpoints whose verdict is about to change: they shorten the TTL
+	FlipAt   map[EndpointID]time.Time      // when such a verdict may change at the earliest; missing: not known
+	Since    map[EndpointID]time.Time      // when a verdict turned from up to down or back; missing: it never did
+	Load     map[string]float64            // by pool: the share of its capacity that is in use, 0..; missing: not known
+	Shares   map[string]map[string]float64 // by service, then by pool: what a plan lets the pool take of the clients that would be its own, 0..1
+	RTT      *RTTTable                     // measured round-trip times; nil: none
+	Names    map[string][]netip.Addr       // what the hostnames of pools resolve to, for a service at the apex of a zone
+	Now      time.Time                     // for states that end; see Snapshot.Next
 }
 
 // Snapshot is one immutable state of the world, and decides from it. It is safe for
@@ -74,7 +80,8 @@ type Snapshot struct {
 	Services []*Service // ordered by name
 	Pools    []*Pool    // ordered by name
 
-	world    *world              // geography as the stages see it; nil if nothing depends on it
+	in       Inputs
+	worlds   map[string]*world   // geography as the stages see it, by the prefixes that they name
 	routings map[string]*routing // by what they depend on, for the next Build to share
 }
 
@@ -99,19 +106,25 @@ type Pool struct {
 	Site      string
 	Healthy   float64 // share of endpoint weight that is usable, 0..1
 	Degraded  bool    // Healthy is under minHealthy
+	Hostname  string  // its name, in answers that want one
+	Port      uint16  // of its endpoints by default; 0 when none is declared
+	Capacity  float64 // requests per second; 0 is not declared
 	Drained   bool
 	AnswerIDs bool       // its AAAA answers carry ids
 	Endpoints []Endpoint // all, in the order of the configuration
 
-	site      spot
-	up, open  endpoints            // to answer with: normally, and when all is down
-	upstreams map[string]*steering // by name; that of the pool itself is config.DefaultUpstream
-	flipping  bool                 // the verdict of an endpoint is about to change
-	none      bool                 // no endpoint has a weight: never answered
-	down      bool                 // no endpoint that has a weight is healthy
-	retired   bool                 // what is healthy is drained, the pool or every such endpoint
-	shut      bool                 // an operator forced every endpoint down
-	notes     poolNotes            // for people
+	at               locus     // where it stands
+	views            [2]view   // what health says, by what an unknown verdict counts as
+	open, last, flat endpoints // to answer with: when all is down; what was healthy until last; what its hostname resolves to
+	minHealth        float64
+	ramp             float64              // slow start: the share of its clients that it takes, 0..1
+	downAt           time.Time            // when its last healthy endpoint went down; zero: not known, or it is not down
+	upstreams        map[string]*steering // by name; that of the pool itself is config.DefaultUpstream
+	flipping         bool                 // the verdict of an endpoint is about to change
+	flipAt           time.Time            // when at the earliest; zero: not known
+	none             bool                 // no endpoint has a weight: never answered
+	shut             bool                 // an operator forced every endpoint down
+	notes            poolNotes            // for people
 }
 
 // Endpoint is one address of a pool.
@@ -130,6 +143,8 @@ type Reason uint8
 // The reasons, in the order in which a reader should worry.
 const (
 	ReasonPolicy   Reason = iota // the first choice of the policy
+	ReasonTrickle                // a trickle: this client is of the share that goes elsewhere
+	ReasonOverflow               // the first choice takes only a share of its clients, and not this one
 	ReasonFailover               // the first choice was down or drained
 	ReasonDegraded               // every pool left is under minHealthy
 	ReasonStandby                // nothing but standby pools was left
@@ -140,7 +155,7 @@ const (
 )
 
 var reasonNames = [...]string{
-	ReasonPolicy: "policy", ReasonFailover: "failover", ReasonDegraded: "degraded", ReasonStandby: "standby", ReasonDrained: "drained",
+	ReasonPolicy: "policy", ReasonTrickle: "trickle", ReasonOverflow: "overflow", ReasonFailover: "failover", ReasonDegraded: "degraded", ReasonStandby: "standby", ReasonDrained: "drained",
 	ReasonAllDown: "all-down", ReasonFallback: "fallback", ReasonServfail: "servfail",
 }
 
@@ -159,10 +174,25 @@ type Decision struct {
 	TTL      uint32       // seconds
 	Outcome  uint32       // index of the compiled outcome in the service: what explains a recorded decision
 	V4, V6   []netip.Addr // the answers by family; valid until the next Decide into d
-	Fallback string       // a name to answer with CNAME, only with ReasonFallback
+	Fallback string       // a name to answer with CNAME: with ReasonFallback, and for a pool that is a hostname
+	Targets  []Target     // the pools that SVCB, HTTPS and SRV answer with, best first; empty where the service has none of them
 
-	buf [2][MaxAnswers]netip.Addr // of V4 and V6, when the answers are a selection
+	buf     [2][MaxAnswers]netip.Addr // of V4 and V6, when the answers are a selection
+	targets [maxTargets]Target
 }
+
+// Target is one pool in an answer that names several: SVCB and HTTPS (RFC 9460), SRV (RFC
+// 2782).
+type Target struct {
+	Pool     *Pool
+	Priority uint16       // from 1: SvcPriority, or SRV's priority
+	Name     string       // canonical; "" is the owner name itself
+	Port     uint16       // the pool's; 0 when none is declared
+	V4, V6   []netip.Addr // its healthy endpoints: hints, or glue
+}
+
+// maxTargets bounds Decision.Targets, as config.Validate does.
+const maxTargets = 8
 
 // Explanation is a decision with everything that led to it.
 type Explanation struct {
@@ -176,6 +206,7 @@ type Explanation struct {
 	Reason   string       `json:"reason"`
 	Answers  []netip.Addr `json:"answers"` // both families
 	CNAME    string       `json:"cname,omitempty"`
+	Targets  []string     `json:"targets,omitempty"` // pools of SVCB, HTTPS and SRV, best first
 	TTL      uint32       `json:"ttl"`
 	Scope    uint8        `json:"scope"`
 }
@@ -184,6 +215,7 @@ type Explanation struct {
 // dropped or demoted, with the reason and the figure behind it.
 type StageTrace struct {
 	Stage string           `json:"stage"`
+	Note  string           `json:"note,omitempty"` // what it found of the client: the case of a match
 	Kept  []CandidateTrace `json:"kept"`
 	Lost  []CandidateTrace `json:"lost,omitempty"`
 }

@@ -3,6 +3,7 @@ package gslb
 import (
 	"maps"
 	"math"
+	"net/netip"
 
 	"github.com/meridian-gslb/meridian/geo"
 	"github.com/meridian-gslb/meridian/gslb/config"
@@ -38,23 +39,71 @@ func (s *spot) km(o *spot) float64 {
 	return 2 * earthRadius * math.Asin(min(1, math.Sqrt(x*x+y*y+z*z)/2))
 }
 
-// world is a map as the stages see it. It is immutable.
+// world is a map as the stages of a policy see it, laid over the prefixes that the policy
+// names. It is immutable.
 type world struct {
-	geo   *geo.Map
-	sites map[string]config.Site
-	spots []spot // by place of geo
+	geo     *geo.Map
+	sites   map[string]config.Site
+	places  []geo.Place // of geo, with what the site of each adds
+	spots   []spot      // by place
+	marks   []netip.Prefix
+	classes *geo.Classes
 }
 
-// newWorld returns the world of m, or old if that is the same.
-func newWorld(old *world, m *geo.Map, sites map[string]config.Site) *world {
-	if old != nil && old.geo == m && maps.Equal(old.sites, sites) {
-		return old
+// newWorld returns the world of m, which may be nil, under those prefixes. like, which may be
+// nil, is a world of the same map and sites.
+func newWorld(like *world, m *geo.Map, sites map[string]config.Site, marks []netip.Prefix) *world {
+	w := &world{geo: m, sites: sites, marks: marks, classes: geo.NewClasses(m, marks)}
+	if like != nil {
+		w.places, w.spots = like.places, like.spots
+		return w
 	}
-	w := &world{geo: m, sites: sites, spots: make([]spot, len(m.Places()))}
-	for i, p := range m.Places() {
+	places := []geo.Place{{}}
+	if m != nil {
+		places = m.Places()
+	}
+	w.places, w.spots = make([]geo.Place, len(places)), make([]spot, len(places))
+	for i, p := range places {
+		w.places[i] = settled(p, sites)
 		w.spots[i] = spotOf(&p, sites)
 	}
 	return w
+}
+
+// same reports whether w is of that map and those sites.
+func (w *world) same(m *geo.Map, sites map[string]config.Site) bool {
+	return w.geo == m && maps.Equal(w.sites, sites)
+}
+
+// locus returns that of a class.
+func (w *world) locus(c geo.Class) locus {
+	l := locus{spot: w.spots[c.Place], place: &w.places[c.Place]}
+	if c.Mark >= 0 {
+		l.prefix = w.marks[c.Mark]
+	}
+	return l
+}
+
+// find returns the locus of an address.
+func (w *world) find(addr netip.Addr) locus {
+	i, _ := w.classes.Lookup(addr)
+	return w.locus(w.classes.All()[i])
+}
+
+// settled returns p with what is known of its site.
+func settled(p geo.Place, sites map[string]config.Site) geo.Place {
+	s, ok := sites[p.Site]
+	if !ok {
+		return p
+	}
+	l := locusOf(p.Site, s)
+	if p.Country == "" {
+		p.Country, p.Subdivision, p.City = l.place.Country, l.place.Subdivision, l.place.City
+	}
+	if p.Continent == "" {
+		p.Continent = l.place.Continent
+	}
+	return p
 }
 
 // spotOf returns where p is: at its site if that has one, else at its coordinates.

@@ -184,8 +184,8 @@ func TestDecodeObject(t *testing.T) {
 		{"line", "pools", "gfe-eu", "{\n\"site\":\"eu\",\n\"endponts\":[]}", "/meridian/v1/pools/gfe-eu:3: pools.gfe-eu.endponts: unknown key; did you mean endpoints?"},
 		{"range", "sites", "eu", `{"lat":91,"lon":0}`, "/meridian/v1/sites/eu: sites.eu.lat: 91; expected -90 to 90"},
 		{"empty", "sites", "eu", ``, "/meridian/v1/sites/eu: sites.eu: empty; expected an object"},
-		{"not an object", "sites", "eu", `[1]`, "/meridian/v1/sites/eu: sites.eu: found a list; expected a mapping with lat, lon, continent, country, region"},
-		{"unknown kind", "boats", "eu", `{}`, "/meridian/v1/boats/eu: unknown kind; expected one of sites, zones, probes, pools, services, states, nodes"},
+		{"not an object", "sites", "eu", `[1]`, "/meridian/v1/sites/eu: sites.eu: found a list; expected a mapping with lat, lon, continent, country, subdivision, city, region"},
+		{"unknown kind", "boats", "eu", `{}`, "/meridian/v1/boats/eu: unknown kind; expected one of sites, zones, probes, pools, chains, services, states, nodes"},
 		{"name in other case", "services", "WWW.example.com", `{"pools":{"a":{}}}`, "/meridian/v1/services/WWW.example.com: services.WWW.example.com: expected www.example.com: lower case, without a trailing dot"},
 		{"zone with a file", "zones", "example.com", `{"file":"/etc/passwd"}`, "/meridian/v1/zones/example.com: zones.example.com.file: a file name; in the store a zone carries its records"},
 		{"zone", "zones", "example.com", `{"records":"@ A 192.0.2.1"}`, ""},
@@ -391,11 +391,26 @@ func randomObjects(r *rand.Rand) *Objects {
 	put("pools", "null", pool)
 	put("pools", "3.0", Pool{Site: "no", Upstream: &Upstream{Steering: Steering{Pools: map[string]PoolRef{"true": {}}}}})
 	stages := []Stage{{Health: &HealthStage{}}, {Nearest: &NearestStage{}}, {Weighted: &WeightedStage{}},
-		{Select: &SelectStage{Answers: 1 + r.IntN(16)}}, {Failover: &FailoverStage{Order: [][]string{{"a"}, {"b", "null"}}}}}
+		{Select: &SelectStage{Answers: 1 + r.IntN(16)}}, {Failover: &FailoverStage{Order: [][]string{{"a"}, {"b", "null"}}}},
+		{Fence: &FenceStage{Within: "country", Rules: []FenceRule{{When: Condition{Country: []string{"NO"}, ASN: []int{1 + r.IntN(9)}}, Deny: []string{"a"}}}}},
+		{RTT: &RTTStage{Within: r.Float64()}}, {Trickle: &TrickleStage{To: []string{"null"}, Share: r.Float64()}},
+		{Shed: &ShedStage{Low: r.Float64(), High: 2}}, {Capacity: &CapacityStage{Shares: map[string]float64{"null": 0.5}}},
+		{Sticky: &StickyStage{Sticky{IPv4: 8 + r.IntN(24)}}}, {Chain: new(ChainStage)},
+		{Match: &MatchStage{Cases: []MatchCase{{If: Condition{Time: &Window{Days: []string{"sat"}, From: "08:00"}, Prefix: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}},
+			Then: []Stage{{Chain: new(ChainStage)}}}}, Else: []Stage{{Health: &HealthStage{Unknown: "down"}}, {Nearest: &NearestStage{}}}}}}
+	for i := range stages {
+		if c := stages[i].Chain; c != nil {
+			*c = "null"
+		}
+		if m := stages[i].Match; m != nil {
+			*m.Cases[0].Then[0].Chain = "1"
+		}
+	}
+	put("chains", "null", Chain{Policy: []Stage{{Nearest: &NearestStage{Bias: map[string]float64{"a": -99 + r.Float64()}}}}})
 	r.Shuffle(len(stages), func(i, j int) { stages[i], stages[j] = stages[j], stages[i] })
 	downs := []AllDown{{}, {Mode: "open"}, {Mode: "servfail"}, {Mode: "fallback", Fallback: []string{"2001:db8::1", "192.0.2.1"}}, {Mode: "fallback", Fallback: []string{"x.test"}}}
 	put("services", "*.example.com", Service{
-		Steering: Steering{Pools: map[string]PoolRef{"a": {Weight: &w}, "b": {}, "null": {}}, Policy: stages[:r.IntN(6)]},
+		Steering: Steering{Pools: map[string]PoolRef{"a": {Weight: &w}, "b": {}, "null": {}}, Policy: stages[:r.IntN(len(stages))]},
 		TTL:      Duration(time.Duration(r.IntN(9)) * time.Second), AllDown: downs[r.IntN(len(downs))], Sticky: Sticky{IPv4: 8 + r.IntN(24)},
 	})
 	put("states", "null/2001:db8::1", State{Pool: "null", Endpoint: netip.MustParseAddr("2001:db8::1"), State: "drain",

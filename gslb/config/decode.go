@@ -179,6 +179,18 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, p path) {
 	case *FailoverStage:
 		d.failover(n, x, p)
 		return
+	case *FenceStage:
+		d.orList(n, v, p, "rules")
+		return
+	case *Chain:
+		d.orList(n, v, p, "policy")
+		return
+	case *MatchStage:
+		d.orList(n, v, p, "cases")
+		return
+	case *[]Stage:
+		d.stages(n, v, p)
+		return
 	case *Upstream:
 		d.upstream(n, x, p)
 		return
@@ -529,6 +541,16 @@ func bareStage(f reflect.Value) string {
 		return "{failover: [pool-a, [pool-b, pool-c]]}"
 	case *SelectStage:
 		return "{select: {answers: 2}}"
+	case *FenceStage:
+		return "{fence: {within: continent}}"
+	case *TrickleStage:
+		return "{trickle: {to: [pool-b], share: 0.05}}"
+	case *ShedStage:
+		return "{shed: {low: 0.8, high: 1}}"
+	case *MatchStage:
+		return "{match: [{if: {continent: [EU]}, then: chain-a}]}"
+	case *ChainStage:
+		return "{chain: chain-a}"
 	}
 	return ""
 }
@@ -551,6 +573,26 @@ func (d *decoder) failover(n *yaml.Node, into *FailoverStage, p path) {
 		}
 		into.Order = append(into.Order, rank)
 	}
+}
+
+// orList reads a list in place of a mapping of which it is one key, or the full form.
+func (d *decoder) orList(n *yaml.Node, v reflect.Value, p path, key string) {
+	if n.Kind != yaml.SequenceNode {
+		d.structure(n, v, p)
+		return
+	}
+	d.value(n, v.FieldByIndex(fieldsOf(v.Type()).index[key]), p.at(key))
+}
+
+// stages reads a list of stages, or the name of one chain.
+func (d *decoder) stages(n *yaml.Node, v reflect.Value, p path) {
+	if n.Kind != yaml.ScalarNode || isNull(n) {
+		d.list(n, v, p)
+		return
+	}
+	var name ChainStage
+	d.value(n, reflect.ValueOf(&name).Elem(), p)
+	v.Set(reflect.ValueOf([]Stage{{Chain: &name}}))
 }
 
 // upstream reads the name of a pool, a list of names, or the full form.
@@ -583,8 +625,8 @@ func (d *decoder) allDown(n *yaml.Node, into *AllDown, p path) {
 		}
 		return
 	}
-	if n.Value != "open" && n.Value != "servfail" {
-		d.fail(n, p, "found %s; expected open, servfail or {fallback: [addresses or one name]}", describe(n))
+	if n.Value != "open" && n.Value != "last" && n.Value != "servfail" {
+		d.fail(n, p, "found %s; expected open, last, servfail or {fallback: [addresses or one name]}", describe(n))
 		return
 	}
 	into.Mode = n.Value

@@ -81,23 +81,6 @@ func (s Steering) EffectivePolicy() []Stage {
 
 var defaultPolicy = []Stage{{Health: &HealthStage{}}, {Nearest: &NearestStage{}}}
 
-// Name returns the name of the stage as YAML has it; "" when no field is set.
-func (s Stage) Name() string {
-	switch {
-	case s.Health != nil:
-		return "health"
-	case s.Failover != nil:
-		return "failover"
-	case s.Nearest != nil:
-		return "nearest"
-	case s.Weighted != nil:
-		return "weighted"
-	case s.Select != nil:
-		return "select"
-	}
-	return ""
-}
-
 // EffectiveWeight returns the weight of r, 0..65535.
 func (r PoolRef) EffectiveWeight() int { return weight(r.Weight) }
 

@@ -80,8 +80,16 @@ func yamlNode(v reflect.Value) (*yaml.Node, error) {
 		}
 		return list, nil
 	case Stage:
-		if name := x.Name(); name == "health" || name == "nearest" || name == "weighted" {
+		if name := x.Name(); name != "" && x.bare() {
 			return yamlNode(reflect.ValueOf(name))
+		}
+	case []Stage:
+		if len(x) == 1 && x[0].Chain != nil {
+			return yamlNode(reflect.ValueOf(string(*x[0].Chain)))
+		}
+	case Chain:
+		if len(x.Policy) > 0 {
+			return yamlNode(reflect.ValueOf(x.Policy))
 		}
 	case FailoverStage:
 		order := make([]any, len(x.Order))

@@ -27,6 +27,7 @@ type Objects struct {
 	Zones    map[string]Zone    `json:"zones,omitempty"` // in YAML a list; keyed by Zone.Name here
 	Probes   map[string]Probe   `json:"probes,omitempty"`
 	Pools    map[string]Pool    `json:"pools,omitempty"`
+	Chains   map[string]Chain   `json:"chains,omitempty"`   // in YAML a name and its list of stages
 	Services map[string]Service `json:"services,omitempty"` // by owner name: lower case, no trailing dot
 	States   map[string]State   `json:"states,omitempty"`
 	Nodes    map[string]NodeKey `json:"nodes,omitempty"` // by name of the node; without any, none is asked for a signature
@@ -86,11 +87,15 @@ type Geo struct {
 
 // GeoOverride places a prefix by hand: at a site, or at coordinates.
 type GeoOverride struct {
-	Prefix  netip.Prefix `json:"prefix"`
-	Site    string       `json:"site,omitempty"`
-	Lat     *float64     `json:"lat,omitempty"`
-	Lon     *float64     `json:"lon,omitempty"`
-	Country string       `json:"country,omitempty"` // ISO 3166-1 alpha-2
+	Prefix      netip.Prefix `json:"prefix"`
+	Site        string       `json:"site,omitempty"`
+	Lat         *float64     `json:"lat,omitempty"`
+	Lon         *float64     `json:"lon,omitempty"`
+	Country     string       `json:"country,omitempty"`     // ISO 3166-1 alpha-2
+	Subdivision string       `json:"subdivision,omitempty"` // ISO 3166-2: US-VA
+	Continent   string       `json:"continent,omitempty"`   // two letters
+	City        string       `json:"city,omitempty"`
+	ASN         int          `json:"asn,omitempty"`
 }
 
 // OTLP says where spans go. An empty endpoint keeps them in the node's memory only.
@@ -103,11 +108,13 @@ type OTLP struct {
 
 // Site is a place with coordinates in degrees.
 type Site struct {
-	Lat       float64 `json:"lat"`
-	Lon       float64 `json:"lon"`
-	Continent string  `json:"continent,omitempty"` // two letters: AF AN AS EU NA OC SA
-	Country   string  `json:"country,omitempty"`   // ISO 3166-1 alpha-2
-	Region    string  `json:"region,omitempty"`    // sites of one region stand in for each other first; default: a region of its own
+	Lat         float64 `json:"lat"`
+	Lon         float64 `json:"lon"`
+	Continent   string  `json:"continent,omitempty"`   // two letters: AF AN AS EU NA OC SA
+	Country     string  `json:"country,omitempty"`     // ISO 3166-1 alpha-2
+	Subdivision string  `json:"subdivision,omitempty"` // ISO 3166-2: US-VA
+	City        string  `json:"city,omitempty"`        // English name, as the City database has it
+	Region      string  `json:"region,omitempty"`      // sites of one region stand in for each other first; default: a region of its own
 }
 
 // Zone is a zone that this fleet is authoritative for. Exactly one of File and Records is set.
@@ -125,8 +132,10 @@ type Pool struct {
 	Port      uint16     `json:"port,omitempty"`       // default port of its endpoints, for probes and for proxies
 	MinHealth *float64   `json:"minHealthy,omitempty"` // share of endpoint weight, 0..1; default 0.5. Below it the pool is degraded
 	Endpoints []Endpoint `json:"endpoints"`
-	AnswerIDs bool       `json:"answerIds,omitempty"` // AAAA answers carry an id in their last 64 bits: the whole /64 of each address must lead to it
+	Hostname  string     `json:"hostname,omitempty"` // without endpoints: answered with this name, by CNAME. With them: the pool's name in SVCB, HTTPS and SRV
+	Delay     Returning  `json:"delay,omitzero"`
 	Upstream  *Upstream  `json:"upstream,omitempty"`  // where its proxies send requests next
+	AnswerIDs bool       `json:"answerIds,omitempty"` // AAAA answers carry an id in their last 64 bits: the whole /64 of each address must lead to it
 	DependsOn []string   `json:"dependsOn,omitempty"` // pools without which this one is down
 	Proxy     *Proxy     `json:"proxy,omitempty"`     // what else its proxies are told, where they ask the config server
 }
@@ -136,6 +145,7 @@ type Endpoint struct {
 	Address netip.Addr `json:"address"`
 	Port    uint16     `json:"port,omitempty"`
 	Weight  *int       `json:"weight,omitempty"` // default 1; 0 is never
+	Domain  string     `json:"domain,omitempty"` // what fails with it, a rack say: grouped answers; default by itself
 	Probe   *Target    `json:"probe,omitempty"`  // where to probe when not at Address (NAT, VIP)
 }
 
@@ -150,7 +160,10 @@ type Steering struct {
 type Service struct {
 	Steering `json:",inline"`
 	TTL      Duration `json:"ttl,omitempty"`    // default 30 s; 1 s..1 day, whole seconds
+	MinTTL   Duration `json:"minTTL,omitempty"` // floor of shortened TTLs; default 5 s, never over TTL
 	AllDown  AllDown  `json:"allDown,omitzero"` // default open
+	HTTPS    *HTTPS   `json:"https,omitempty"`  // answers SVCB and HTTPS
+	SRV      *SRV     `json:"srv,omitempty"`    // answers SRV
 	Sticky   Sticky   `json:"sticky,omitzero"`
 	Guard    *Guard   `json:"guard,omitempty"` // how much health may take away
 }
@@ -167,49 +180,20 @@ type PoolRef struct {
 	Standby bool `json:"standby,omitempty"` // only when nothing else is left
 }
 
-// Stage is one step of a policy. In YAML a bare name, or a mapping of one name to its
-// settings. Exactly one field is set.
-type Stage struct {
-	Health   *HealthStage   `json:"health,omitempty"`
-	Failover *FailoverStage `json:"failover,omitempty"`
-	Nearest  *NearestStage  `json:"nearest,omitempty"`
-	Weighted *WeightedStage `json:"weighted,omitempty"`
-	Select   *SelectStage   `json:"select,omitempty"`
-}
-
-// HealthStage drops pools without a healthy endpoint and ranks degraded ones last.
-type HealthStage struct{}
-
-// FailoverStage orders pools by rank. In YAML a list of names, or of lists of names that
-// share a rank. Pools of the steering that it does not name rank last.
-type FailoverStage struct {
-	Order [][]string `json:"order"`
-}
-
-// NearestStage orders pools by great-circle distance from the client to the pool's site.
-type NearestStage struct{}
-
-// WeightedStage picks among the pools of the best rank by weight, sticky by rendezvous
-// hashing on the source prefix.
-type WeightedStage struct{}
-
-// SelectStage cuts the answer to a number of endpoints.
-type SelectStage struct {
-	Answers int `json:"answers"` // 1..16
-}
-
-// AllDown says what a service answers when no pool is left. In YAML the word open or
+// AllDown says what a service answers when no pool is left. In YAML the word open, last or
 // servfail, or a mapping {fallback: [...]}.
 type AllDown struct {
-	Mode     string   `json:"mode,omitempty"`     // "" is open; "open", "servfail", "fallback"
+	Mode     string   `json:"mode,omitempty"`     // "" is open; "open", "last" (known good), "servfail", "fallback"
 	Fallback []string `json:"fallback,omitempty"` // addresses, or exactly one name
 }
 
 // State is what an operator set on a pool or an endpoint, with its author and reason.
 type State struct {
-	Pool     string     `json:"pool"`
+	Match    string     `json:"match,omitempty"` // in place of Pool: globs service/pool/endpoint, the last parts may be missing
+	Order    int        `json:"order,omitempty"` // of states with Match: a later one goes before, then the later name; states without go before all
+	Pool     string     `json:"pool,omitempty"`
 	Endpoint netip.Addr `json:"endpoint,omitzero"` // of Pool; zero is the whole pool
-	State    string     `json:"state"`             // "drain", "down" or "up"
+	State    string     `json:"state"`             // "drain", "down", "up", or "auto": neither drained nor forced
 	Author   string     `json:"author"`
 	Reason   string     `json:"reason,omitempty"`
 	Since    time.Time  `json:"since,omitzero"`
@@ -218,6 +202,9 @@ type State struct {
 
 // Duration is a time.Duration written as in Go: 1500ms, 30s, 5m.
 type Duration time.Duration
+
+// Std returns d as a time.Duration.
+func (d Duration) Std() time.Duration { return time.Duration(d) }
 
 // String returns d as Go writes it.
 func (d Duration) String() string { return time.Duration(d).String() }

@@ -10,7 +10,7 @@ import (
 
 // Kinds names the kinds of objects in the order in which people read them: first what
 // others refer to.
-var Kinds = []string{"sites", "zones", "probes", "pools", "services", "states", "nodes"}
+var Kinds = []string{"sites", "zones", "probes", "pools", "chains", "services", "states", "nodes"}
 
 // objectKey names an object.
 type objectKey struct{ kind, name string }
@@ -27,6 +27,8 @@ func (o *Objects) table(kind string) reflect.Value {
 		return reflect.ValueOf(&o.Probes).Elem()
 	case "pools":
 		return reflect.ValueOf(&o.Pools).Elem()
+	case "chains":
+		return reflect.ValueOf(&o.Chains).Elem()
 	case "services":
 		return reflect.ValueOf(&o.Services).Elem()
 	case "states":
@@ -65,7 +67,7 @@ func (o *Objects) Object(kind, name string) (any, bool) {
 
 // Len returns how many objects o holds.
 func (o *Objects) Len() int {
-	return len(o.Sites) + len(o.Zones) + len(o.Probes) + len(o.Pools) + len(o.Services) + len(o.States) + len(o.Nodes)
+	return len(o.Sites) + len(o.Zones) + len(o.Probes) + len(o.Pools) + len(o.Chains) + len(o.Services) + len(o.States) + len(o.Nodes)
 }
 
 // Clone returns a copy of o whose tables may be changed without changing o's. The objects
@@ -76,7 +78,7 @@ func (o *Objects) Clone() *Objects {
 	}
 	return &Objects{
 		Sites: maps.Clone(o.Sites), Zones: maps.Clone(o.Zones), Probes: maps.Clone(o.Probes),
-		Pools: maps.Clone(o.Pools), Services: maps.Clone(o.Services), States: maps.Clone(o.States), Nodes: maps.Clone(o.Nodes),
+		Pools: maps.Clone(o.Pools), Chains: maps.Clone(o.Chains), Services: maps.Clone(o.Services), States: maps.Clone(o.States), Nodes: maps.Clone(o.Nodes),
 		places: maps.Clone(o.places),
 	}
 }

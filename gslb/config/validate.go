@@ -39,7 +39,7 @@ func Unanswerable(o *Objects) []Fault {
 
 // answers reports whether p has an endpoint that may be answered with.
 func (p Pool) answers() bool {
-	return slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.EffectiveWeight() > 0 })
+	return p.Hostname != "" && len(p.Endpoints) == 0 || slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return e.EffectiveWeight() > 0 })
 }
 
 func sortedPools(st Steering) []string {
@@ -74,6 +74,13 @@ func (o *Objects) check(refs bool) faultList {
 	for _, name := range o.Names("pools") {
 		c.pool(path{"pools", name}, o.Pools[name])
 	}
+	for _, name := range o.Names("chains") {
+		c.name(path{"chains", name})
+		if len(o.Chains[name].Policy) == 0 {
+			c.missing(path{"chains", name, "policy"}, "no value; expected stages")
+		}
+		c.policy(path{"chains", name, "policy"}, o.Chains[name].Policy, nil)
+	}
 	for _, name := range o.Names("services") {
 		c.service(path{"services", name}, name, o.Services[name])
 	}
@@ -86,6 +93,7 @@ func (o *Objects) check(refs bool) faultList {
 	}
 	if refs {
 		c.upstreamLoops()
+		c.chainLoops()
 		c.healthLoops()
 	}
 	return c.faults
@@ -234,6 +242,7 @@ func (c *checker) pool(p path, pool Pool) {
 		}
 	}
 	c.dependencies(p, pool)
+	c.returning(p, pool)
 	if pool.Upstream != nil {
 		c.upstream(p.at("upstream"), *pool.Upstream)
 	}
@@ -270,12 +279,8 @@ func (c *checker) service(p path, name string, s Service) {
 			c.fail(p.at("ttl"), "%v; expected whole seconds", s.TTL)
 		}
 	}
-	if s.Sticky.IPv4 != 0 {
-		between(c, p.at("sticky").at("ipv4"), s.Sticky.IPv4, 8, 32)
-	}
-	if s.Sticky.IPv6 != 0 {
-		between(c, p.at("sticky").at("ipv6"), s.Sticky.IPv6, 16, 64)
-	}
+	c.sticky(p.at("sticky"), s.Sticky)
+	c.forms(p, s)
 	c.allDown(p.at("allDown"), name, s.AllDown)
 	if s.Guard != nil {
 		c.guard(p.at("guard"), *s.Guard)
@@ -298,7 +303,7 @@ func (o *Objects) inZone(name string) bool {
 }
 
 func (c *checker) allDown(p path, service string, a AllDown) {
-	modes := []string{"open", "servfail", "fallback"}
+	modes := []string{"open", "last", "servfail", "fallback"}
 	if a.Mode != "" && !slices.Contains(modes, a.Mode) {
 		c.fail(p.at("mode"), "%q; %s", a.Mode, expected(modes))
 		return
@@ -357,41 +362,16 @@ func (c *checker) steering(p path, st Steering) {
 	if standby > 0 && standby == len(names) {
 		c.fail(pools, "every pool is standby; expected one that is not")
 	}
-	first := map[string]int{}
-	for i, s := range st.Policy {
-		at := p.at("policy").item(i)
-		name := s.Name()
-		if !exactlyOne(s) {
-			c.missing(at, "expected exactly one stage")
-			continue
-		}
-		if j, ok := first[name]; ok {
-			c.fail(at, "%s is already stage [%d]", name, j)
-		}
-		first[name] = i
-		switch {
-		case s.Select != nil:
-			between(c, at.at("select").at("answers"), s.Select.Answers, 1, 16)
-		case s.Failover != nil:
-			c.failover(at.at("failover"), s.Failover.Order, names)
-		}
-	}
-}
-
-func exactlyOne(s Stage) bool {
-	n := 0
-	for _, set := range []bool{s.Health != nil, s.Failover != nil, s.Nearest != nil, s.Weighted != nil, s.Select != nil} {
-		if set {
-			n++
-		}
-	}
-	return n == 1
+	c.policy(p.at("policy"), st.Policy, names)
 }
 
 // failover checks that the ranks name pools of the steering, each once.
 func (c *checker) failover(p path, order [][]string, pools []string) {
 	if len(order) == 0 {
 		c.missing(p, "no value; expected the pools in order")
+	}
+	if len(order) > MaxRanks {
+		c.fail(p, "%d ranks; expected at most %d", len(order), MaxRanks)
 	}
 	seen := map[string]bool{}
 	for i, rank := range order {
@@ -404,10 +384,12 @@ func (c *checker) failover(p path, order [][]string, pools []string) {
 				at = at.item(j)
 			}
 			switch {
-			case !slices.Contains(pools, name):
+			case pools != nil && !slices.Contains(pools, name):
 				c.fail(at, "%q is no pool of this steering; %s", name, expected(pools))
 			case seen[name]:
 				c.fail(at, "%s is ranked twice", name)
+			case pools == nil:
+				c.ref(at, "pools", name)
 			}
 			seen[name] = true
 		}
@@ -457,7 +439,9 @@ func (c *checker) state(p path, name string, s State, seen map[string]string) {
 		c.fail(p, "expected a name of 1 to 255 octets without spaces")
 	}
 	at := name
-	if s.Pool == "" {
+	if s.Match != "" {
+		c.match(p.at("match"), s)
+	} else if s.Pool == "" {
 		c.missing(p.at("pool"), "no value; expected the name of a pool")
 	} else if msg := checkName(s.Pool); msg != "" {
 		c.fail(p.at("pool"), "%s", msg)
@@ -477,7 +461,7 @@ func (c *checker) state(p path, name string, s State, seen map[string]string) {
 		}
 		c.fail(p.at("endpoint"), "%s is no endpoint of pool %s; %s", s.Endpoint, s.Pool, expected(addrs))
 	}
-	states := []string{"drain", "down", "up"}
+	states := []string{"drain", "down", "up", "auto"}
 	switch {
 	case s.State == "":
 		c.missing(p.at("state"), "no value; %s", expected(states))

@@ -1,0 +1,377 @@
+package gslb
+
+import (
+	"fmt"
+	"math"
+	glob "path"
+	"slices"
+	"strings"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// fence drops pools for clients that they may not serve.
+func (k *compiler) fence(f *config.FenceStage) stage {
+	type rule struct {
+		condition
+		pools []bool
+		deny  bool
+	}
+	rules := make([]rule, len(f.Rules))
+	plan := f.Within
+	for i, r := range f.Rules {
+		rules[i] = rule{condition{r.When}, make([]bool, len(k.candidates)), len(r.Deny) > 0}
+		for j, c := range k.candidates {
+			rules[i].pools[j] = slices.ContainsFunc(append(r.Allow, r.Deny...), func(g string) bool { return fenced(g, c.pool) })
+		}
+		plan += fmt.Sprint(describe(r.When), rules[i].pools, rules[i].deny)
+		k.mark(r.When.Prefix...)
+	}
+	if f.Within != "" {
+		for _, c := range k.candidates {
+			plan += c.pool.at.place.Country + c.pool.at.place.Continent + ","
+		}
+	}
+	// why returns what keeps candidate i from the client; "" is nothing.
+	why := func(c *contest, i int, at *locus) string {
+		place := c.candidates[i].pool.at.place
+		switch {
+		case f.Within == "country" && (at.place.Country == "" || at.place.Country != place.Country):
+			return "not in the client's country"
+		case f.Within == "continent" && (at.place.Continent == "" || at.place.Continent != place.Continent):
+			return "not on the client's continent"
+		}
+		for j := range rules {
+			if r := &rules[j]; r.pools[i] == r.deny && r.holds(at) {
+				if r.deny {
+					return "denied to " + describe(r.Condition)
+				}
+				return "not among those allowed to " + describe(r.Condition)
+			}
+		}
+		return ""
+	}
+	local := f.Within != "" || slices.ContainsFunc(rules, func(r rule) bool { return r.local() })
+	return stage{
+		name: "fence", local: local, plan: plan,
+		judge: func(c *contest, _ int, at *locus) {
+			for i := range c.standings {
+				if !c.standings[i].out && why(c, i, at) != "" {
+					c.standings[i].out = true
+				}
+			}
+		},
+		note: why,
+	}
+}
+
+// fenced reports whether g, a glob of names or site:NAME, means p.
+func fenced(g string, p *Pool) bool {
+	if site, ok := strings.CutPrefix(g, "site:"); ok {
+		return p.Site == site
+	}
+	ok, _ := glob.Match(g, p.Name)
+	return ok
+}
+
+// health drops pools without a healthy endpoint, or with too few, and demotes degraded ones.
+func (k *compiler) health(h *config.HealthStage) stage {
+	n := len(k.candidates)
+	down, degraded, notes := make([]bool, n), make([]bool, n), make([]string, n)
+	strict := h.Unknown == "down"
+	for i, c := range k.candidates {
+		v := &c.pool.views[loose]
+		if strict {
+			v = &c.pool.views[sure]
+		}
+		down[i], notes[i] = v.down, v.note
+		if t := h.Threshold; t != nil && !v.down && v.alive < *t {
+			down[i] = true
+			notes[i] += fmt.Sprintf(", under the threshold of %.0f %%", 100**t)
+		}
+		share := v.healthy
+		if h.Unknown == "degraded" {
+			share = c.pool.views[sure].healthy
+		}
+		least := c.pool.minHealth
+		if h.MinHealthy != nil {
+			least = *h.MinHealthy
+		}
+		if degraded[i] = share < least; degraded[i] && !down[i] {
+			notes[i] += fmt.Sprintf(", degraded: %.0f %% of its weight usable", 100*share)
+		}
+	}
+	return stage{
+		name: "health", plan: fmt.Sprint(down, degraded, strict),
+		judge: func(c *contest, _ int, _ *locus) {
+			c.shape.strict = c.shape.strict || strict
+			for i := range c.standings {
+				if down[i] {
+					c.standings[i].down = true
+				}
+				if degraded[i] {
+					c.standings[i].tier |= tierDegraded
+				}
+			}
+		},
+		note: func(c *contest, i int, _ *locus) string { return notes[i] },
+	}
+}
+
+// failover orders pools by the group that names them; those that no group names are last.
+func (k *compiler) failover(groups [][]string) stage {
+	ranks := make([]float64, len(k.candidates))
+	for i, c := range k.candidates {
+		g := slices.IndexFunc(groups, func(names []string) bool { return slices.Contains(names, c.pool.Name) })
+		if g < 0 {
+			g = len(groups)
+		}
+		ranks[i] = float64(g)
+	}
+	return stage{
+		name:  "failover",
+		order: true,
+		plan:  fmt.Sprint(ranks),
+		judge: func(c *contest, slot int, _ *locus) { copy(c.order[slot], ranks) },
+		note: func(_ *contest, i int, _ *locus) string {
+			if int(ranks[i]) == len(groups) {
+				return "not named: last"
+			}
+			return fmt.Sprintf("rank %d of %d", int(ranks[i])+1, len(groups))
+		},
+	}
+}
+
+// nearest adds stages that order pools by what of their place they share with the client,
+// then by distance, or by the time that packets take. For a client whose place nobody knows
+// all are equal.
+func (k *compiler) nearest(n *config.NearestStage) {
+	if len(n.Affinity) > 0 {
+		k.add(k.affinity(n.Affinity))
+	}
+	if n.By == "rtt" {
+		k.add(k.estimated(n.Bias))
+		return
+	}
+	if len(n.Bias) == 0 {
+		k.add(stage{
+			name: "nearest", local: true, order: true,
+			judge: func(c *contest, slot int, at *locus) {
+				keys := c.order[slot]
+				if !at.known {
+					clear(keys)
+					return
+				}
+				for i := range keys {
+					keys[i] = -at.cos(&c.candidates[i].pool.at.spot)
+				}
+			},
+			note: noteDistance,
+		})
+		return
+	}
+	bias := k.biases(n.Bias)
+	k.add(stage{
+		name: "nearest", local: true, order: true, plan: fmt.Sprint(bias),
+		judge: func(c *contest, slot int, at *locus) {
+			keys := c.order[slot]
+			if !at.known {
+				clear(keys)
+				return
+			}
+			for i := range keys {
+				keys[i] = biased(at.km(&c.candidates[i].pool.at.spot), bias[i])
+			}
+		},
+		note: func(c *contest, i int, at *locus) string {
+			if bias[i] == 0 || !at.known {
+				return noteDistance(c, i, at)
+			}
+			km := at.km(&c.candidates[i].pool.at.spot)
+			return fmt.Sprintf("%.0f km, as if %.0f for its bias of %+.4g %%", km, biased(km, bias[i]), bias[i])
+		},
+	})
+}
+
+func noteDistance(c *contest, i int, at *locus) string {
+	if !at.known {
+		return "the client's place is not known"
+	}
+	return fmt.Sprintf("%.0f km", at.km(&c.candidates[i].pool.at.spot))
+}
+
+// biases returns the bias of each candidate in percent.
+func (k *compiler) biases(by map[string]float64) []float64 {
+	out := make([]float64, len(k.candidates))
+	for i, c := range k.candidates {
+		out[i] = by[c.pool.Name]
+	}
+	return out
+}
+
+// biased returns a distance under a bias in percent, -99..99: above 0 it shrinks, so that the
+// pool draws clients from farther away, and below 0 it grows.
+func biased(distance, percent float64) float64 {
+	if percent >= 0 {
+		return distance * (1 - percent/100)
+	}
+	return distance / (1 + percent/100)
+}
+
+// affinity orders pools by the smallest of the levels that they share with the client.
+func (k *compiler) affinity(levels []string) stage {
+	plan := fmt.Sprint(levels)
+	for _, c := range k.candidates {
+		p := c.pool.at.place
+		plan += strings.Join([]string{p.City, p.Subdivision, p.Country, p.Continent}, "/") + ","
+	}
+	ordered := slices.DeleteFunc([]string{"city", "subdivision", "country", "continent"}, func(l string) bool { return !slices.Contains(levels, l) })
+	shared := func(c *contest, i int, at *locus) int {
+		a, b := at.place, c.candidates[i].pool.at.place
+		for n, level := range ordered {
+			same := a.Continent == b.Continent && a.Continent != ""
+			if level != "continent" {
+				same = a.Country == b.Country && a.Country != ""
+			}
+			switch level {
+			case "subdivision":
+				same = same && a.Subdivision == b.Subdivision && a.Subdivision != ""
+			case "city":
+				same = same && a.City == b.City && a.City != ""
+			}
+			if same {
+				return n
+			}
+		}
+		return len(ordered)
+	}
+	return stage{
+		name: "affinity", local: true, order: true, plan: plan,
+		judge: func(c *contest, slot int, at *locus) {
+			for i := range c.candidates {
+				c.order[slot][i] = float64(shared(c, i, at))
+			}
+		},
+		note: func(c *contest, i int, at *locus) string {
+			if n := shared(c, i, at); n < len(ordered) {
+				return "the same " + ordered[n]
+			}
+			return "elsewhere"
+		},
+	}
+}
+
+// measured returns the RTTs that count, and makes their prefixes marks.
+func (k *compiler) measured(p config.RTTStage) *rttRows {
+	rows, until := k.env.rtt.count(k.candidates, p.MinSamples, p.MaxAge.Std(), k.env.now)
+	if !until.IsZero() {
+		k.changes = append(k.changes, until)
+	}
+	for prefix := range rows.rows {
+		k.mark(prefix)
+	}
+	return &rows
+}
+
+// rtt orders pools by the round-trip time measured for the client's prefix.
+func (k *compiler) rtt(p config.RTTStage) stage {
+	rows := k.measured(p)
+	return stage{
+		name: "rtt", local: len(rows.rows) > 0, order: true, plan: fmt.Sprint(p.Within, rows.digest),
+		judge: func(c *contest, slot int, at *locus) {
+			keys := c.order[slot]
+			row := rows.at(at)
+			if row == nil {
+				clear(keys)
+				return
+			}
+			copy(keys, row)
+			best := math.Inf(1)
+			for i := range keys {
+				if s := &c.standings[i]; !s.out {
+					best = min(best, keys[i])
+				}
+			}
+			for i := range keys {
+				if keys[i] <= best+p.Within {
+					keys[i] = best
+				}
+			}
+		},
+		note: func(_ *contest, i int, at *locus) string {
+			switch row := rows.at(at); {
+			case row == nil:
+				return "not measured for this client"
+			case math.IsInf(row[i], 1):
+				return "not measured: after those that are"
+			default:
+				return fmt.Sprintf("%.1f ms measured", row[i])
+			}
+		},
+	}
+}
+
+// estimated orders pools by the RTT where it was measured, else by what the distance makes
+// of it.
+func (k *compiler) estimated(by map[string]float64) stage {
+	rows := k.measured(config.RTTStage{}.Effective())
+	bias := k.biases(by)
+	ms := func(c *contest, i int, at *locus) (float64, string) {
+		if row := rows.at(at); row != nil && !math.IsInf(row[i], 1) {
+			return biased(row[i], bias[i]), "measured"
+		}
+		if !at.known {
+			return math.Inf(1), ""
+		}
+		return biased(msPerKM*at.km(&c.candidates[i].pool.at.spot), bias[i]), "estimated by distance"
+	}
+	return stage{
+		name: "nearest", local: true, order: true, plan: fmt.Sprint("rtt", bias, rows.digest),
+		judge: func(c *contest, slot int, at *locus) {
+			for i := range c.candidates {
+				c.order[slot][i], _ = ms(c, i, at)
+			}
+		},
+		note: func(c *contest, i int, at *locus) string {
+			v, how := ms(c, i, at)
+			if how == "" {
+				return "the client's place is not known"
+			}
+			return fmt.Sprintf("%.1f ms %s", v, how)
+		},
+	}
+}
+
+// loadStep is the grain of shares that follow load, so that not every report changes answers.
+const loadStep = 1.0 / 64
+
+// shed returns what each candidate keeps of its clients under its load.
+func (k *compiler) shed(p *config.ShedStage) (shares []float64, notes []string) {
+	for _, c := range k.candidates {
+		load, ok := k.env.load[c.pool.Name]
+		share := min(1, max(0, (p.High-load)/(p.High-p.Low)))
+		note := fmt.Sprintf("load %.0f %%", 100*load)
+		if !ok {
+			share, note = 1, "load not known"
+		}
+		shares = append(shares, math.Round(share/loadStep)*loadStep)
+		notes = append(notes, note)
+	}
+	return shares, notes
+}
+
+// capacity returns what each candidate may take of its clients: what the plan says, else the
+// configuration.
+func (k *compiler) capacity(p *config.CapacityStage) (shares []float64, notes []string) {
+	for _, c := range k.candidates {
+		share, note := 1.0, "no share set"
+		if v, ok := p.Shares[c.pool.Name]; ok {
+			share, note = v, "share of the configuration"
+		}
+		if v, ok := k.env.shares[c.pool.Name]; ok && v >= 0 {
+			share, note = min(1, v), "share of the plan"
+		}
+		shares, notes = append(shares, share), append(notes, note)
+	}
+	return shares, notes
+}
