@@ -13,24 +13,26 @@ import (
 	"github.com/meridian-gslb/meridian/gslb"
 )
 
-// The gossip format, version 1. Integers are unsigned varints, strings an octet of length
+// The gossip format, version 2. Integers are unsigned varints, strings an octet of length
 // and UTF-8, times ages: a receiver takes them off its own clock, so that no two clocks are
 // compared.
 //
 //	message     = version kind ( report / *( length report ) )   ; kind 1 is one report, 2 a state: many
-//	report      = flags node site info epoch seq age-ms period-ms *observation
-//	observation = flags [ pool ] address class behind age-ms latency-us [ detail ]
+//	report      = flags node site info epoch seq age-ms period-ms failing list *observation
+//	observation = flags [ pool ] address class score behind age-ms latency-us [ detail ]
 //
 // An observation without a pool is of the same pool as the one before it, and its version is
 // behind the report's seq by so many. Bits of flags that are not named here are 0. Whoever changes this raises the version: messages of
 // another are dropped and counted, never guessed at.
 const (
-	wireVersion = 1
+	wireVersion = 2
 
 	kindReport = 1
 	kindState  = 2
 
-	flagLeaving = 1 << 0 // of a report
+	flagLeaving  = 1 << 0 // of a report
+	flagAbstains = 1 << 1
+	flagBlind    = 1 << 2
 
 	flagUp       = 1 << 0 // of an observation
 	flagFlipping = 1 << 1
@@ -65,11 +67,13 @@ var (
 // octets with what b holds, at least one if there are any. It returns those that are left.
 func appendReport(b []byte, r *Report, obs []Observation, now time.Time, limit int) ([]byte, []Observation) {
 	h := &r.Heading
-	if h.Leaving {
-		b = append(b, flagLeaving)
-	} else {
-		b = append(b, 0)
+	flags := byte(0)
+	for bit, on := range map[byte]bool{flagLeaving: h.Leaving, flagAbstains: h.Abstains, flagBlind: h.Blind} {
+		if on {
+			flags |= bit
+		}
 	}
+	b = append(b, flags)
 	b = appendString(b, r.Node, maxName)
 	b = appendString(b, h.Site, maxSite)
 	b = appendString(b, h.Info, maxInfo)
@@ -77,6 +81,8 @@ func appendReport(b []byte, r *Report, obs []Observation, now time.Time, limit i
 	b = binary.AppendUvarint(b, h.Version.Seq)
 	b = appendDuration(b, now.Sub(h.At), time.Millisecond, maxAge)
 	b = appendDuration(b, h.Period, time.Millisecond, maxPeriod)
+	b = append(b, h.Failing)
+	b = binary.BigEndian.AppendUint64(b, h.List)
 	pool, wrote := "", false
 	for i, o := range obs {
 		if len(o.ID.Pool) > 255 || !o.ID.Addr.IsValid() || o.ID.Addr.Zone() != "" || o.Version.Epoch != h.Version.Epoch {
@@ -110,7 +116,7 @@ func appendObservation(b []byte, o *Observation, withPool bool, seq uint64, now 
 		b = appendString(b, o.ID.Pool, 255)
 	}
 	b = append(b, o.ID.Addr.AsSlice()...)
-	b = append(b, byte(o.Class))
+	b = append(b, byte(o.Class), o.Score)
 	b = binary.AppendUvarint(b, seq-o.Version.Seq)
 	b = appendDuration(b, now.Sub(o.At), time.Millisecond, maxAge)
 	b = appendDuration(b, o.Latency, time.Microsecond, time.Hour)
@@ -203,14 +209,20 @@ func decodeReport(b []byte, now time.Time) (Report, error) {
 	var r Report
 	h := &r.Heading
 	flags := d.byte()
-	if flags&^flagLeaving != 0 {
+	if flags&^(flagLeaving|flagAbstains|flagBlind) != 0 {
 		return Report{}, fmt.Errorf("report with flags %#x", flags)
 	}
-	h.Leaving = flags&flagLeaving != 0
+	h.Leaving, h.Abstains, h.Blind = flags&flagLeaving != 0, flags&flagAbstains != 0, flags&flagBlind != 0
 	r.Node, h.Site, h.Info = d.string(maxName), d.string(maxSite), d.string(maxInfo)
 	h.Version = Version{Epoch: d.uint(maxEpoch), Seq: d.uint(maxEpoch)}
 	h.At = now.Add(-d.duration(time.Millisecond, maxAge))
 	h.Period = d.duration(time.Millisecond, maxPeriod)
+	if h.Failing = d.byte(); h.Failing > 100 {
+		return Report{}, fmt.Errorf("failing %d percent", h.Failing)
+	}
+	if list := d.take(8); list != nil {
+		h.List = binary.BigEndian.Uint64(list)
+	}
 	if d.err == nil && r.Node == "" {
 		return Report{}, errors.New("report without a node")
 	}
@@ -234,6 +246,9 @@ func decodeReport(b []byte, now time.Time) (Report, error) {
 		o.ID = gslb.EndpointID{Pool: pool, Addr: addr}
 		if o.Class = Class(d.byte()); o.Class >= numClasses {
 			return Report{}, fmt.Errorf("observation with %v", o.Class)
+		}
+		if o.Score = d.byte(); o.Score > 100 {
+			return Report{}, fmt.Errorf("score %d", o.Score)
 		}
 		o.Version.Seq -= d.uint(h.Version.Seq)
 		o.At = now.Add(-d.duration(time.Millisecond, maxAge))

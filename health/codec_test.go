@@ -15,14 +15,14 @@ import (
 func sampleReport(n int) Report {
 	r := Report{Node: "ns1", Heading: Heading{
 		Version: Version{Epoch: 1_790_000_000_000_000, Seq: 1 << 20}, Site: "eu-west", Info: "plan 1f2e rev 12",
-		Period: 2 * time.Second, At: epoch.Add(-3 * time.Millisecond),
+		Period: 2 * time.Second, At: epoch.Add(-3 * time.Millisecond), Failing: 7, List: 1 << 60, Abstains: n%2 == 1, Blind: n%3 == 1,
 	}}
 	for i := range n {
 		o := Observation{
 			ID:      gslb.EndpointID{Pool: "gfe-" + string(rune('a'+i/7%26)), Addr: netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)})},
 			Version: Version{r.Heading.Version.Epoch, uint64(1<<20 - i)},
 			Up:      i%2 == 0, Flipping: i%3 == 0, Class: Class(i % int(numClasses)),
-			Latency: time.Duration(i) * time.Microsecond, At: epoch.Add(-time.Duration(i) * time.Millisecond),
+			Latency: time.Duration(i) * time.Microsecond, Score: uint8(i % 101), At: epoch.Add(-time.Duration(i) * time.Millisecond),
 		}
 		if i%5 == 1 {
 			o.ID.Addr = netip.MustParseAddr("2001:db8::1")
@@ -125,17 +125,17 @@ func TestDecodeFaults(t *testing.T) {
 		{"later version", mutate(func(b []byte) []byte { b[0]++; return b }), errVersion},
 		{"unknown kind", mutate(func(b []byte) []byte { b[1] = 9; return b }), errVersion},
 		{"cut", good[:len(good)-1], errTruncated},
-		{"unknown flags of a report", []byte{wireVersion, kindReport, 2, 1, 'n', 0, 0, 1, 1, 0, 0}, nil},
+		{"unknown flags of a report", []byte{wireVersion, kindReport, 0x80, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, nil},
 		{"no node", mutate(func(b []byte) []byte { return append([]byte{wireVersion, kindReport, 0, 0}, b[7:]...) }), nil},
 		{"node over its bound", append([]byte{wireVersion, kindReport, 0, maxName + 1}, bytes.Repeat([]byte("n"), 200)...), errOversize},
 		{"not UTF-8", []byte{wireVersion, kindReport, 0, 1, 0xff, 0, 0, 0, 0, 0, 0}, nil},
 		{"epoch over its bound", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0}, errOversize},
 		{"endless integer", append([]byte{wireVersion, kindReport, 0, 1, 'n', 0, 0}, bytes.Repeat([]byte{0xff}, 20)...), errOversize},
-		{"unknown flags", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0x80}, nil},
-		{"no pool", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0}, nil},
-		{"empty pool", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, flagPool, 0, 192, 0, 2, 1, 0, 0, 0, 0}, nil},
-		{"unknown class", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 99, 0, 0, 0}, nil},
-		{"older than the first", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 0, 2, 0, 0}, errOversize},
+		{"unknown flags", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x80}, nil},
+		{"no pool", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 192, 0, 2, 1, 0, 0, 0, 0}, nil},
+		{"empty pool", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, flagPool, 0, 192, 0, 2, 1, 0, 0, 0, 0}, nil},
+		{"unknown class", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 99, 0, 0, 0, 0}, nil},
+		{"older than the first", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 0, 0, 2, 0, 0}, errOversize},
 		{"message over its bound", append(bytes.Clone(good), make([]byte, maxMessage)...), errOversize},
 		{"state over its bound", append([]byte{wireVersion, kindState}, make([]byte, maxState)...), errOversize},
 		{"state that is cut", []byte{wireVersion, kindState, 200}, errTruncated},
@@ -222,7 +222,7 @@ func BenchmarkVotes(b *testing.B) { // 20 vantages of one endpoint
 	id := sampleReport(1).Observations[0].ID
 	last := gslb.Unknown
 	for b.Loop() {
-		last, _ = Judge(last, table.Votes(id, time.Second, epoch))
+		last = Judge(defaultRule, last, table.Votes(id, time.Second, epoch)).Verdict
 	}
 	if last != gslb.Up {
 		b.Fatalf("got %v, want up", last)

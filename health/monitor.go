@@ -37,7 +37,11 @@ type Options struct {
 	RootCAs   *x509.CertPool       // that endpoints' certificates are checked against; nil is the system's
 	MaxProbes int                  // probes under way at once; default 512
 
-	probe func(context.Context, Target) Result // in place of the network, for tests
+	References []string // host:port that accept TCP while this node's network works
+	Exec       string   // folder of the programs that exec probes may run; empty: none
+
+	reference func(ctx context.Context, hostPort string) error // in place of the network, for tests
+	probe     func(context.Context, Target) Result             // in place of the network, for tests
 }
 
 // Monitor probes targets, tells peers and hears them, and keeps the verdict of all. Its
@@ -60,8 +64,14 @@ type Monitor struct {
 	table     Table
 	targets   map[gslb.EndpointID]Target
 	judged    map[gslb.EndpointID]judgement // of every target
-	unknown   int                           // of judged: without a vote yet
-	public    *verdicts                     // of judged; nil when out of date
+	guard     *guard                        // nil: what is judged is served
+	regions   map[string]string             // of sites
+	seen      map[string]map[gslb.EndpointID]*seen
+	doubts    map[string]bool // the vantages that are not believed, at doubtAt
+	doubtAt   time.Time
+	refs      reach
+	unknown   int       // of judged: without a vote yet
+	public    *verdicts // of judged; nil when out of date
 	restored  map[gslb.EndpointID]gslb.Verdict
 	news      map[gslb.EndpointID]bool // own observations to tell at once; true: Up turned
 	flips     []flip                   // to be logged
@@ -71,23 +81,24 @@ type Monitor struct {
 
 // judgement is what the table says of one target.
 type judgement struct {
-	verdict  gslb.Verdict
-	flipping bool
-	known    bool // there was a vote since the target was set
-	since    time.Time
+	Judgement
+	known   bool                    // there was a vote since the target was set
+	since   time.Time               // the verdict
+	regions map[string]gslb.Verdict // where it is another than the verdict: by region of vantages
 }
 
 // flip is a change of a verdict, for the log.
 type flip struct {
-	id        gslb.EndpointID
-	from, to  gslb.Verdict
-	up, votes int
+	id       gslb.EndpointID
+	from, to gslb.Verdict
+	why      string
 }
 
 // verdicts are what others get to see; immutable.
 type verdicts struct {
 	verdicts map[gslb.EndpointID]gslb.Verdict
 	flipping map[gslb.EndpointID]bool
+	regional map[string]map[gslb.EndpointID]gslb.Verdict
 }
 
 // New returns a monitor without targets. It starts nothing.
@@ -97,14 +108,14 @@ func New(o Options) *Monitor {
 		o: o, log: discardIfNil(o.Logger), stats: new(stats),
 		changed: make(chan struct{}, 1), first: make(chan struct{}), wake: make(chan struct{}, 1),
 		targets: make(map[gslb.EndpointID]Target), judged: make(map[gslb.EndpointID]judgement),
-		news: make(map[gslb.EndpointID]bool),
+		news: make(map[gslb.EndpointID]bool), seen: make(map[string]map[gslb.EndpointID]*seen),
 		// The clock gives an epoch that no earlier life of this node had. Where it was set
 		// back, peers tell this node of its earlier life, and it starts a later one.
 		self: Heading{Version: Version{Epoch: uint64(max(1, time.Now().UnixMicro()))}, Site: o.Site, Period: heartbeat},
 	}
 	m.prober = NewProber(ProberOptions{
 		Report: m.observe, MaxInFlight: o.MaxProbes, RootCAs: o.RootCAs,
-		Logger: m.log, stats: m.stats, probe: o.probe,
+		Exec: o.Exec, Logger: m.log, stats: m.stats, probe: o.probe,
 	})
 	if o.Gossip.Listen.IsValid() || o.Transport != nil {
 		m.gossip = newGossip(o.Node, o.Site, o.Role, o.Gossip, o.Transport, m.log, m.stats)
@@ -176,6 +187,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 		wg.Go(func() { m.gossip.join(ctx) })
 	}
 	wg.Go(func() { _ = m.prober.Run(ctx) })
+	if len(m.o.References) > 0 {
+		wg.Go(func() { m.watchReferences(ctx) })
+	}
 	m.loop(ctx)
 	wg.Wait()
 	if m.gossip != nil {
@@ -209,7 +223,26 @@ func (m *Monitor) loop(ctx context.Context) {
 	}
 }
 
-// SetTargets replaces what is probed and judged. Targets that stay keep their state.
+// Configure replaces what is probed and judged, and how, by valid objects. What stays keeps
+// its state.
+func (m *Monitor) Configure(o *config.Objects) {
+	m.setting.Lock()
+	defer m.setting.Unlock()
+	targets := Targets(o)
+	m.mu.Lock()
+	m.guard = newGuard(o, m.guard)
+	m.regions = make(map[string]string, len(o.Sites))
+	for name, s := range o.Sites {
+		m.regions[name] = cmp.Or(s.Region, name)
+	}
+	m.changeLocked()
+	m.mu.Unlock()
+	m.setTargets(targets)
+	m.prober.SetTargets(targets) // after the monitor knows whose results come
+}
+
+// SetTargets replaces what is probed and judged. Targets that stay keep their state. It is
+// Configure without services, regions and what is derived.
 func (m *Monitor) SetTargets(targets []Target) {
 	m.setting.Lock()
 	defer m.setting.Unlock()
@@ -228,7 +261,7 @@ func (m *Monitor) setTargets(targets []Target) {
 		}
 		next[t.ID] = t
 		if _, ok := m.judged[t.ID]; !ok {
-			m.judged[t.ID] = judgement{verdict: m.restored[t.ID], since: now}
+			m.judged[t.ID] = judgement{Judgement: Judgement{Verdict: m.restored[t.ID], Silent: true}, since: now}
 			m.unknown++
 			m.changeLocked()
 		}
@@ -273,6 +306,14 @@ func (m *Monitor) Verdicts() map[gslb.EndpointID]gslb.Verdict { return m.publish
 // vantage whose last result contradicts what it says changed its mind. The map is immutable.
 func (m *Monitor) Flipping() map[gslb.EndpointID]bool { return m.publish().flipping }
 
+// Regional returns the verdicts by region of vantages, where they are others than Verdicts
+// has: what is down as seen from there alone, or up. A region is that of a site, or the site.
+// The maps are immutable.
+func (m *Monitor) Regional() map[string]map[gslb.EndpointID]gslb.Verdict { return m.publish().regional }
+
+// SetIdle says which pools nobody asks for: probes that say so go slower for them.
+func (m *Monitor) SetIdle(pools map[string]bool) { m.prober.SetIdle(pools) }
+
 // Changed returns a channel that receives after Verdicts or Flipping changed: once for all
 // changes since the last receive. There is one channel, for one reader.
 func (m *Monitor) Changed() <-chan struct{} { return m.changed }
@@ -291,9 +332,10 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 	now := time.Now()
 	changed, refused := m.sayLocked(now, Observation{
 		ID: t.ID, Up: s.Verdict == gslb.Up, Flipping: s.Flipping(),
-		Class: r.Class, Latency: r.Latency, Detail: r.Detail, At: now,
+		Class: r.Class, Latency: r.Latency, Score: r.Score, Detail: r.Detail, At: now,
 	})
 	m.stats.dropped[dropFull].Add(uint64(refused))
+	m.seeLocked(m.o.Node, t.ID, now, r.Latency, changed)
 	if len(changed) > 0 {
 		for _, c := range changed {
 			m.news[c.ID] = m.news[c.ID] || c.Flip
@@ -307,6 +349,7 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 func (m *Monitor) sayLocked(now time.Time, obs ...Observation) (changed []Change, refused int) {
 	m.self.Version.Seq++
 	m.self.At = now
+	m.self.Abstains = m.cutOffLocked(now)
 	for i := range obs {
 		obs[i].Version = m.self.Version
 	}
@@ -323,13 +366,14 @@ func (m *Monitor) speak() {
 	now := time.Now()
 	var report Report
 	if len(news) > 0 {
+		m.countLocked(now)
 		m.sayLocked(now) // a newer heading, that peers see this node is alive
 		report = m.table.Report(m.o.Node, slices.Collect(maps.Keys(news))...)
 	}
 	m.mu.Unlock()
 	for _, f := range flips {
 		m.log.Info("endpoint is "+verdictName(f.to), "pool", f.id.Pool, "endpoint", f.id.Addr,
-			"was", verdictName(f.from), "up", f.up, "vantages", f.votes)
+			"was", verdictName(f.from), "why", f.why)
 	}
 	if m.gossip == nil || len(report.Observations) == 0 {
 		return
@@ -382,14 +426,22 @@ func (m *Monitor) age() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	if m.gossip == nil {
-		m.sayLocked(now) // a node alone is heard by itself
-	}
+	m.countLocked(now)
+	m.sayLocked(now) // a node is heard by itself
 	if now.Sub(m.forgot) >= time.Minute {
 		m.table.Forget(now)
+		for node, of := range m.seen {
+			maps.DeleteFunc(of, func(id gslb.EndpointID, _ *seen) bool { _, ok := m.targets[id]; return !ok })
+			if m.table.nodes[node] == nil {
+				delete(m.seen, node)
+			}
+		}
 		m.forgot = now
 	}
 	m.judgeLocked(now, maps.Keys(m.targets))
+	if m.guard != nil && m.guard.settle(m.voteLocked, now) { // time alone ends what is held or kept out
+		m.changeLocked()
+	}
 }
 
 // hear takes a message of a peer.
@@ -418,6 +470,10 @@ func (m *Monitor) take(r Report, now time.Time) {
 	}
 	changed, refused := m.table.Merge(r)
 	m.stats.dropped[dropFull].Add(uint64(refused))
+	m.doubtAt = time.Time{}
+	for _, o := range r.Observations {
+		m.seeLocked(r.Node, o.ID, now, o.Latency, changed)
+	}
 	m.judgeLocked(now, idsOf(changed))
 	flips := make(map[gslb.EndpointID]bool)
 	for _, c := range changed {
@@ -483,25 +539,31 @@ func (m *Monitor) lost(peer string) {
 
 // judgeLocked judges the targets of ids at now.
 func (m *Monitor) judgeLocked(now time.Time, ids iter.Seq[gslb.EndpointID]) {
+	doubts := m.doubtsLocked(now)
 	for id := range ids {
 		t, ok := m.targets[id]
 		if !ok {
 			continue
 		}
 		old := m.judged[id]
-		votes := m.table.Votes(id, time.Duration(t.Probe.Interval), now)
-		j := old
-		j.verdict, j.flipping = Judge(old.verdict, votes)
+		votes := m.table.Votes(id, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now)
+		for i := range votes {
+			votes[i].Abstains = doubts[votes[i].Node]
+		}
+		rule := ruleOf(t.Probe.Quorum)
+		j := judgement{Judgement: Judge(rule, old.Verdict, votes), known: old.known, since: old.since}
+		j.regions = m.regionalLocked(rule, j.Verdict, votes)
 		if !old.known && len(votes) > 0 {
 			j.known = true
 			m.unknown--
 		}
-		if j.verdict != old.verdict {
+		if j.Verdict != old.Verdict {
 			j.since = now
-			m.flipLocked(id, old.verdict, j.verdict, votes)
+			m.flipLocked(id, old.Verdict, j)
 		}
 		m.judged[id] = j
-		if j.verdict != old.verdict || j.flipping != old.flipping {
+		if j.Verdict != old.Verdict || j.Flipping != old.Flipping || !maps.Equal(j.regions, old.regions) ||
+			m.guard != nil && j.Unanimous != old.Unanimous {
 			m.changeLocked()
 		}
 	}
@@ -511,18 +573,12 @@ func (m *Monitor) judgeLocked(now time.Time, ids iter.Seq[gslb.EndpointID]) {
 }
 
 // flipLocked counts a change of verdict, and leaves it to the loop to log.
-func (m *Monitor) flipLocked(id gslb.EndpointID, from, to gslb.Verdict, votes []Vote) {
-	f := flip{id: id, from: from, to: to, votes: len(votes)}
-	for _, v := range votes {
-		if v.Up {
-			f.up++
-		}
-	}
+func (m *Monitor) flipLocked(id gslb.EndpointID, from gslb.Verdict, j judgement) {
 	if from != gslb.Unknown {
 		m.stats.flips.Add(1)
 	}
 	if len(m.flips) < maxBroadcasts {
-		m.flips = append(m.flips, f)
+		m.flips = append(m.flips, flip{id: id, from: from, to: j.Verdict, why: j.Why()})
 	}
 	nudge(m.wake)
 }
@@ -539,11 +595,26 @@ func (m *Monitor) publish() *verdicts {
 	if m.public != nil {
 		return m.public
 	}
-	v := &verdicts{make(map[gslb.EndpointID]gslb.Verdict, len(m.judged)), make(map[gslb.EndpointID]bool)}
+	v := &verdicts{make(map[gslb.EndpointID]gslb.Verdict, len(m.judged)), make(map[gslb.EndpointID]bool),
+		make(map[string]map[gslb.EndpointID]gslb.Verdict)}
 	for id, j := range m.judged {
-		v.verdicts[id] = j.verdict
-		if j.flipping {
+		v.verdicts[id] = j.Verdict
+		if j.Flipping {
 			v.flipping[id] = true
+		}
+		for region, verdict := range j.regions {
+			if v.regional[region] == nil {
+				v.regional[region] = make(map[gslb.EndpointID]gslb.Verdict)
+			}
+			v.regional[region][id] = verdict
+		}
+	}
+	if m.guard != nil {
+		m.guard.settle(m.voteLocked, time.Now())
+		for id, e := range m.guard.ends {
+			if m.guard.serves(id) {
+				v.verdicts[id] = e.verdict
+			}
 		}
 	}
 	m.public = v

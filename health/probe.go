@@ -331,6 +331,12 @@ func paceOf(c *config.Probe, idle bool) time.Duration {
 	return time.Duration(c.Interval)
 }
 
+func (p *Prober) isIdle(pool string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.idle[pool]
+}
+
 // SetIdle says which pools nobody asks for: their probes may go slower. One that is asked
 // for again is probed at once.
 func (p *Prober) SetIdle(idle map[string]bool) {

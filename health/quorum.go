@@ -1,6 +1,12 @@
 package health
 
-import "github.com/meridian-gslb/meridian/gslb"
+import (
+	"fmt"
+	"slices"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
 
 // Vote is what one fresh vantage says of an endpoint.
 type Vote struct {
@@ -8,36 +14,158 @@ type Vote struct {
 	Site     string
 	Up       bool
 	Flipping bool // it may say the opposite soon
+	Abstains bool // it is not believed: something is wrong where it stands
 }
 
-// Judge returns the verdict of the votes, and whether it would change if every vantage that
-// may be about to change its mind did.
-//
-// Down needs more than half: a false "up" costs some clients a retry, a false "down" takes
-// capacity from all. So of two vantages both must say it, of three two; an even split is up.
-// Without any vote the last verdict stays: silence is no evidence. Judge depends on nothing
-// but its arguments, and not on the order of votes, so that nodes with the same table agree.
-func Judge(last gslb.Verdict, votes []Vote) (verdict gslb.Verdict, flipping bool) {
-	down, later := 0, 0
-	for _, v := range votes {
-		if !v.Up {
-			down++
-		}
-		if v.Up == v.Flipping { // what it says after the flip, if there is one, is down
-			later++
-		}
+// Rule says how many votes it takes to call an endpoint down.
+type Rule struct {
+	Share         float64  // more than this share of the votes that count, 0 <= Share < 1
+	Min           int      // at least so many, if so many count
+	Sites         int      // in at least so many sites, if votes of so many count
+	MustBeHealthy []string // nodes or sites whose single word is enough
+	MonitorOnly   []string // nodes or sites that do not count
+}
+
+// The defaults of a rule.
+const (
+	defaultShare = 0.5
+	defaultMin   = 2
+	defaultSites = 2
+)
+
+var defaultRule = Rule{Share: defaultShare, Min: defaultMin, Sites: defaultSites}
+
+// ruleOf returns the rule of q with its defaults; q may be nil.
+func ruleOf(q *config.Quorum) Rule {
+	r := defaultRule
+	if q == nil {
+		return r
 	}
-	verdict = majority(last, down, len(votes))
-	return verdict, majority(last, later, len(votes)) != verdict
+	if q.Share != nil {
+		r.Share = *q.Share
+	}
+	if q.Min != 0 {
+		r.Min = q.Min
+	}
+	if q.Sites != 0 {
+		r.Sites = q.Sites
+	}
+	r.MustBeHealthy, r.MonitorOnly = q.MustBeHealthy, q.MonitorOnly
+	return r
 }
 
-func majority(last gslb.Verdict, down, of int) gslb.Verdict {
+// counts reports whether v has a say.
+func (r *Rule) counts(v *Vote) bool {
+	return !v.Abstains && !slices.Contains(r.MonitorOnly, v.Node) && !slices.Contains(r.MonitorOnly, v.Site)
+}
+
+// must reports whether v alone can bring an endpoint down.
+func (r *Rule) must(v *Vote) bool {
+	return slices.Contains(r.MustBeHealthy, v.Node) || slices.Contains(r.MustBeHealthy, v.Site)
+}
+
+// Judgement is what the votes say of an endpoint.
+type Judgement struct {
+	Verdict   gslb.Verdict
+	Flipping  bool // it would change if every vantage that may be about to change its mind did
+	Silent    bool // no vote counts: Verdict is the last one
+	Unanimous bool // every vote that counts says the same
+	Down, Of  int  // votes that say down, of those that count
+	Sites     int  // in which somebody says down
+	Must      bool // one that must be healthy says down
+}
+
+// Why says j in words.
+func (j Judgement) Why() string {
 	switch {
-	case of == 0:
-		return last
-	case 2*down > of:
-		return gslb.Down
-	default:
-		return gslb.Up
+	case j.Silent:
+		return "no vantage that counts speaks: the last verdict stays"
+	case j.Must:
+		return fmt.Sprintf("one that must be healthy says down, with %d of %d vantages", j.Down, j.Of)
+	case j.Down == 0:
+		return fmt.Sprintf("all of %d vantages say up", j.Of)
 	}
+	return fmt.Sprintf("%d of %d vantages say down, in %d sites", j.Down, j.Of, j.Sites)
+}
+
+// Judge returns what the votes say by rule r.
+//
+// Down needs more than a share of the votes that count, at least a number of them, and in
+// several sites if there are vantages in several: a false "up" costs some clients a retry, a
+// false "down" takes capacity from all. Up needs only that down does not have as many: of two
+// vantages both must say down, of three two; an even split is up. Without any vote the last
+// verdict stays: silence is no evidence. Judge depends on nothing but its arguments, and not
+// on the order of votes, so that nodes with the same table agree.
+func Judge(r Rule, last gslb.Verdict, votes []Vote) Judgement {
+	j := r.judge(last, votes, false)
+	j.Flipping = r.judge(last, votes, true).Verdict != j.Verdict
+	return j
+}
+
+// judge counts the votes, or with later those that there are once all who may flip have.
+func (r *Rule) judge(last gslb.Verdict, votes []Vote, later bool) Judgement {
+	var j Judgement
+	var sites, downSites [8]string // beyond these it makes no difference
+	allSites := 0
+	for i := range votes {
+		v := &votes[i]
+		if !r.counts(v) {
+			continue
+		}
+		j.Of++
+		allSites = addSite(&sites, allSites, v.Site)
+		if v.Up != (later && v.Flipping) {
+			continue
+		}
+		j.Down++
+		j.Sites = addSite(&downSites, j.Sites, v.Site)
+		j.Must = j.Must || r.must(v)
+	}
+	j.Unanimous = j.Down == 0 || j.Down == j.Of
+	switch enough := float64(j.Down) > r.Share*float64(j.Of) && j.Down >= min(r.Min, j.Of) && j.Sites >= min(r.Sites, allSites); {
+	case j.Of == 0:
+		j.Verdict, j.Silent = last, true
+	case j.Down > 0 && (enough || j.Must):
+		j.Verdict = gslb.Down
+	default:
+		j.Verdict = gslb.Up
+	}
+	return j
+}
+
+// addSite adds site to the first n of sites, if there is room, and returns how many there are.
+func addSite(sites *[8]string, n int, site string) int {
+	if n == len(sites) || slices.Contains(sites[:n], site) {
+		return n
+	}
+	sites[n] = site
+	return n + 1
+}
+
+// doubtful returns which of the vantages that are alive are not to be believed: those that
+// say so themselves, and those for which more than half of everything fails. If the latter
+// are a quorum it is the world that fails, and they are believed.
+func doubtful(alive []Doubt) map[string]bool {
+	votes := make([]Vote, 0, len(alive))
+	for _, d := range alive {
+		votes = append(votes, Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= 50, Abstains: d.Abstains})
+	}
+	world := Judge(defaultRule, gslb.Up, votes).Verdict == gslb.Down
+	var out map[string]bool
+	for _, v := range votes {
+		if v.Abstains || !v.Up && !world {
+			if out == nil {
+				out = make(map[string]bool)
+			}
+			out[v.Node] = true
+		}
+	}
+	return out
+}
+
+// Doubt is what a vantage says of itself.
+type Doubt struct {
+	Node, Site string
+	Failing    uint8 // percent of all that it tests
+	Abstains   bool  // it knows that it is cut off
 }

@@ -1,10 +1,15 @@
 package health
 
 import (
+	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // votesOf reads votes: + up, - down, p up but flipping, m down but flipping.
@@ -45,7 +50,8 @@ func TestJudge(t *testing.T) {
 		{"three of four", gslb.Up, "+---", gslb.Down, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, flipping := Judge(tc.last, votesOf(tc.votes))
+			j := Judge(defaultRule, tc.last, votesOf(tc.votes))
+			got, flipping := j.Verdict, j.Flipping
 			if got != tc.want || flipping != tc.flipping {
 				t.Errorf("Judge(%v, %q) = %v, %v, want %v, %v", tc.last, tc.votes, got, flipping, tc.want, tc.flipping)
 			}
@@ -61,7 +67,8 @@ func TestJudgeTwin(t *testing.T) {
 			votes[i] = Vote{Up: rand.IntN(2) == 0, Flipping: rand.IntN(4) == 0}
 		}
 		last := gslb.Verdict(rand.IntN(3))
-		got, flipping := Judge(last, votes)
+		j := Judge(defaultRule, last, votes)
+		got, flipping := j.Verdict, j.Flipping
 		later := make([]Vote, len(votes))
 		for i, v := range votes {
 			later[i] = Vote{Up: v.Up != v.Flipping}
@@ -71,7 +78,7 @@ func TestJudgeTwin(t *testing.T) {
 			t.Fatalf("Judge(%v, %+v) = %v, %v, want %v, %v", last, votes, got, flipping, want, wantFlipping)
 		}
 		rand.Shuffle(len(votes), func(i, j int) { votes[i], votes[j] = votes[j], votes[i] })
-		if again, _ := Judge(last, votes); again != got {
+		if again := Judge(defaultRule, last, votes); again != j {
 			t.Fatalf("Judge(%v, %+v) = %v, in another order %v", last, votes, again, got)
 		}
 	}
@@ -93,4 +100,73 @@ func slowJudge(last gslb.Verdict, votes []Vote) gslb.Verdict {
 		return gslb.Down
 	}
 	return gslb.Up
+}
+
+func TestRules(t *testing.T) {
+	// Votes are by node a, b, c … in site 1, 2 or 3: "a1+" says up; "!" after it abstains.
+	read := func(text string) (votes []Vote) {
+		for w := range strings.FieldsSeq(text) {
+			votes = append(votes, Vote{Node: w[:1], Site: w[1:2], Up: w[2] == '+', Abstains: strings.HasSuffix(w, "!")})
+		}
+		return votes
+	}
+	low := 0.2
+	for _, tc := range []struct {
+		name  string
+		rule  config.Quorum
+		votes string
+		want  gslb.Verdict
+		all   bool // unanimous
+	}{
+		{"two sites", config.Quorum{}, "a1- b2- c3+", gslb.Down, false},
+		{"a majority in one site of two", config.Quorum{}, "a1- b1- c1- d2+", gslb.Up, false},
+		{"one site is all there is", config.Quorum{}, "a1- b1- c1+", gslb.Down, false},
+		{"one site is enough where it is told so", config.Quorum{Sites: 1}, "a1- b1- c1- d2+", gslb.Down, false},
+		{"abstention leaves one site", config.Quorum{}, "a1- b1- c1+ d2+!", gslb.Down, false},
+		{"those who abstain have no say", config.Quorum{}, "a1-! b2-! c3+", gslb.Up, true},
+		{"all abstain", config.Quorum{}, "a1-! b2-!", gslb.Unknown, true},
+		{"a fifth is enough", config.Quorum{Share: &low}, "a1- b2- c3+ d3+ e3+", gslb.Down, false},
+		{"but two", config.Quorum{Share: &low}, "a1- b2+ c3+ d3+", gslb.Up, false},
+		{"at least three", config.Quorum{Min: 3}, "a1- b2- c3+", gslb.Up, false},
+		{"at least three of two", config.Quorum{Min: 3}, "a1- b2-", gslb.Down, true},
+		{"must be healthy", config.Quorum{MustBeHealthy: []string{"a"}}, "a1- b2+ c3+", gslb.Down, false},
+		{"a site must be healthy", config.Quorum{MustBeHealthy: []string{"1"}}, "a1- b2+ c3+", gslb.Down, false},
+		{"must be healthy, but abstains", config.Quorum{MustBeHealthy: []string{"a"}}, "a1-! b2+ c3+", gslb.Up, true},
+		{"monitor only", config.Quorum{MonitorOnly: []string{"a", "2"}}, "a1- b2- c3+ d3+", gslb.Up, true},
+		{"nobody else", config.Quorum{MonitorOnly: []string{"a", "2"}}, "a1- b2-", gslb.Unknown, true},
+	} {
+		j := Judge(ruleOf(&tc.rule), gslb.Unknown, read(tc.votes))
+		if j.Verdict != tc.want || j.Unanimous != tc.all || j.Silent != (tc.want == gslb.Unknown) || j.Why() == "" {
+			t.Errorf("%s: got %+v, want %v", tc.name, j, tc.want)
+		}
+	}
+}
+
+func TestDoubtful(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		nodes string // node, site, percent; ! abstains by itself
+		want  string
+	}{
+		{"none", "a1:0 b2:50 c3:10", ""},
+		{"one sees much fail", "a1:80 b2:0 c3:10", "a"},
+		{"most see much fail", "a1:80 b2:51 c3:10", ""},
+		{"most, but all in one site", "a1:80 b1:90 c2:0", "ab"},
+		{"alone", "a1:100", ""},
+		{"one of two", "a1:100 b2:0", "a"},
+		{"cut off", "a1:0! b2:0 c3:0", "a"},
+		{"cut off and much fails", "a1:100! b2:100 c3:100", "a"},
+	} {
+		var alive []Doubt
+		for w := range strings.FieldsSeq(tc.nodes) {
+			d := Doubt{Node: w[:1], Site: w[1:2], Abstains: strings.HasSuffix(w, "!")}
+			if _, err := fmt.Sscanf(strings.TrimSuffix(w[3:], "!"), "%d", &d.Failing); err != nil {
+				t.Fatal(err)
+			}
+			alive = append(alive, d)
+		}
+		if got := strings.Join(slices.Sorted(maps.Keys(doubtful(alive))), ""); got != tc.want {
+			t.Errorf("%s: got %q, want %q", tc.name, got, tc.want)
+		}
+	}
 }

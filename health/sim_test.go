@@ -2,10 +2,12 @@ package health
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -33,6 +35,10 @@ type simNode struct {
 
 // run starts node i, which probes the targets and knows the first three nodes as seeds.
 func (w *world) run(i int, targets []Target, change func(*Monitor)) *simNode {
+	return w.runWith(i, targets, nil, change)
+}
+
+func (w *world) runWith(i int, targets []Target, option func(*Options), change func(*Monitor)) *simNode {
 	o := Options{
 		Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: w.net.join(i),
 		Gossip: config.Gossip{Join: []string{"10.0.0.0:7946", "10.0.0.1:7946", "10.0.0.2:7946"}, Key: "MDEyMzQ1Njc4OWFiY2RlZg=="},
@@ -46,11 +52,16 @@ func (w *world) run(i int, targets []Target, change func(*Monitor)) *simNode {
 		}
 		return Result{Latency: time.Millisecond}
 	}
+	if option != nil {
+		option(&o)
+	}
 	m := New(o)
 	if change != nil {
 		change(m)
 	}
-	m.SetTargets(targets)
+	if targets != nil {
+		m.SetTargets(targets)
+	}
 	ctx, cancel := context.WithCancel(w.t.Context())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -406,5 +417,109 @@ func TestSimTargets(t *testing.T) {
 		if got := n.Verdicts()[idOf(1)]; got != gslb.Up {
 			t.Errorf("got %v for a target that the peer probes, want up", got)
 		}
+	})
+}
+
+// TestSimCutOff cuts a site off from the endpoints and from its peers: it is not believed, and
+// believes nothing new itself. Then the world really fails, and everybody says so.
+func TestSimCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const endpoints = 6
+		w := &world{t: t}
+		w.net.delay = 20 * time.Millisecond
+		w.start(6, endpoints) // two nodes in each of three sites
+		defer w.stop()
+		all := func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return strings.Count(n.votes(), "+ns") != 6 })
+		}
+		w.until(15*time.Second, "all hear all", all)
+		site0 := func(node int) bool { return node%3 == 0 }
+		for i := range endpoints {
+			w.kill(idOf(i), site0)
+		}
+		time.Sleep(10 * time.Second)
+		for _, n := range w.nodes {
+			if got := n.Stats().Abstains; got != site0(n.number) {
+				t.Errorf("ns%d abstains: %v, want %v", n.number, got, site0(n.number))
+			}
+		}
+		cut := func(addr string) bool { return addr == "10.0.0.0:7946" || addr == "10.0.0.3:7946" }
+		w.net.set(func() { w.net.cut = func(from, to string) bool { return cut(from) != cut(to) } })
+		time.Sleep(2 * time.Minute)
+		w.net.set(func() { w.net.cut = nil })
+		w.until(80*time.Second, "all hear all again", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return strings.Count(n.votes(), "ns") != 6 })
+		})
+		for _, n := range w.nodes {
+			if s := n.Stats(); s.Flips != 0 {
+				t.Errorf("ns%d: %d flips, want none", n.number, s.Flips)
+			}
+		}
+		for i := range endpoints {
+			w.kill(idOf(i), everywhere)
+		}
+		for i := range endpoints {
+			w.until(5*time.Second, "down for everybody", func() bool { return w.agreed(idOf(i), gslb.Down) })
+		}
+	})
+}
+
+// TestSimReferences wants a node whose references fail to abstain, and one whose references
+// answer to go on alone.
+func TestSimReferences(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		var bad atomic.Bool
+		for i := range 3 {
+			w.nodes = append(w.nodes, w.runWith(i, fakeTargets(3), func(o *Options) {
+				o.References = []string{"a:1", "b:1", "c:1"}
+				o.reference = func(_ context.Context, r string) error {
+					if i == 0 && bad.Load() && r != "c:1" {
+						return errors.New("no answer")
+					}
+					return nil
+				}
+			}, nil))
+		}
+		defer w.stop()
+		w.until(15*time.Second, "all hear all", func() bool { return w.nodes[0].votes() == "+ns0 +ns1 +ns2" })
+		bad.Store(true)
+		w.until(10*time.Second, "it abstains, for everybody", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.Views()[0].Vantages[0].Counts })
+		})
+		bad.Store(false)
+		w.until(10*time.Second, "it counts again", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return !n.Views()[0].Vantages[0].Counts })
+		})
+		w.net.set(func() { w.net.cut = func(from, to string) bool { return true } })
+		time.Sleep(10 * time.Second)
+		w.kill(idOf(0), everywhere)
+		w.until(5*time.Second, "each by itself", func() bool { return w.agreed(idOf(0), gslb.Down) })
+	})
+}
+
+// TestSimRegion wants a verdict for those for whom alone an endpoint is down.
+func TestSimRegion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		o := threePools(config.Probe{TCP: &config.TCPProbe{Port: 1}, Interval: config.Duration(time.Second)}, nil)
+		o.Sites = map[string]config.Site{"site0": {Region: "asia"}, "site1": {Region: "europe"}, "site2": {Region: "europe"}}
+		for i := range 6 {
+			w.nodes = append(w.nodes, w.run(i, nil, func(m *Monitor) { m.Configure(o) }))
+		}
+		defer w.stop()
+		w.until(15*time.Second, "all hear all", func() bool { return strings.Count(w.nodes[1].votes(), "+ns") == 6 })
+		id := gslb.EndpointID{Pool: "a", Addr: addrOfPool(0, 1)}
+		w.kill(id, func(node int) bool { return node%3 == 0 })
+		w.until(10*time.Second, "down as seen from Asia", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.Regional()["asia"][id] != gslb.Down })
+		})
+		for _, n := range w.nodes {
+			if r := n.Regional(); len(r) != 1 || len(r["asia"]) != 1 || n.Verdicts()[id] != gslb.Up || n.Views()[0].Regions["asia"] != "down" {
+				t.Errorf("ns%d: %v, and %v for all", n.number, r, n.Verdicts()[id])
+			}
+		}
+		w.kill(id, nil)
+		w.until(10*time.Second, "up again", func() bool { return len(w.nodes[1].Regional()) == 0 })
 	})
 }

@@ -44,6 +44,9 @@ type Stats struct {
 	GossipDropped map[string]uint64 `json:"gossipDropped"` // by cause: version, malformed, oversize, full, refused, queue, send, conflict
 	Flips         uint64            `json:"flips"`         // changes of verdicts
 	Targets       int               `json:"targets"`       // endpoints probed
+	Abstains      bool              `json:"abstains"`      // this node is not believed now, by itself or others: see Member.Abstains
+	Held          int               `json:"held"`          // endpoints that the votes call down and a guard keeps up
+	Suppressed    int               `json:"suppressed"`    // endpoints that are kept out because they flap
 	Members       int               `json:"members"`       // nodes of the membership, with this one
 }
 

@@ -46,6 +46,7 @@ type Observation struct {
 	Flipping bool // Up may be about to change
 	Class    Class
 	Latency  time.Duration
+	Score    uint8 // 0..100
 	Detail   string
 	At       time.Time // when it was made, by the clock of who holds it
 }
@@ -74,7 +75,7 @@ func (o Observation) join(p Observation) Observation {
 
 func (o Observation) compareValue(p Observation) int {
 	return cmp.Or(compareBool(o.Up, p.Up), compareBool(o.Flipping, p.Flipping), cmp.Compare(o.Class, p.Class),
-		cmp.Compare(o.Latency, p.Latency), cmp.Compare(o.Detail, p.Detail))
+		cmp.Compare(o.Latency, p.Latency), cmp.Compare(o.Score, p.Score), cmp.Compare(o.Detail, p.Detail))
 }
 
 func compareBool(a, b bool) int {
@@ -95,7 +96,12 @@ type Heading struct {
 	Info    string        // for people and for comparison between nodes, such as the plan it serves
 	Period  time.Duration // at most this passes between two words of the node to each other node
 	Leaving bool          // its last word: it no longer counts
-	At      time.Time     // when it was said, by the clock of who holds it
+	// What it says of itself as a vantage.
+	Failing  uint8     // percent of what it tests that fails for it
+	Abstains bool      // it knows that it is cut off
+	Blind    bool      // it tests nothing: it only answers
+	List     uint64    // which list of targets its bitmaps are of; see listOf
+	At       time.Time // when it was said, by the clock of who holds it
 }
 
 // join is to Heading what it is to Observation.
@@ -110,7 +116,8 @@ func (h Heading) join(i Heading) Heading {
 	if i.At.Before(at) {
 		at = i.At
 	}
-	if cmp.Or(cmp.Compare(i.Site, h.Site), cmp.Compare(i.Info, h.Info), cmp.Compare(i.Period, h.Period), compareBool(i.Leaving, h.Leaving)) > 0 {
+	if cmp.Or(cmp.Compare(i.Site, h.Site), cmp.Compare(i.Info, h.Info), cmp.Compare(i.Period, h.Period), compareBool(i.Leaving, h.Leaving),
+		cmp.Compare(i.Failing, h.Failing), compareBool(i.Abstains, h.Abstains), compareBool(i.Blind, h.Blind), cmp.Compare(i.List, h.List)) > 0 {
 		h = i
 	}
 	h.At = at
@@ -254,6 +261,33 @@ func (v *vantage) alive(now time.Time) bool {
 // counts at now.
 func (v *vantage) fresh(o Observation, interval time.Duration, now time.Time) bool {
 	return v.alive(now) && now.Sub(o.At) <= max(staleFactor*interval, v.heading.patience())
+}
+
+// Doubts returns what the vantages that are heard at now say of themselves.
+func (t *Table) Doubts(now time.Time) []Doubt {
+	var out []Doubt
+	for name, v := range t.nodes {
+		if !v.heading.Blind && v.alive(now) {
+			out = append(out, Doubt{Node: name, Site: v.heading.Site, Failing: v.heading.Failing, Abstains: v.heading.Abstains})
+		}
+	}
+	return out
+}
+
+// Lost reports whether more of the nodes that are known are not heard than are: those that
+// left are not missed, and those that were silent for long are forgotten.
+func (t *Table) Lost(now time.Time) bool {
+	heard, known := 0, 0
+	for _, v := range t.nodes {
+		if v.heading.Leaving || now.Sub(v.heading.At) > forgetAfter {
+			continue
+		}
+		known++
+		if v.alive(now) {
+			heard++
+		}
+	}
+	return 2*heard < known
 }
 
 // Votes returns the fresh observations of id, which is probed every interval. Their order

@@ -34,7 +34,7 @@ func randomHeading() Heading {
 	return Heading{
 		Version: Version{uint64(rand.IntN(3)), uint64(rand.IntN(3))},
 		Site:    []string{"", "eu"}[rand.IntN(2)], Info: []string{"", "plan"}[rand.IntN(2)],
-		Period: time.Duration(rand.IntN(2)), Leaving: rand.IntN(2) == 0, At: epoch.Add(time.Duration(rand.IntN(3)) * time.Second),
+		Period: time.Duration(rand.IntN(2)), Leaving: rand.IntN(2) == 0, Failing: uint8(rand.IntN(2)), Abstains: rand.IntN(2) == 0, At: epoch.Add(time.Duration(rand.IntN(3)) * time.Second),
 	}
 }
 

@@ -61,9 +61,13 @@ type Target struct {
 type View struct {
 	Pool     string     `json:"pool"`
 	Endpoint netip.Addr `json:"endpoint"`
-	Verdict  string     `json:"verdict"` // up, down, unknown
+	Verdict  string     `json:"verdict"`           // that is served: up, down, unknown
+	Unknown  bool       `json:"unknown,omitempty"` // no vantage that counts speaks: Verdict is the last one
 	Since    time.Time  `json:"since"`
+	Why      string     `json:"why,omitempty"`
 	Vantages []Vantage  `json:"vantages"`
+
+	Regions map[string]string `json:"regions,omitempty"` // verdicts of the vantages of one region, where it is another
 }
 
 // Vantage is what one node says of an endpoint.
@@ -76,4 +80,10 @@ type Vantage struct {
 	Latency time.Duration `json:"latency"`
 	Age     time.Duration `json:"age"` // since it was last heard, by this node's clock
 	Fresh   bool          `json:"fresh"`
+
+	Since    time.Time       `json:"since,omitzero"`     // that it says so, as heard by this node
+	Counts   bool            `json:"counts"`             // it is fresh, and its word counts
+	Abstains bool            `json:"abstains,omitempty"` // it is not believed: cut off, or most of what it tests fails
+	Score    uint8           `json:"score"`              // 0..100, by failures and latency beside the pool's
+	Trend    []time.Duration `json:"trend,omitempty"`    // the last latencies that were heard, oldest first; 0 is a failure
 }

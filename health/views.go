@@ -64,28 +64,48 @@ func (m *Monitor) Members() []Member {
 	return members
 }
 
-// Views returns what is known of every target, ordered by pool and address: the verdict, and
-// what each vantage says, fresh or not, ordered by node.
+// Views returns what is known of every target, and of every endpoint whose verdict is derived,
+// ordered by pool and address: the verdict that is served and why, and what each vantage says,
+// fresh or not, ordered by node.
 func (m *Monitor) Views() []View {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now, names := time.Now(), m.table.Names()
+	if m.guard != nil && m.public == nil {
+		m.guard.settle(m.voteLocked, now)
+	}
+	doubts := m.doubtsLocked(now)
 	views := make([]View, 0, len(m.targets))
 	for id, t := range m.targets {
 		j := m.judged[id]
-		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.verdict), Since: j.since, Vantages: []Vantage{}}
+		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.Verdict), Unknown: j.Silent, Since: j.since, Why: j.Why(), Vantages: []Vantage{}}
+		for region, v := range j.regions {
+			if view.Regions == nil {
+				view.Regions = make(map[string]string)
+			}
+			view.Regions[region] = verdictName(v)
+		}
+		rule := ruleOf(t.Probe.Quorum)
 		for _, name := range names {
 			v := m.table.nodes[name]
 			o, ok := v.observed[id]
 			if !ok {
 				continue
 			}
-			view.Vantages = append(view.Vantages, Vantage{
-				Node: name, Site: v.heading.Site, Up: o.Up, Class: o.Class.String(), Detail: o.Detail, Latency: o.Latency,
-				Age: max(0, now.Sub(o.At)), Fresh: v.fresh(o, time.Duration(t.Probe.Interval), now),
-			})
+			said := Vantage{
+				Node: name, Site: v.heading.Site, Up: o.Up, Class: o.Class.String(), Detail: o.Detail, Latency: o.Latency, Score: o.Score,
+				Age: max(0, now.Sub(o.At)), Fresh: v.fresh(o, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now), Abstains: doubts[name],
+			}
+			said.Counts = said.Fresh && rule.counts(&Vote{Node: name, Site: said.Site, Abstains: said.Abstains})
+			if s := m.seen[name][id]; s != nil {
+				said.Since, said.Trend = s.since, s.latencies()
+			}
+			view.Vantages = append(view.Vantages, said)
 		}
 		views = append(views, view)
+	}
+	if m.guard != nil {
+		views = m.guard.annotate(views)
 	}
 	slices.SortFunc(views, func(a, b View) int {
 		return cmp.Or(strings.Compare(a.Pool, b.Pool), a.Endpoint.Compare(b.Endpoint))
@@ -103,6 +123,17 @@ func (m *Monitor) Stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s.Targets = len(m.targets)
+	s.Abstains = m.doubtsLocked(time.Now())[m.o.Node]
+	if m.guard != nil {
+		for _, e := range m.guard.ends {
+			if e.verdict == gslb.Up && e.raw == gslb.Down {
+				s.Held++
+			}
+			if e.verdict == gslb.Down && e.raw == gslb.Up && e.damp.suppressed {
+				s.Suppressed++
+			}
+		}
+	}
 	return s
 }
 

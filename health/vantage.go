@@ -1,0 +1,220 @@
+package health
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+)
+
+// reach is what this node's reference targets say of its own network.
+type reach uint8
+
+const (
+	reachUnknown reach = iota // none are configured, or not yet looked
+	reachGood                 // at least half of them answer
+	reachBad                  // most do not, twice in a row
+)
+
+const (
+	referenceEvery   = 2 * time.Second
+	referenceTimeout = time.Second
+)
+
+// watchReferences looks at the reference targets until ctx ends.
+func (m *Monitor) watchReferences(ctx context.Context) {
+	for bad := 0; ; {
+		if m.referencesAnswer(ctx) {
+			bad = 0
+		} else {
+			bad++
+		}
+		m.mu.Lock()
+		switch {
+		case ctx.Err() != nil:
+		case bad == 0:
+			m.refs = reachGood
+		case bad >= 2:
+			m.refs = reachBad
+		}
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(referenceEvery):
+		}
+	}
+}
+
+// referencesAnswer reports whether at least half of the references accept a connection.
+func (m *Monitor) referencesAnswer(ctx context.Context) bool {
+	dial := m.o.reference
+	if dial == nil {
+		dial = func(ctx context.Context, hostPort string) error {
+			c, err := new(net.Dialer).DialContext(ctx, "tcp", hostPort)
+			if err == nil {
+				_ = c.Close()
+			}
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, referenceTimeout)
+	defer cancel()
+	errs := make([]error, len(m.o.References))
+	var wg sync.WaitGroup
+	for i, r := range m.o.References {
+		wg.Go(func() { errs[i] = dial(ctx, r) })
+	}
+	wg.Wait()
+	good := 0
+	for _, err := range errs {
+		if err == nil {
+			good++
+		}
+	}
+	return 2*good >= len(errs)
+}
+
+// cutOffLocked reports whether this node knows that it is no witness: its references fail, or
+// it has lost most of its peers and no reference says that its network works all the same.
+func (m *Monitor) cutOffLocked(now time.Time) bool {
+	return m.refs == reachBad || m.lostLocked(now)
+}
+
+// lostLocked reports whether this node is on the smaller side of a partition, as far as it can
+// tell.
+func (m *Monitor) lostLocked(now time.Time) bool {
+	return m.refs != reachGood && m.gossip != nil && m.table.Lost(now)
+}
+
+// doubtsLocked returns the vantages that are not believed at now.
+func (m *Monitor) doubtsLocked(now time.Time) map[string]bool {
+	const keep = 20 * time.Millisecond
+	if age := now.Sub(m.doubtAt); age >= 0 && age < keep {
+		return m.doubts
+	}
+	alive := m.table.Doubts(now)
+	for i := range alive {
+		if alive[i].Node == m.o.Node {
+			alive[i].Abstains = m.cutOffLocked(now)
+		}
+	}
+	m.doubts, m.doubtAt = doubtful(alive), now
+	if m.lostLocked(now) { // those that are left with this node are the smaller part, too
+		m.doubts = make(map[string]bool, len(alive))
+		for _, d := range alive {
+			m.doubts[d.Node] = true
+		}
+	}
+	return m.doubts
+}
+
+// countLocked counts which share of what this node tests fails.
+func (m *Monitor) countLocked(now time.Time) {
+	v := m.table.nodes[m.o.Node]
+	if v == nil {
+		return
+	}
+	all, down := 0, 0
+	for id, o := range v.observed {
+		if t, ok := m.targets[id]; ok && now.Sub(o.At) <= max(staleFloor, staleFactor*time.Duration(t.Probe.Interval)) {
+			all++
+			if !o.Up {
+				down++
+			}
+		}
+	}
+	m.self.Failing = 0
+	if all > 0 {
+		m.self.Failing = uint8((100*down + all - 1) / all)
+	}
+	m.doubtAt = time.Time{}
+}
+
+// regionalLocked returns the verdicts of the votes of each region, where they are not the
+// verdict. Within a region no second site is asked for.
+func (m *Monitor) regionalLocked(rule Rule, verdict gslb.Verdict, votes []Vote) map[string]gslb.Verdict {
+	mixed := false
+	for i := range votes {
+		mixed = mixed || votes[i].Up != (verdict == gslb.Up)
+	}
+	if !mixed || len(m.regions) == 0 { // most of the time
+		return nil
+	}
+	by := make(map[string][]Vote)
+	for _, v := range votes {
+		if region, ok := m.regions[v.Site]; ok {
+			by[region] = append(by[region], v)
+		}
+	}
+	rule.Sites = 1
+	var out map[string]gslb.Verdict
+	for region, votes := range by {
+		if j := Judge(rule, verdict, votes); j.Verdict != verdict {
+			if out == nil {
+				out = make(map[string]gslb.Verdict)
+			}
+			out[region] = j.Verdict
+		}
+	}
+	return out
+}
+
+// voteLocked is what the guard asks.
+func (m *Monitor) voteLocked(id gslb.EndpointID) vote {
+	j, ok := m.judged[id]
+	if !ok {
+		return vote{}
+	}
+	return vote{verdict: j.Verdict, unanimous: j.Unanimous && !j.Silent}
+}
+
+// trendLength is how many latencies of a vantage are kept for people.
+const trendLength = 24
+
+// seen is what this node remembers of another's word beside the word itself.
+type seen struct {
+	since time.Time // it says the same
+	trend [trendLength]uint32
+	next  int
+}
+
+// seeLocked remembers a latency, in microseconds, and when the word changed.
+func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, latency time.Duration, changed []Change) {
+	if _, ok := m.targets[id]; !ok || m.table.nodes[node] == nil {
+		return // so that it is bounded as targets and nodes are
+	}
+	of := m.seen[node]
+	if of == nil {
+		of = make(map[gslb.EndpointID]*seen)
+		m.seen[node] = of
+	}
+	s := of[id]
+	if s == nil {
+		s = &seen{since: now}
+		of[id] = s
+	}
+	for _, c := range changed {
+		if c.ID == id && c.Flip {
+			s.since = now
+		}
+	}
+	o := m.table.nodes[node].observed[id]
+	us := uint32(max(1, min(latency.Microseconds(), 1<<31)))
+	if o.Class != OK {
+		us = 0
+	}
+	s.trend[s.next%trendLength] = us
+	s.next++
+}
+
+// latencies returns the trend, oldest first.
+func (s *seen) latencies() []time.Duration {
+	var out []time.Duration
+	for i := max(0, s.next-trendLength); i < s.next; i++ {
+		out = append(out, time.Duration(s.trend[i%trendLength])*time.Microsecond)
+	}
+	return out
+}
