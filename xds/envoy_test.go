@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/meridian-gslb/meridian/xds/bootstrap"
 )
 
 // backend is an HTTP server on loopback that says its name.
@@ -171,8 +173,8 @@ func load(t testing.TB, url string, workers int) (stop func() (sent int, failed 
 }
 
 // gfeBootstrap is a GFE of pool gfe that asks these servers.
-func gfeBootstrap(servers ...*Server) Bootstrap {
-	b := Bootstrap{ID: "gfe-1", Pool: "gfe", Site: "eu-1", Region: "eu"}
+func gfeBootstrap(servers ...*Server) bootstrap.Proxy {
+	b := bootstrap.Proxy{ID: "gfe-1", Pool: "gfe", Site: "eu-1", Region: "eu"}
 	for _, s := range servers {
 		b.Servers = append(b.Servers, s.Addr().String())
 	}

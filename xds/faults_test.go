@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/meridian-gslb/meridian/xds/bootstrap"
 )
 
 // The tests of this file run a real Envoy through the faults that config servers are known
@@ -136,7 +138,7 @@ func TestEnvoyKeepsServing(t *testing.T) {
 	w := world(t, nil, old, state{revision: 10})
 	a.Set(w)
 	r := newRelay(t, a.Addr().String())
-	e := runEnvoy(t, Bootstrap{ID: "gfe-1", Pool: "gfe", Site: "eu-1", Servers: []string{r.l.Addr().String()}})
+	e := runEnvoy(t, bootstrap.Proxy{ID: "gfe-1", Pool: "gfe", Site: "eu-1", Servers: []string{r.l.Addr().String()}})
 	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
 	answered(t, url, "", "eu1", "eu2")
 	stop := load(t, url, 4)

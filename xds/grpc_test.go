@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/orca"
 	"google.golang.org/grpc/peer"
 	grpcxds "google.golang.org/grpc/xds"
+
+	"github.com/meridian-gslb/meridian/xds/bootstrap"
 )
 
 // The tests of this file run a real gRPC client, proxyless, against the server.
@@ -53,7 +55,7 @@ func (b *grpcBackend) yaml() string {
 // grpcClient dials xds:///target with the bootstrap of pool fe.
 func grpcClient(t testing.TB, target string, servers ...string) *grpc.ClientConn {
 	t.Helper()
-	text, err := Bootstrap{ID: "fe-1", Pool: "fe", Site: "eu-1", Servers: servers}.GRPC()
+	text, err := bootstrap.Proxy{ID: "fe-1", Pool: "fe", Site: "eu-1", Servers: servers}.GRPC()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/xds/bootstrap"
 )
 
 // sites are the places of most tests: two sites in one region, two that are their own.
@@ -195,7 +196,7 @@ func envoyBinary(t testing.TB) string {
 }
 
 // envoy runs one until the test ends.
-func runEnvoy(t testing.TB, b Bootstrap) *envoyProcess {
+func runEnvoy(t testing.TB, b bootstrap.Proxy) *envoyProcess {
 	t.Helper()
 	binary := envoyBinary(t)
 	dir := t.TempDir()

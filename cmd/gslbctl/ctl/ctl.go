@@ -186,6 +186,7 @@ Exit codes: 0 ok, 1 error or different, 2 usage, 3 node not reachable, 4 node de
 		a.healthCommand(),
 		a.traceCommand(),
 		a.topCommand(),
+		a.gfeCommand(),
 		a.demoCommand(),
 		a.versionCommand(),
 	)

@@ -3,6 +3,8 @@ package node
 import (
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/meridian-gslb/meridian/admin"
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/gslb/store"
@@ -32,10 +34,11 @@ func (n *Node) adminOptions() admin.Options {
 		Traces:      n.traces.Memory(),
 		Wrap:        n.cold.requests,
 		OTLP:        n.traces.Receiver(),
-		Degraded:    n.build.faults,
+		Degraded:    func() []string { return append(n.build.faults(), n.xds.faults()...) },
 		HealthStats: n.health.Stats,
 		TraceStats:  n.traces.Stats,
-		Extra:       n.opts.Extra,
+		Extra:       n.xds.handlers(n.opts.Extra),
+		Metrics:     []prometheus.Collector{n.xds},
 	}
 }
 

@@ -240,6 +240,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 	if prev == nil {
 		close(n.ready)
 	}
+	n.xds.offer(s, v.Objects)
 	n.admin.Updated()
 	if b.changed != nil {
 		b.changed(s)

@@ -53,6 +53,7 @@ type Node struct {
 	cold   coldPaths
 	admin  *admin.Server
 	build  *builder
+	xds    *proxies
 
 	listening bool
 }
@@ -121,6 +122,7 @@ func New(opts Options) (*Node, error) {
 		Answers: follow.answers,
 		Logger:  n.log,
 	})
+	n.xds = newProxies(n, nc.XDS)
 	n.admin = admin.New(n.adminOptions())
 	return n, nil
 }
@@ -134,6 +136,9 @@ func (n *Node) Listen() error {
 		return err
 	}
 	if err := n.admin.Listen(); err != nil {
+		return err
+	}
+	if err := n.xds.listen(); err != nil {
 		return err
 	}
 	n.listening = true
@@ -178,6 +183,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.opts.Path != "" {
 		run(&back, outer, "reload", n.follow)
 	}
+	run(&back, outer, "xds", n.xds.run)
 	run(&front, inner, "dns", n.dns.Run)
 	run(&front, inner, "admin", n.admin.Run)
 
@@ -206,6 +212,15 @@ func (n *Node) DNSAddrs() []netip.AddrPort { return n.dns.Addrs() }
 
 // AdminAddr returns the address that the admin API is bound to, after Listen.
 func (n *Node) AdminAddr() net.Addr { return n.admin.Addr() }
+
+// XDSAddr returns the address that the config server is bound to, after Listen; nil without
+// one.
+func (n *Node) XDSAddr() net.Addr {
+	if n.xds.server == nil {
+		return nil
+	}
+	return n.xds.server.Addr()
+}
 
 // Store returns the node's store.
 func (n *Node) Store() *store.Client { return n.store }

@@ -1,18 +1,18 @@
-package xds
+// Package bootstrap writes what a new proxy must know before it can ask the config server.
+package bootstrap
 
 import (
 	"cmp"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
-// Bootstrap is what a new proxy must know before it can ask: who it is, and whom to ask.
-type Bootstrap struct {
+// Proxy is one proxy as it must know itself: who it is, and whom to ask.
+type Proxy struct {
 	ID      string   // of the proxy, unique in its pool
 	Pool    string   // whose proxy it is
 	Site    string   // of the pool
@@ -56,7 +56,7 @@ func EdgePool(o *config.Objects, site string) (string, error) {
 }
 
 // YAML returns the bootstrap file of an Envoy. Its error names what is missing.
-func (b Bootstrap) YAML() (string, error) {
+func (b Proxy) YAML() (string, error) {
 	if b.ID == "" || b.Pool == "" || len(b.Servers) == 0 {
 		return "", fmt.Errorf("bootstrap of %q in pool %q with %d config servers: expected all of them", b.ID, b.Pool, len(b.Servers))
 	}
@@ -153,7 +153,7 @@ func sanType(name string) string {
 // GRPC returns the bootstrap of a gRPC client, as GRPC_XDS_BOOTSTRAP names it. Its targets
 // are xds:///NAME, for the name of an upstream of the pool: xds:///upstream for the pool's
 // own.
-func (b Bootstrap) GRPC() (string, error) {
+func (b Proxy) GRPC() (string, error) {
 	if b.ID == "" || b.Pool == "" || len(b.Servers) == 0 {
 		return "", fmt.Errorf("bootstrap of %q in pool %q with %d config servers: expected all of them", b.ID, b.Pool, len(b.Servers))
 	}
@@ -182,11 +182,4 @@ func splitHostPort(s string) (string, int, error) {
 		return "", 0, fmt.Errorf("%q: expected host:port", s)
 	}
 	return host, int(n), nil
-}
-
-// ProxyPools returns the pools whose proxies may ask the config server, sorted.
-func ProxyPools(o *config.Objects) []string {
-	return slices.DeleteFunc(o.Names("pools"), func(name string) bool {
-		return o.Pools[name].Upstream == nil && o.Pools[name].Proxy == nil
-	})
 }

@@ -1,0 +1,82 @@
+package api
+
+import (
+	"context"
+	"time"
+)
+
+// Proxies is what the config server of a node knows of the proxies that ask it.
+type Proxies struct {
+	Listen   string      `json:"listen,omitempty"`   // address of the config server; empty: it has none
+	Revision uint64      `json:"revision,omitempty"` // of the snapshot that is handed out; 0: none yet
+	Proxies  []Proxy     `json:"proxies"`
+	Loads    []PoolLoad  `json:"loads"`            // ordered by pool of the proxies, upstream, pool of the endpoints
+	Faults   []LoadFault `json:"faults,omitempty"` // what was reported and not believed
+}
+
+// Proxy is one proxy that is connected to the config server.
+type Proxy struct {
+	ID        string          `json:"id"`
+	Pool      string          `json:"pool"`
+	Site      string          `json:"site,omitempty"`
+	Addr      string          `json:"addr"`
+	Agent     string          `json:"agent,omitempty"` // envoy, gRPC Go, …
+	Version   string          `json:"version,omitempty"`
+	Protocol  string          `json:"protocol"` // delta or sotw
+	Connected time.Time       `json:"connected"`
+	Revision  uint64          `json:"revision"`          // of the newest snapshot that it accepted all of
+	Behind    bool            `json:"behind,omitempty"`  // something is on its way, or was refused
+	Unknown   bool            `json:"unknown,omitempty"` // there is no such pool: it is told nothing
+	Rate      float64         `json:"rate"`              // requests per second that it sends on, as it reports
+	Types     []ProxyResource `json:"types,omitempty"`
+}
+
+// ProxyResource is what a proxy has of one type of resources.
+type ProxyResource struct {
+	Type      string     `json:"type"` // clusters, endpoints, secrets, listeners, routes
+	Resources int        `json:"resources"`
+	Sent      string     `json:"sent,omitempty"`  // version sent last
+	Acked     string     `json:"acked,omitempty"` // version accepted last
+	Rejected  *Rejection `json:"rejected,omitempty"`
+}
+
+// Rejection is what a proxy refused: it keeps what it had.
+type Rejection struct {
+	Version   string    `json:"version"`
+	Resources []string  `json:"resources,omitempty"` // that were in the response
+	Reason    string    `json:"reason"`              // in the proxy's words
+	At        time.Time `json:"at"`
+}
+
+// PoolLoad is what the proxies of one pool ask of another, in averages over some seconds.
+type PoolLoad struct {
+	From       string             `json:"from"`
+	Upstream   string             `json:"upstream"`
+	To         string             `json:"to"`
+	Site       string             `json:"site,omitempty"` // of To
+	Proxies    int                `json:"proxies"`
+	Frozen     int                `json:"frozen,omitempty"` // of them: silent, with their last load
+	Rate       float64            `json:"rate"`             // requests per second
+	Errors     float64            `json:"errors"`           // per second
+	Dropped    float64            `json:"dropped"`          // per second: shed by the proxies
+	InProgress float64            `json:"inProgress"`
+	Metrics    map[string]float64 `json:"metrics,omitempty"`  // what endpoints say of themselves (ORCA)
+	Age        float64            `json:"age"`                // seconds, of the oldest report in it
+	Capacity   float64            `json:"capacity,omitempty"` // of To, requests per second; 0: not declared
+}
+
+// LoadFault is what a proxy reported and was not believed.
+type LoadFault struct {
+	Proxy string    `json:"proxy"`
+	Pool  string    `json:"pool"`
+	What  string    `json:"what"`
+	Last  time.Time `json:"last"`
+}
+
+// ProxiesPath is where a node says which proxies ask its config server.
+const ProxiesPath = "/api/v1/proxies"
+
+// Proxies returns the proxies that ask the node's config server, and their load.
+func (c *Client) Proxies(ctx context.Context) (*Proxies, error) {
+	return get[Proxies](ctx, c, ProxiesPath, nil)
+}

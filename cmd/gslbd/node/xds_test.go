@@ -1,0 +1,146 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/xds"
+)
+
+const proxiesConfig = `
+node:
+  name: n1
+  site: s
+  dns: ["127.0.0.1:0"]
+  admin: "127.0.0.1:0"
+  xds: {listen: "127.0.0.1:0"}
+sites: {s: {lat: 0, lon: 0}}
+zones: [{name: example.com, records: "@ 60 SOA ns. h. 1 2 3 4 5\n@ 60 NS ns.\n"}]
+pools:
+  gfe: {site: s, port: 80, endpoints: [{address: 127.0.0.1}], upstream: fe}
+  fe: {site: s, capacity: 10, endpoints: [{address: 127.0.0.2, port: 81}]}
+`
+
+// TestNodeServesProxies asks a running node's config server, and sees itself in the status.
+func TestNodeServesProxies(t *testing.T) {
+	f, err := config.Parse("n1.yaml", []byte(proxiesConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := New(Options{File: f, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	cc, err := grpc.NewClient(n.XDSAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	limit, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer stop()
+	st, err := discovery.NewAggregatedDiscoveryServiceClient(cc).DeltaAggregatedResources(limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(req *discovery.DeltaDiscoveryRequest) *discovery.DeltaDiscoveryResponse {
+		t.Helper()
+		if err := st.Send(req); err != nil {
+			t.Fatal(err)
+		}
+		res, err := st.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res
+	}
+	res := send(&discovery.DeltaDiscoveryRequest{
+		Node: &core.Node{Id: "gfe-1", Cluster: "gfe", UserAgentName: "envoy"}, TypeUrl: xds.Endpoints.URL(), ResourceNamesSubscribe: []string{"upstream@gfe"},
+	})
+	var cla endpoint.ClusterLoadAssignment
+	if err := res.Resources[0].Resource.UnmarshalTo(&cla); err != nil || len(cla.Endpoints) != 1 || cla.Endpoints[0].Locality.SubZone != "fe" {
+		t.Fatalf("endpoints %v, %v; want those of pool fe", &cla, err)
+	}
+	if s := n.Snapshot(); !strings.HasPrefix(res.SystemVersionInfo, fmt.Sprintf("%d plan %s", s.Revision, s.Plan)) {
+		t.Errorf("version %q, want revision %d and plan %s of the snapshot", res.SystemVersionInfo, s.Revision, s.Plan)
+	}
+	client, err := api.NewClient(n.AdminAddr().String(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuse := &discovery.DeltaDiscoveryRequest{TypeUrl: xds.Endpoints.URL(), ResponseNonce: res.Nonce, ErrorDetail: &status.Status{Message: "too many"}}
+	if err := st.Send(refuse); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		got, err := client.Proxies(limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got.Proxies) == 1 && got.Proxies[0].ID == "gfe-1" && len(got.Proxies[0].Types) == 1 && got.Proxies[0].Types[0].Rejected != nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+	st2, err := client.Status(limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := strings.Join(st2.Reasons, "\n"); !strings.Contains(text, "proxy gfe-1 of pool gfe refused its endpoints and keeps the last good ones: too many") {
+		t.Errorf("reasons %q: want the refusal", text)
+	}
+	page, err := http.Get("http://" + n.AdminAddr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer page.Body.Close()
+	text, err := io.ReadAll(page.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`meridian_xds_proxies{pool="gfe",protocol="delta"} 1`, "meridian_xds_rejections_total 1", `meridian_xds_proxies_behind{pool="gfe"} 1`} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("no %s in the metrics", want)
+		}
+	}
+}
+
+func TestKeepGood(t *testing.T) {
+	a := xds.Secret{Cert: []byte("c1"), Key: []byte("k1"), CA: []byte("ca1")}
+	got := keepGood(map[string]xds.Secret{"www": a, "gone": a}, map[string]xds.Secret{"www": {CA: []byte("ca2")}})
+	if w := got["www"]; string(w.Cert) != "c1" || string(w.CA) != "ca2" {
+		t.Errorf("www %s, %s; want the old pair and the new ca", w.Cert, w.CA)
+	}
+	if string(got["gone"].Cert) != "c1" {
+		t.Error("a certificate that is gone was taken away")
+	}
+	if len(keepGood(nil, nil)) != 0 {
+		t.Error("something of nothing")
+	}
+}
