@@ -3,6 +3,7 @@ package dns
 import (
 	"bytes"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/meridian-gslb/meridian/dns/zone"
@@ -43,8 +44,17 @@ type set struct {
 	ttl      uint32
 	owner    []byte // wire form, in the case to be sent
 	rrset    *zone.RRset
+	rdata    [][]byte // in the place of rrset's, if not nil
 	addrs    []netip.Addr
 	target   []byte
+}
+
+// rdatas returns the rdata of s, unless that is addrs or target.
+func (s *set) rdatas() [][]byte {
+	if s.rdata != nil {
+		return s.rdata
+	}
+	return s.rrset.RData
 }
 
 // reply is what is said, before it is octets.
@@ -62,14 +72,20 @@ type reply struct {
 	answers  int // RRs in the answer section, as written
 	n        int
 	sets     [maxSets]set
-	names    []byte // the targets of CNAMEs that no zone holds; keeps its memory
+	why      reason
+
+	// What no zone holds; they keep their memory.
+	names  []byte // targets of CNAMEs, rdata
+	rdatas [][]byte
+	addrs  []netip.Addr
 }
 
 // reset readies r for the next query, and lets go of what the last one held of its Data.
 func (r *reply) reset() {
 	clear(r.sets[:r.n])
 	r.rcode, r.aa, r.echo, r.opt, r.tc, r.scope, r.n = rcodeNoError, false, false, false, false, 0, 0
-	r.followed, r.resolved, r.decided, r.answers, r.names = false, false, false, 0, r.names[:0]
+	r.followed, r.resolved, r.decided, r.answers, r.why = false, false, false, 0, noReason
+	r.names, r.rdatas, r.addrs = r.names[:0], r.rdatas[:0], r.addrs[:0]
 }
 
 // add returns a new set of r. There is room for it, unless it is additional data.
@@ -90,22 +106,37 @@ func (r *reply) holds(rrset *zone.RRset) bool {
 	return false
 }
 
-// answerer answers queries one after the other, with memory of its own that it reuses. One
-// goroutine at a time may use it.
-type answerer struct {
+// settings are what an answerer has of its server.
+type settings struct {
 	counters *counters
 	trace    TraceWorker // nil: queries are not recorded
 	panicked func(reason any, packet []byte)
 	maxUDP   int
 	follow   follower
 
-	start  time.Time // when the batch that holds the query was read; only with trace
+	identity   Identity
+	keepalive  uint16                      // units of 100 ms: the idle timeout of TCP (RFC 7828)
+	cookies    *atomic.Pointer[cookieKeys] // nil: COOKIE is an option like any other that we do not know
+	limiter    *limiter                    // nil: no limit
+	amplify    int                         // 0: no bound
+	quarantine *quarantine                 // nil: nothing is refused for having panicked
+}
+
+// answerer answers queries one after the other, with memory of its own that it reuses. One
+// goroutine at a time may use it.
+type answerer struct {
+	settings
+
+	start  time.Time // when the batch that holds the query was read
 	last   uint32    // ns after start when the clock was read last; only with trace
 	unread uint8     // queries since then
 	q      query
 	r      reply
 	res    zone.Result
 	d      gslb.Decision
+	second gslb.Decision // on services that the answer leads to
+	opts   []byte        // options of the reply's OPT; keeps its memory
+	size   int           // octets of the query
 	m      message
 	target [maxName]byte // the name that a CNAME led to, in lower case
 }
@@ -113,8 +144,8 @@ type answerer struct {
 // newAnswerer returns an answerer that counts in c.
 func newAnswerer(c *counters, trace TraceWorker, maxUDP int, panicked func(reason any, packet []byte)) *answerer {
 	return &answerer{
-		counters: c, trace: trace, maxUDP: maxUDP, panicked: panicked,
-		r: reply{names: make([]byte, 0, (maxChain+2)*maxName)},
+		settings: settings{counters: c, trace: trace, maxUDP: maxUDP, panicked: panicked},
+		r:        reply{names: make([]byte, 0, (maxChain+2)*maxName)},
 	}
 }
 
@@ -141,43 +172,71 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 	return reply
 }
 
-// answer is serve without a net. On UDP it neither blocks, locks, logs nor allocates, but for
-// queries of the full path.
+// answer is serve without a net. It neither blocks, locks, logs nor allocates, but for queries
+// of the full path.
 func (a *answerer) answer(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []byte) []byte {
 	a.q.from, a.q.tcp, a.q.told = from, tcp, nil
 	a.r.reset()
 	a.follow.reset()
-	full := tcp
-	if !full {
-		switch a.q.read(pkt, &a.r) {
-		case silent:
-			a.counters.dropped.Add(1)
-			return nil
-		case wellFormed:
-			a.resolve(d)
-		case unusual:
-			full = true
-		case refused: // with the rcode that read set
-		}
-	}
-	if full {
+	how := a.q.read(pkt, &a.r)
+	if how == unusual {
 		return a.answerFull(d, pkt, buf)
 	}
+	if !a.respond(d, pkt, how) {
+		return nil
+	}
+	a.putOptions()
 	return a.write(buf[:min(len(buf), a.limit())])
+}
+
+// respond fills the reply to a packet that was read, unless it gets none.
+func (a *answerer) respond(d *Data, pkt []byte, how admission) bool {
+	q, r := &a.q, &a.r
+	if how == silent {
+		a.counters.dropped.Add(1)
+		return false
+	}
+	a.size = len(pkt)
+	q.known = q.tcp || q.edns.cookie != nil && a.cookies != nil &&
+		a.cookies.Load().valid(q.edns.cookie, q.from, uint32(a.start.Unix()))
+	if a.limiter != nil && !q.known {
+		switch a.limiter.take(q.from, a.start) {
+		case drop:
+			a.counters.limited.Add(1)
+			return false
+		case truncate:
+			a.counters.limited.Add(1)
+			r.tc = true
+			return true
+		case send:
+		}
+	}
+	if how == refused { // with the rcode that reading it set
+		return true
+	}
+	if a.quarantine.holds(q, r.echo, pkt, a.start) {
+		r.rcode, r.why = rcodeRefused, whyQuarantined
+		return true
+	}
+	a.resolve(d)
+	return true
 }
 
 // limit returns how many octets the reply may have: what the client can take and what we
 // want to send over UDP (RFC 6891, section 6.2.5); everything that a length prefix can say
 // over TCP.
 func (a *answerer) limit() int {
+	n := minUDP
 	switch {
 	case a.q.tcp:
 		return maxMessage
 	case a.q.edns.present:
-		return min(max(int(a.q.edns.size), minUDP), a.maxUDP)
-	default:
-		return minUDP
+		n = min(max(int(a.q.edns.size), minUDP), a.maxUDP)
 	}
+	if a.amplify > 0 && !a.q.known {
+		n = min(n, max(a.amplify*a.size, headerLen+len(a.q.name)+4+a.optLen()))
+	}
+	return n
 }
 
 // resolve fills the reply to a query that was understood: RFC 1034, section 4.3.2, over all
@@ -187,7 +246,11 @@ func (a *answerer) resolve(d *Data) {
 	q, r := &a.q, &a.r
 	a.follow.ask(q)
 	if d == nil || d.Zones == nil || d.Snapshot == nil { // nothing is known, so nothing is denied
-		r.rcode, r.resolved, r.outcome = rcodeRefused, true, zone.NotOurs
+		r.rcode, r.resolved, r.outcome, r.why = rcodeRefused, true, zone.NotOurs, whyNotReady
+		return
+	}
+	if q.qclass != classIN {
+		a.identify()
 		return
 	}
 	r.resolved = true
@@ -198,18 +261,22 @@ func (a *answerer) resolve(d *Data) {
 		if link == 0 { // AA speaks of the first owner name: RFC 1035, section 4.1.1
 			r.aa = r.outcome != zone.NotOurs && r.outcome != zone.Referral
 		} else if a.looped(owner) {
+			r.why = whyLoop
 			return
 		}
 		switch a.outcome() {
 		case zone.NotOurs:
 			if link == 0 {
-				r.rcode = rcodeRefused
+				r.rcode, r.why = rcodeRefused, whyNotOurs
 			}
 			return
 		case zone.Hit:
-			a.addRRset(inAnswer, owner, a.res.RRset)
+			s := a.addRRset(inAnswer, owner, a.res.RRset)
+			if s.rtype == typeHTTPS || s.rtype == typeSVCB {
+				a.hint(d, s, a.res.Node.Service)
+			}
 			if q.qtype != typeANY { // which gets as little as can be: RFC 8482
-				a.addTargets(d.Zones, a.res.RRset)
+				a.addTargets(d, owner, a.res.RRset)
 			}
 			return
 		case zone.Alias:
@@ -225,7 +292,7 @@ func (a *answerer) resolve(d *Data) {
 				return
 			}
 		case zone.Referral:
-			a.addReferral(d.Zones, owner)
+			a.addReferral(d, owner)
 			return
 		case zone.NoData:
 			a.addSOA(owner) // RFC 2308, section 2.2
@@ -258,14 +325,40 @@ func (a *answerer) add(sec section, owner []byte, rtype uint16, ttl uint32) *set
 	return s
 }
 
-func (a *answerer) addRRset(sec section, owner []byte, rrset *zone.RRset) {
-	a.add(sec, owner, rrset.Type, rrset.TTL).rrset = rrset
+func (a *answerer) addRRset(sec section, owner []byte, rrset *zone.RRset) *set {
+	s := a.add(sec, owner, rrset.Type, rrset.TTL)
+	s.rrset = rrset
+	return s
 }
 
 // addCNAME adds a CNAME that no zone holds, and returns its target.
 func (a *answerer) addCNAME(owner []byte, ttl uint32, target []byte) []byte {
 	a.add(inAnswer, owner, typeCNAME, ttl).target = target
 	return target
+}
+
+// identify answers CH TXT version.bind and the like, if that is wanted. No other class is
+// served.
+func (a *answerer) identify() {
+	q, r := &a.q, &a.r
+	text := ""
+	if q.qclass == classCH && (q.qtype == typeTXT || q.qtype == typeANY) {
+		switch string(q.lower[:len(q.name)]) {
+		case "\x07version\x04bind\x00", "\x07version\x06server\x00":
+			text = a.identity.Version
+		case "\x02id\x06server\x00", "\x08hostname\x04bind\x00": // RFC 4892
+			text = a.identity.ID
+		}
+	}
+	if text == "" {
+		r.rcode = rcodeRefused
+		return
+	}
+	at := len(r.names)
+	r.names = append(append(r.names, byte(len(text))), text...)
+	r.rdatas = append(r.rdatas, r.names[at:])
+	r.aa = true
+	a.add(inAnswer, q.name, typeTXT, 0).rdata = r.rdatas
 }
 
 // ending returns ancestor, which is at or above name, in the case of name: the reply repeats the
@@ -294,12 +387,16 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 		r.scope = max(r.scope, q.edns.ecs.scope(a.d.Scope))
 	}
 	if a.d.Reason == gslb.ReasonServfail {
-		r.rcode, r.aa = rcodeServFail, false
+		r.rcode, r.aa, r.why = rcodeServFail, false, whyAllDown
 		return nil
 	}
 	if a.d.Fallback != "" {
 		start := len(r.names)
 		r.names = appendText(r.names, a.d.Fallback)
+		if len(a.res.Node.RRsets) > 0 { // where a CNAME cannot stand: RFC 1034, section 3.6.2
+			a.flatten(d, owner, r.names[start:])
+			return nil
+		}
 		return a.addCNAME(owner, a.d.TTL, r.names[start:])
 	}
 	rtype, addrs := typeA, a.d.V4
@@ -313,6 +410,36 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	}
 	a.add(inAnswer, owner, rtype, a.d.TTL).addrs = a.follow.identify(d.Snapshot, &a.d, addrs, a.start)
 	return nil
+}
+
+// flatten adds the addresses of target, a name in our zones, at owner, as if they were its own.
+// Elsewhere a resolver would have to be asked; we have none.
+func (a *answerer) flatten(d *Data, owner, target []byte) {
+	r, qtype := &a.r, a.q.qtype
+	if qtype == typeANY {
+		qtype = typeA
+	}
+	n := d.Zones.Node(target)
+	switch {
+	case n == nil:
+		r.rcode, r.aa, r.why = rcodeServFail, false, whyFlatten
+	case n.Service >= 0:
+		addrs, v6, ttl := a.along(d, n.Service)
+		if qtype == typeAAAA {
+			addrs = v6
+		}
+		if len(addrs) > 0 {
+			a.add(inAnswer, owner, qtype, min(ttl, a.d.TTL)).addrs = addrs
+		}
+	default:
+		if rrset := n.RRset(qtype); rrset != nil {
+			a.add(inAnswer, owner, qtype, min(rrset.TTL, a.d.TTL)).rrset = rrset
+		}
+	}
+	if r.rcode == rcodeNoError && (r.n == 0 || r.sets[r.n-1].section != inAnswer || !equalFold(r.sets[r.n-1].owner, owner)) {
+		r.outcome = zone.NoData
+		a.addSOA(owner)
+	}
 }
 
 // addRedirect adds the DNAME above owner and the CNAME that it makes of it (RFC 6672, section
@@ -339,52 +466,16 @@ func (a *answerer) addSOA(owner []byte) {
 	a.add(inAuthority, ending(owner, z.Origin), typeSOA, z.NegTTL).rrset = z.SOA
 }
 
-// addReferral adds the NS RRset of a zone cut and the glue that is known. Glue at or below
-// the cut must not be left out without TC (RFC 9471, section 3.1); other glue may.
-func (a *answerer) addReferral(zones *zone.Set, owner []byte) {
-	cut := a.res.Node.Owner
-	a.addRRset(inAuthority, ending(owner, cut), a.res.RRset)
-	for _, ns := range a.res.RRset.RData {
-		a.addAddresses(zones, ns, !below(ns, cut))
-	}
-}
-
-// addTargets adds the addresses of the names that the RRs of rrset lead to (RFC 1035,
-// sections 3.3.9 and 3.3.11; RFC 2782).
-func (a *answerer) addTargets(zones *zone.Set, rrset *zone.RRset) {
-	skip := 0
-	switch rrset.Type {
-	case typeNS:
-	case typeMX:
-		skip = 2
-	case typeSRV:
-		skip = 6
-	default:
-		return
-	}
-	for _, rdata := range rrset.RData {
-		a.addAddresses(zones, rdata[skip:], true)
-	}
-}
-
-// addAddresses adds the A and AAAA RRsets of name, once.
-func (a *answerer) addAddresses(zones *zone.Set, name []byte, optional bool) {
-	v4, v6 := zones.Addresses(name)
-	for _, rrset := range [...]*zone.RRset{v4, v6} {
-		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset) {
-			continue
-		}
-		s := a.r.add(inAdditional, name, rrset.Type, rrset.TTL)
-		s.rrset, s.optional = rrset, optional
-	}
-}
-
 // write writes the reply into buf, whose length is the limit: header, question, the sets that
 // fit, OPT. An RRset is never split; when one that is required does not fit, the reply is cut
 // down to the question with TC (RFC 2181, section 9).
 func (a *answerer) write(buf []byte) []byte {
 	q, r, m := &a.q, &a.r, &a.m
-	m.reset(buf, len(buf)-q.optLen(r.opt))
+	m.reset(buf, len(buf)-a.optLen())
+	m.class = classIN
+	if q.qclass == classCH {
+		m.class = classCH
+	}
 	if r.echo {
 		m.putQuestion(q)
 	}
@@ -407,7 +498,7 @@ func (a *answerer) write(buf []byte) []byte {
 	r.answers = counts[inAnswer]
 	m.limit = len(buf)
 	if r.opt {
-		m.putOPT(q, r, a.maxUDP)
+		a.putOPT()
 		counts[inAdditional]++
 	}
 	m.putHeader(q, r, counts)
@@ -419,10 +510,11 @@ func (a *answerer) write(buf []byte) []byte {
 func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 	a.counters.panics.Add(1)
 	a.panicked(reason, pkt)
+	if a.quarantine != nil && len(pkt) >= headerLen && be16(pkt[2:])&flagQR == 0 {
+		a.quarantine.add(&a.q, a.r.echo, pkt, a.start)
+	}
 	// What the panic left behind is not to be trusted.
-	start, follow := a.start, a.follow
-	*a = *newAnswerer(a.counters, a.trace, a.maxUDP, a.panicked)
-	a.start, a.follow = start, follow
+	*a = answerer{settings: a.settings, start: a.start, r: reply{names: make([]byte, 0, cap(a.r.names))}}
 	if len(pkt) < headerLen || be16(pkt[2:])&flagQR != 0 {
 		return nil
 	}

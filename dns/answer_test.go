@@ -205,12 +205,27 @@ func FuzzPacket(f *testing.F) {
 	f.Add(ask(f, "example.com", "SOA", func(m *miekg.Msg) { m.SetTsig("key.", miekg.HmacSHA256, 300, 1) }))
 	f.Add(packet(header(0, 1, 0, 0, 2), "\x03www\x07example\x03com\x00\x00\x01\x00\x01", optRR(), optRR(ecsWire(1, 33, 0))))
 
+	for _, name := range []string{"version.bind", "id.server"} {
+		f.Add(ask(f, name, "TXT", func(m *miekg.Msg) { m.Question[0].Qclass = miekg.ClassCHAOS }))
+	}
+	for _, name := range []string{"edge.example.com", "shop.example.com", "post.example.com", "flat.example"} {
+		f.Add(ask(f, name, "HTTPS", withECS("198.51.100.0/24")))
+		f.Add(ask(f, name, "MX", withECS("2001:db8:2::/56")))
+	}
 	d := loadWorld(f).data(f)
+	keys, err := newCookieKeys(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	cookies := newPointer(keys)
 	f.Fuzz(func(t *testing.T, pkt []byte) {
 		if len(pkt) > maxUDPBuffer {
 			return
 		}
 		fast, full := testAnswerer(t), testAnswerer(t)
+		for _, a := range []*answerer{fast, full} {
+			a.identity, a.cookies, a.quarantine, a.amplify = Identity{"ns1", "1"}, cookies, newQuarantine(), 10
+		}
 		before := slices.Clone(pkt)
 		reply := onPath(fast, d, "fast", pkt)
 		if slow := onPath(full, d, "full", pkt); !bytes.Equal(reply, slow) {

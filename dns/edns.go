@@ -1,7 +1,6 @@
 package dns
 
 import (
-	"encoding/binary"
 	"net/netip"
 
 	"github.com/meridian-gslb/meridian/tracing"
@@ -9,8 +8,12 @@ import (
 
 // EDNS options.
 const (
-	optionECS   = 8                       // RFC 7871
-	optionTrace = tracing.EDNSTraceParent // draft-edns-otel-trace-ids
+	optionNSID      = 3                       // RFC 5001
+	optionECS       = 8                       // RFC 7871
+	optionCookie    = 10                      // RFC 7873
+	optionKeepalive = 11                      // RFC 7828
+	optionError     = 15                      // RFC 8914
+	optionTrace     = tracing.EDNSTraceParent // draft-edns-otel-trace-ids
 )
 
 // Address families of RFC 7871, section 6, from IANA's Address Family Numbers.
@@ -29,8 +32,12 @@ type edns struct {
 	size    uint16
 	version uint8
 	do      bool
-	ecs     ecs
-	trace   []byte // data of the first TRACEPARENT option, in the packet; nil: there is none
+
+	keepalive bool // over TCP: the idle timeout is asked for
+	ecs       ecs
+	nsid      bool
+	cookie    []byte // data of the COOKIE option, in the packet: 8 or 16..40 octets; nil: there is none
+	trace     []byte // data of the first TRACEPARENT option, in the packet; nil: there is none
 }
 
 // ecs is the client subnet of a query.
@@ -76,8 +83,23 @@ func (e *edns) readOptions(b []byte) {
 			e.ecs, e.bad = ecs{}, true
 			return
 		}
-		if code == optionTrace && e.trace == nil {
-			e.trace = b[4 : 4+l : 4+l]
+		switch data := b[4 : 4+l : 4+l]; code {
+		case optionTrace:
+			if e.trace == nil {
+				e.trace = data
+			}
+		case optionCookie:
+			if l != clientCookieLen && (l < 16 || l > 40) { // RFC 7873, section 5.2.2
+				e.ecs, e.cookie, e.bad = ecs{}, nil, true
+				return
+			}
+			if e.cookie == nil {
+				e.cookie = data
+			}
+		case optionNSID:
+			e.nsid = true
+		case optionKeepalive:
+			e.keepalive = true
 		}
 		b = b[4+l:]
 	}
@@ -132,47 +154,4 @@ func (c *ecs) scope(bits uint8) uint8 {
 		return 96 + min(bits, 32)
 	}
 	return bits
-}
-
-// optLen returns how many octets putOPT will write.
-func (q *query) optLen(opt bool) int {
-	if !opt {
-		return 0
-	}
-	n := 11
-	if q.edns.ecs.raw != nil {
-		n += 4 + len(q.edns.ecs.raw)
-	}
-	if q.told != nil {
-		n += 4 + len(q.told)
-	}
-	return n
-}
-
-// putOPT writes our OPT: our UDP size, version 0, DO as it was asked (RFC 3225, section 3),
-// the client subnet as it was asked with the answer's scope, and the ids of the trace to who
-// asked for them. The room for it was kept.
-func (m *message) putOPT(q *query, r *reply, maxUDP int) {
-	b := m.buf[m.n:][:q.optLen(true)]
-	b[0] = 0
-	binary.BigEndian.PutUint16(b[1:], typeOPT)
-	binary.BigEndian.PutUint16(b[3:], uint16(maxUDP))
-	b[5], b[6], b[7], b[8] = uint8(r.rcode>>4), 0, 0, 0
-	if q.edns.do {
-		b[7] = flagDO >> 8
-	}
-	binary.BigEndian.PutUint16(b[9:], uint16(len(b)-11))
-	if raw := q.edns.ecs.raw; raw != nil {
-		binary.BigEndian.PutUint16(b[11:], optionECS)
-		binary.BigEndian.PutUint16(b[13:], uint16(len(raw)))
-		copy(b[15:], raw)
-		b[15+3] = r.scope
-	}
-	if q.told != nil {
-		at := len(b) - 4 - len(q.told)
-		binary.BigEndian.PutUint16(b[at:], optionTrace)
-		binary.BigEndian.PutUint16(b[at+2:], uint16(len(q.told)))
-		copy(b[at+4:], q.told)
-	}
-	m.n += len(b)
 }

@@ -7,19 +7,15 @@ import (
 	miekg "github.com/miekg/dns"
 )
 
-// answerFull is answer for what the fast path leaves: every query over TCP, and those that
-// are no plain question. It reads names and writes messages with miekg/dns, allocates, and
+// answerFull is answer for what the fast path leaves: queries that are no plain question. It reads names and writes messages with miekg/dns, allocates, and
 // shares what a reply says (resolve) and what an option means (edns.go) with the fast path.
 func (a *answerer) answerFull(d *Data, pkt, buf []byte) []byte {
 	a.r.reset()
 	a.counters.full.Add(1)
-	switch a.q.readFull(pkt, &a.r) {
-	case silent:
-		a.counters.dropped.Add(1)
+	if !a.respond(d, pkt, a.q.readFull(pkt, &a.r)) {
 		return nil
-	case wellFormed:
-		a.resolve(d)
 	}
+	a.putOptions()
 	return a.writeFull(buf, a.limit())
 }
 
@@ -98,7 +94,7 @@ func (a *answerer) writeFull(buf []byte, limit int) []byte {
 	}
 	var rrs [maxSets][]miekg.RR
 	for i := range r.sets[:r.n] {
-		rrs[i] = r.sets[i].rrs()
+		rrs[i] = r.sets[i].rrs(q.qclass)
 	}
 	for n := r.n; ; n-- { // the most sets that fit
 		msg.Answer, msg.Ns, msg.Extra = nil, nil, nil
@@ -107,7 +103,7 @@ func (a *answerer) writeFull(buf []byte, limit int) []byte {
 			*in = append(*in, rrs[i]...)
 		}
 		if r.opt {
-			msg.Extra = append(msg.Extra, q.opt(r, a.maxUDP))
+			msg.Extra = append(msg.Extra, q.opt(a.opts, a.maxUDP))
 		}
 		msg.Truncated = r.tc
 		out, err := msg.PackBuffer(buf)
@@ -126,8 +122,8 @@ func (a *answerer) writeFull(buf []byte, limit int) []byte {
 }
 
 // rrs returns the RRs of s.
-func (s *set) rrs() (rrs []miekg.RR) {
-	h := miekg.RR_Header{Name: textName(s.owner), Rrtype: s.rtype, Class: classIN, Ttl: s.ttl}
+func (s *set) rrs(class uint16) (rrs []miekg.RR) {
+	h := miekg.RR_Header{Name: textName(s.owner), Rrtype: s.rtype, Class: class, Ttl: s.ttl}
 	switch {
 	case s.addrs != nil:
 		for _, addr := range s.addrs {
@@ -136,7 +132,7 @@ func (s *set) rrs() (rrs []miekg.RR) {
 	case s.target != nil:
 		rrs = append(rrs, rr(h, s.target))
 	default:
-		for _, rdata := range s.rrset.RData {
+		for _, rdata := range s.rdatas() {
 			rrs = append(rrs, rr(h, rdata))
 		}
 	}
@@ -153,16 +149,14 @@ func rr(h miekg.RR_Header, rdata []byte) miekg.RR {
 }
 
 // opt returns the OPT that putOPT writes.
-func (q *query) opt(r *reply, maxUDP int) *miekg.OPT {
+func (q *query) opt(opts []byte, maxUDP int) *miekg.OPT {
 	opt := &miekg.OPT{Hdr: miekg.RR_Header{Name: ".", Rrtype: miekg.TypeOPT}}
 	opt.SetUDPSize(uint16(maxUDP))
 	opt.SetDo(q.edns.do)
-	if raw := bytes.Clone(q.edns.ecs.raw); raw != nil {
-		raw[3] = r.scope
-		opt.Option = append(opt.Option, &miekg.EDNS0_LOCAL{Code: optionECS, Data: raw})
-	}
-	if q.told != nil {
-		opt.Option = append(opt.Option, &miekg.EDNS0_LOCAL{Code: optionTrace, Data: bytes.Clone(q.told)})
+	for b := opts; len(b) > 0; {
+		l := 4 + int(be16(b[2:]))
+		opt.Option = append(opt.Option, &miekg.EDNS0_LOCAL{Code: be16(b), Data: bytes.Clone(b[4:l])})
+		b = b[l:]
 	}
 	return opt
 }

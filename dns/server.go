@@ -50,6 +50,13 @@ type Options struct {
 
 	Logger *slog.Logger // default slog.Default()
 
+	Identity Identity
+	Limits   Limits // of replies over UDP
+
+	// CookieSecrets are of 16 octets each: the first makes DNS Cookies, all check them (RFC 9018,
+	// section 5). All servers of an address need the same. Without any, a random one is used.
+	CookieSecrets [][]byte
+
 	MaxUDP        int // octets of the longest reply over UDP, 512..4096; default DefaultMaxUDP
 	ReceiveBuffer int // octets of each UDP socket's queue; default DefaultReceiveBuffer, and what the kernel allows
 
@@ -65,6 +72,8 @@ type Server struct {
 	udp         []*udpWorker
 	udpCounters []counters
 	tcp         tcpServer
+	cookies     atomic.Pointer[cookieKeys]
+	quarantine  *quarantine
 	lastPanic   atomic.Int64 // when a panic was logged last, Unix time in seconds
 }
 
@@ -80,7 +89,12 @@ func New(opts Options) *Server {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
-	s := &Server{opts: opts, udpCounters: make([]counters, len(opts.Addrs)*opts.Workers)}
+	s := &Server{opts: opts, udpCounters: make([]counters, len(opts.Addrs)*opts.Workers), quarantine: newQuarantine()}
+	keys, err := newCookieKeys(opts.CookieSecrets)
+	if err != nil {
+		panic(fmt.Sprintf("dns: %v", err)) // who calls has checked them
+	}
+	s.cookies.Store(keys)
 	s.tcp.init(s)
 	return s
 }
@@ -89,6 +103,16 @@ func defaultTo[T int | time.Duration](v *T, value T) {
 	if *v <= 0 {
 		*v = value
 	}
+}
+
+// SetCookieSecrets replaces Options.CookieSecrets while the server runs: put a new secret second
+// on every server, then first, then drop the old one (RFC 9018, section 5).
+func (s *Server) SetCookieSecrets(secrets [][]byte) error {
+	keys, err := newCookieKeys(secrets)
+	if err == nil {
+		s.cookies.Store(keys)
+	}
+	return err
 }
 
 // TraceWorkers returns how many workers Options.Trace is asked for: those of UDP, and one that
@@ -106,6 +130,8 @@ func (s *Server) tracer(worker int) TraceWorker {
 // answerer returns an answerer with the server's settings.
 func (s *Server) answerer(c *counters, trace TraceWorker) *answerer {
 	a := newAnswerer(c, trace, s.opts.MaxUDP, s.panicked)
+	a.identity, a.cookies, a.quarantine, a.amplify = s.opts.Identity, &s.cookies, s.quarantine, s.opts.Limits.Amplify
+	a.keepalive = uint16(min(s.opts.TCPIdle/(100*time.Millisecond), 1<<16-1))
 	if trace != nil { // without it the time is not known, and nobody would hear of what was asked
 		a.follow = newFollower(s.opts.Parents, s.opts.Answers)
 	}
@@ -165,6 +191,7 @@ func (s *Server) listenUDP(addr netip.AddrPort) (workers []*udpWorker, err error
 	for range s.opts.Workers {
 		id := len(s.udp) + len(workers)
 		a := s.answerer(&s.udpCounters[id], s.tracer(id))
+		a.limiter = newLimiter(s.opts.Limits, s.opts.Workers)
 		w, err := newUDPWorker(addr, s.opts.Data, a, s.opts.ReceiveBuffer)
 		if err != nil {
 			for _, w := range workers {

@@ -28,6 +28,7 @@ type Stats struct {
 	Malformed uint64 // queries answered with FORMERR
 	Dropped   uint64 // packets that got no reply: shorter than a header, or a response
 	Unsent    uint64 // replies that the kernel did not take
+	Limited   uint64 // replies over Limits: sent truncated, or not at all
 	Panics    uint64 // queries whose answer panicked: a bug of ours
 
 	TCPAccepted uint64 // connections
@@ -60,6 +61,7 @@ type counters struct {
 	queries, full             atomic.Uint64
 	malformed, dropped        atomic.Uint64
 	truncated, unsent, panics atomic.Uint64
+	limited                   atomic.Uint64
 	rcodes                    [len(rcodeNames)]atomic.Uint64
 	outcomes                  [zone.Redirect + 1]atomic.Uint64
 	reasons                   [gslb.ReasonServfail + 1]atomic.Uint64
@@ -180,6 +182,7 @@ func (c *counters) addTo(s *Stats, pools map[[2]string]uint64) {
 	s.Truncated += c.truncated.Load()
 	s.Unsent += c.unsent.Load()
 	s.Panics += c.panics.Load()
+	s.Limited += c.limited.Load()
 	for rcode, name := range rcodeNames {
 		if name != "" {
 			s.Rcodes[name] += c.rcodes[rcode].Load()

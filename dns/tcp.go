@@ -61,7 +61,7 @@ func (t *tcpServer) init(s *Server) {
 // tcpAnswerer is an answerer with room for a reply.
 type tcpAnswerer struct {
 	*answerer
-	buf [minUDP]byte
+	buf [maxMessage]byte
 }
 
 // sharedTrace lets goroutines share a TraceWorker: who began commits, and others wait.
@@ -323,9 +323,7 @@ func (c *tcpConn) gather(in []byte, used int, out *[]byte) (int, bool) {
 		query := in[used+2:][:be16(in[used:])]
 		used += 2 + len(query)
 		c.t.counters.queries.Add(1)
-		if a.trace != nil {
-			a.start, a.last = time.Now(), 0
-		}
+		a.start, a.last = time.Now(), 0
 		reply := a.serve(data, query, c.from, true, a.buf[:])
 		if reply == nil {
 			return used, false

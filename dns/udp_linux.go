@@ -219,9 +219,7 @@ func (w *udpWorker) rearm(n int) {
 // answer answers the batch that was read, out of one Data.
 func (w *udpWorker) answer() {
 	data := w.data.Load()
-	if w.a.trace != nil {
-		w.a.start, w.a.last = time.Now(), 0
-	}
+	w.a.start, w.a.last = time.Now(), 0
 	w.a.counters.queries.Add(uint64(w.n))
 	w.replies, w.sent = 0, 0
 	for i := range w.n {

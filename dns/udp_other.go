@@ -43,9 +43,7 @@ func (w *udpWorker) run(ctx context.Context) error {
 			}
 			return err
 		}
-		if w.a.trace != nil {
-			w.a.start, w.a.last = time.Now(), 0
-		}
+		w.a.start, w.a.last = time.Now(), 0
 		w.a.counters.queries.Add(1)
 		if reply := w.a.serve(w.data.Load(), in[:n], from.Addr().Unmap().WithZone(""), false, out); reply != nil {
 			if _, err := w.conn.WriteToUDPAddrPort(reply, from); err != nil {

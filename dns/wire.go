@@ -46,6 +46,7 @@ const (
 	typePTR   uint16 = 12
 	typeMINFO uint16 = 14
 	typeMX    uint16 = 15
+	typeTXT   uint16 = 16
 	typeAAAA  uint16 = 28
 	typeSRV   uint16 = 33
 	typeDNAME uint16 = 39
@@ -58,7 +59,10 @@ const (
 	typeANY   uint16 = 255
 )
 
-const classIN = 1
+const (
+	classIN = 1
+	classCH = 3
+)
 
 // admission is what became of a packet when it was read.
 type admission uint8
@@ -74,6 +78,8 @@ const (
 type query struct {
 	from netip.Addr // the resolver's address
 	tcp  bool
+
+	known bool // the address is the client's: over TCP, or by a cookie
 
 	id     uint16
 	flags  uint16
@@ -167,7 +173,7 @@ func (q *query) admit(r *reply) admission {
 	case q.qtype == typeOPT || q.qtype == 0: // no question can be about these: RFC 6891, section 6.1.1; RFC 6895, section 3.1
 		r.rcode = rcodeFormErr
 		return refused
-	case q.qclass != classIN:
+	case q.qclass != classIN && q.qclass != classCH:
 		r.rcode = rcodeRefused
 		return refused
 	case q.qtype == typeIXFR || q.qtype == typeAXFR: // transfers are not served
@@ -211,6 +217,7 @@ type message struct {
 	buf   []byte
 	n     int // octets written
 	limit int // that may be written
+	class uint16
 
 	// The names written so far that a pointer may lead to (RFC 1035, section 4.1.4): where,
 	// and how many octets they have uncompressed. A full table only compresses less.
@@ -253,12 +260,13 @@ func (m *message) putSet(s *set) (rrs int, fits bool) {
 	case s.target != nil:
 		return 1, m.putRData(s, s.target)
 	default:
-		for _, rdata := range s.rrset.RData {
+		rdatas := s.rdatas()
+		for _, rdata := range rdatas {
 			if !m.putRData(s, rdata) {
 				return 0, false
 			}
 		}
-		return len(s.rrset.RData), true
+		return len(rdatas), true
 	}
 }
 
@@ -321,7 +329,7 @@ func (m *message) putRR(s *set, rdlen int) bool {
 	}
 	b := m.buf[m.n : m.n+10]
 	binary.BigEndian.PutUint16(b, s.rtype)
-	binary.BigEndian.PutUint16(b[2:], classIN)
+	binary.BigEndian.PutUint16(b[2:], m.class)
 	binary.BigEndian.PutUint32(b[4:], s.ttl)
 	binary.BigEndian.PutUint16(b[8:], uint16(rdlen))
 	m.n += 10
@@ -445,6 +453,7 @@ func (m *message) put16(v uint16) {
 }
 
 func be16(b []byte) uint16 { return binary.BigEndian.Uint16(b) }
+func be64(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 func toLower(c byte) byte {

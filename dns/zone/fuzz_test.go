@@ -65,7 +65,7 @@ func FuzzParse(f *testing.F) {
 					t.Fatalf("below %s: not ours", ToString(name))
 				}
 			}
-			set.Addresses(name)
+			set.Node(name)
 		}
 	})
 }

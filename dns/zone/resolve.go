@@ -160,20 +160,23 @@ func (r *Result) answer(n *Node, qtype uint16) {
 	}
 }
 
-// Addresses returns the A and AAAA RRsets of name (wire form, in any case) for the additional
-// section: authoritative data or glue of the set's zones; nil where there is none. A wildcard
-// or a service gives none. It does not allocate.
-func (s *Set) Addresses(name []byte) (a, aaaa *RRset) {
+// Node returns the node of exactly that name (wire form, in any case) for the additional section:
+// that of a service or of authoritative data, or glue below a zone cut; nil where there is none,
+// or only what a DNAME hides. It does not allocate.
+func (s *Set) Node(name []byte) *Node {
 	var buf [MaxName]byte
 	low := AppendLower(buf[:0], name)
 	var off offsets
 	i := s.enclosing(low, &off, labels(low, &off))
 	if i < 0 {
-		return nil, nil
+		return nil
 	}
-	n := s.zones[i].find(low)
+	n := served{s.zones[i], s.services[i]}.find(low)
 	if n == nil {
-		return nil, nil
+		return nil
 	}
-	return n.RRset(dns.TypeA), n.RRset(dns.TypeAAAA)
+	if cut, delegation := s.zones[i].cutOf(n); cut != nil && !delegation && len(cut.Owner) != len(low) {
+		return nil
+	}
+	return n
 }

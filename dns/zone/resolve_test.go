@@ -339,7 +339,7 @@ func TestLongNames(t *testing.T) {
 	}
 }
 
-func TestAddresses(t *testing.T) {
+func TestNode(t *testing.T) {
 	parent := mustParse(t, "example.com", `
 both A 192.0.2.1
 both A 192.0.2.2
@@ -349,6 +349,7 @@ ns.sub A 192.0.2.3
 child NS ns.child
 ns.child A 192.0.2.4
 *.wild A 192.0.2.5
+old DNAME new
 `)
 	child := mustParse(t, "child.example.com", "")
 	s := mustSet(t, []*Zone{parent, child}, map[string]int32{"www.example.com": 0})
@@ -361,24 +362,28 @@ ns.child A 192.0.2.4
 		{"ns.sub.example.com", 1, 0},   // glue
 		{"ns.child.example.com", 1, 0}, // the child's own
 		{"x.wild.example.com", 0, 0},
-		{"www.example.com", 0, 0}, // steered
+		{"www.example.com", 0, 0},   // steered
+		{"x.old.example.com", 0, 0}, // below a DNAME
 		{"nope.example.com", 0, 0},
 		{"example.org", 0, 0},
 		{".", 0, 0},
 	} {
-		a, aaaa := s.Addresses(wire(t, tt.name))
-		count := func(set *RRset) int {
-			if set == nil {
+		n := s.Node(wire(t, tt.name))
+		count := func(rrtype uint16) int {
+			if n == nil || n.RRset(rrtype) == nil {
 				return 0
 			}
-			return len(set.RData)
+			return len(n.RRset(rrtype).RData)
 		}
-		if count(a) != tt.a || count(aaaa) != tt.aaaa {
-			t.Errorf("%s: got %d A and %d AAAA, want %d and %d", tt.name, count(a), count(aaaa), tt.a, tt.aaaa)
+		if a, aaaa := count(dns.TypeA), count(dns.TypeAAAA); a != tt.a || aaaa != tt.aaaa {
+			t.Errorf("%s: got %d A and %d AAAA, want %d and %d", tt.name, a, aaaa, tt.a, tt.aaaa)
 		}
 	}
-	if a, _ := s.Addresses(wire(t, "ns.child.example.com")); a.RData[0][3] != 53 {
-		t.Errorf("ns.child.example.com: got the parent's glue %v, want the child's address", a.RData[0])
+	if n := s.Node(wire(t, "ns.child.example.com")); n.RRset(dns.TypeA).RData[0][3] != 53 {
+		t.Errorf("ns.child.example.com: got the parent's glue %v, want the child's address", n.RRset(dns.TypeA).RData[0])
+	}
+	if n := s.Node(wire(t, "www.example.com")); n == nil || n.Service != 0 {
+		t.Errorf("www.example.com: got %+v, want the node of service 0", n)
 	}
 }
 
@@ -418,7 +423,7 @@ func TestAllocations(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() { s.Resolve(w, dns.TypeA, &r) }); n != 0 {
 			t.Errorf("Resolve %s (%v): got %v allocations, want 0", name, r.Outcome, n)
 		}
-		if n := testing.AllocsPerRun(100, func() { s.Addresses(w); s.FindZone(w) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { s.Node(w); s.FindZone(w) }); n != 0 {
 			t.Errorf("Addresses and FindZone %s: got %v allocations, want 0", name, n)
 		}
 	}

@@ -1,0 +1,216 @@
+package dns
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/meridian-gslb/meridian/dns/zone"
+)
+
+// What goes along with an answer: addresses of the names that it leads to (RFC 1034, section
+// 4.3.2, step 6), and the hints of SVCB and HTTPS (RFC 9460).
+
+// addReferral adds the NS RRset of a zone cut and the glue that is known. Glue at or below
+// the cut must not be left out without TC (RFC 9471, section 3.1); other glue may.
+func (a *answerer) addReferral(d *Data, owner []byte) {
+	cut := a.res.Node.Owner
+	a.addRRset(inAuthority, ending(owner, cut), a.res.RRset)
+	for _, ns := range a.res.RRset.RData {
+		a.addAddresses(d, ns, !below(ns, cut))
+	}
+}
+
+// addTargets adds the addresses of the names that the RRs of rrset, found at owner, lead to
+// (RFC 1035, sections 3.3.9 and 3.3.11; RFC 2782; RFC 9460, section 4.1).
+func (a *answerer) addTargets(d *Data, owner []byte, rrset *zone.RRset) {
+	switch rrset.Type {
+	case typeNS:
+		for _, rdata := range rrset.RData {
+			a.addAddresses(d, rdata, true)
+		}
+	case typeMX:
+		for _, rdata := range rrset.RData {
+			a.addAddresses(d, rdata[2:], true)
+		}
+	case typeSRV:
+		for _, rdata := range rrset.RData {
+			a.addAddresses(d, rdata[6:], true)
+		}
+	case typeSVCB, typeHTTPS:
+		for _, rdata := range rrset.RData {
+			target, alias := svcbTarget(rdata, owner)
+			if target == nil {
+				continue
+			}
+			if alias { // one link of it: the client follows the rest
+				if n := d.Zones.Node(target); n != nil && a.r.n < maxSets {
+					if set := n.RRset(rrset.Type); set != nil && !a.r.holds(set) {
+						s := a.r.add(inAdditional, target, set.Type, set.TTL)
+						s.rrset, s.optional = set, true
+						a.hint(d, s, n.Service)
+					}
+				}
+			}
+			a.addAddresses(d, target, true)
+		}
+	}
+}
+
+// addAddresses adds the A and AAAA RRsets of name, once: those of the zones, or those of the
+// service that is there, decided for the same client as the answer.
+func (a *answerer) addAddresses(d *Data, name []byte, optional bool) {
+	n := d.Zones.Node(name)
+	if n == nil {
+		return
+	}
+	if n.Service >= 0 {
+		a.addSteeredAddresses(d, name, n.Service)
+		return
+	}
+	for _, rrset := range [...]*zone.RRset{n.RRset(typeA), n.RRset(typeAAAA)} {
+		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset) {
+			continue
+		}
+		s := a.r.add(inAdditional, name, rrset.Type, rrset.TTL)
+		s.rrset, s.optional = rrset, optional
+	}
+}
+
+// addSteeredAddresses adds what the service at name answers to this client, once. It counts as
+// no decision: nobody asked for it, and many throw it away.
+func (a *answerer) addSteeredAddresses(d *Data, name []byte, service int32) {
+	for i := range a.r.sets[:a.r.n] {
+		if s := &a.r.sets[i]; s.addrs != nil && equalFold(s.owner, name) {
+			return
+		}
+	}
+	v4, v6, ttl := a.along(d, service)
+	for _, addrs := range [...][]netip.Addr{v4, v6} {
+		if len(addrs) == 0 || a.r.n == maxSets {
+			continue
+		}
+		rtype := typeA
+		if addrs[0].Is6() {
+			rtype = typeAAAA
+		}
+		s := a.r.add(inAdditional, name, rtype, ttl)
+		s.addrs, s.optional = addrs, true
+	}
+}
+
+// along decides for the client on a service that the answer only leads to. The scope covers
+// all of a reply. No addresses are none, or a name in their place.
+func (a *answerer) along(d *Data, service int32) (v4, v6 []netip.Addr, ttl uint32) {
+	client, fromECS := a.q.client()
+	d.Snapshot.Decide(d.Snapshot.Services[service], client, &a.second)
+	if fromECS {
+		a.r.scope = max(a.r.scope, a.q.edns.ecs.scope(a.second.Scope))
+	}
+	if a.second.Fallback != "" {
+		return nil, nil, a.second.TTL
+	}
+	return a.r.keep(a.second.V4), a.r.keep(a.second.V6), a.second.TTL
+}
+
+// keep returns a copy of addrs that stays until the next query: the decision that they are of
+// may be made anew.
+func (r *reply) keep(addrs []netip.Addr) []netip.Addr {
+	start := len(r.addrs)
+	r.addrs = append(r.addrs, addrs...)
+	return r.addrs[start:len(r.addrs):len(r.addrs)]
+}
+
+// Keys of SVCB parameters (RFC 9460, section 14.3.2).
+const (
+	svcbIPv4Hint = 4
+	svcbIPv6Hint = 6
+)
+
+// svcbTarget returns where the RR of SVCB or HTTPS at owner leads, and whether it is in alias
+// mode. A target of "." is owner in service mode, and nothing in alias mode (RFC 9460, section
+// 2.5): nil.
+func svcbTarget(rdata, owner []byte) (target []byte, alias bool) {
+	alias = be16(rdata) == 0
+	target = rdata[2:][:nameLen(rdata[2:])]
+	if len(target) == 1 {
+		if target = owner; alias {
+			target = nil
+		}
+	}
+	return target, alias
+}
+
+// hint gives s, an RRset of SVCB or HTTPS, the hints that agree with what its targets' services
+// answer to this client as A and AAAA. Hints of the zone stay where no service is the target.
+// own is the service at s's owner, or -1.
+func (a *answerer) hint(d *Data, s *set, own int32) {
+	r := &a.r
+	start := len(r.rdatas)
+	for i, rdata := range s.rrset.RData {
+		target, alias := svcbTarget(rdata, s.owner)
+		if target == nil || alias {
+			continue
+		}
+		service := int32(-1)
+		if len(target) == len(s.owner) && equalFold(target, s.owner) {
+			service = own
+		} else if n := d.Zones.Node(target); n != nil {
+			service = n.Service
+		}
+		if service < 0 {
+			continue
+		}
+		v4, v6, ttl := a.along(d, service)
+		if len(r.rdatas) == start {
+			r.rdatas = append(r.rdatas, s.rrset.RData...)
+		}
+		at := len(r.names)
+		r.names = appendHints(r.names, rdata, v4, v6)
+		r.rdatas[start+i] = r.names[at:len(r.names):len(r.names)]
+		s.ttl = min(s.ttl, ttl)
+	}
+	if len(r.rdatas) > start {
+		s.rdata = r.rdatas[start:len(r.rdatas):len(r.rdatas)]
+	}
+}
+
+// appendHints appends rdata of SVCB or HTTPS with these hints in the place of its own. Keys
+// stay in their order (RFC 9460, section 2.2). An empty list is no hint.
+func appendHints(b, rdata []byte, v4, v6 []netip.Addr) []byte {
+	params := 2 + nameLen(rdata[2:])
+	b = append(b, rdata[:params]...)
+	done4, done6 := len(v4) == 0, len(v6) == 0
+	before := func(key uint16) {
+		if !done4 && key > svcbIPv4Hint {
+			b, done4 = appendHint(b, svcbIPv4Hint, v4), true
+		}
+		if !done6 && key > svcbIPv6Hint {
+			b, done6 = appendHint(b, svcbIPv6Hint, v6), true
+		}
+	}
+	for p := rdata[params:]; len(p) >= 4; {
+		key, l := be16(p), 4+int(be16(p[2:]))
+		if key != svcbIPv4Hint && key != svcbIPv6Hint {
+			before(key)
+			b = append(b, p[:l]...)
+		}
+		p = p[l:]
+	}
+	before(1<<16 - 1)
+	return b
+}
+
+func appendHint(b []byte, key uint16, addrs []netip.Addr) []byte {
+	b = binary.BigEndian.AppendUint16(b, key)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(addrs)*addrs[0].BitLen()/8))
+	for _, addr := range addrs {
+		if addr.Is4() {
+			octets := addr.As4()
+			b = append(b, octets[:]...)
+		} else {
+			octets := addr.As16()
+			b = append(b, octets[:]...)
+		}
+	}
+	return b
+}
