@@ -597,7 +597,7 @@ func (o *outcome) settle(targets int) {
 	s := &o.shape
 	o.merged = s.mode != single || s.pools > 1
 	if s.perSite > 0 && !o.merged {
-		s.answers = min(s.answers, s.perSite)
+		s.answers, s.perSite = min(s.answers, s.perSite), 0
 	}
 	whole := func(sh share) bool { return len(sh.gates) == 0 && !sh.lost }
 	shut := func(sh share) bool { return slices.ContainsFunc(sh.gates, func(g gate) bool { return g.below == 0 }) }
@@ -614,7 +614,8 @@ func (o *outcome) settle(targets int) {
 	live, done := 0, false
 	for i, sh := range o.shares {
 		if i > 0 && sh.group != o.shares[i-1].group {
-			if done && !all {
+			if done && !all { // nobody gets farther
+				o.shares = o.shares[:i]
 				return
 			}
 			live = 0

@@ -264,7 +264,10 @@ func (f *follower) publish(save bool) {
 func (f *follower) hand(merged *config.Objects, fromDisk bool) {
 	c := f.c
 	c.mu.Lock()
-	v := View{Revision: f.revision, Objects: merged, Faults: faultTexts(c.faults)}
+	v := View{Revision: f.revision, Objects: merged, Stored: f.good, Faults: faultTexts(c.faults)}
+	if c.mode == ModeFile {
+		v.Stored = nil
+	}
 	c.view = &v
 	c.whole = nil
 	c.status.Revision = v.Revision
