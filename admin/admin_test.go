@@ -483,6 +483,26 @@ func TestApply(t *testing.T) {
 			t.Errorf("got %+v; want the guard of the revision that was compared", c)
 		}
 	})
+	t.Run("from the file into the store", func(t *testing.T) {
+		n := newNode(t, nil)
+		text, err := config.MarshalYAML(n.view.Objects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.view.Stored = &config.Objects{} // all that is served is in the node's file
+		for _, r := range []struct {
+			query string
+			wrote int
+		}{{"?dryRun=1", 0}, {"?author=ann", 1}} {
+			a := decodeTo[api.Applied](t, n.call("POST", "/api/v1/apply"+r.query, string(text), "Content-Type", "application/yaml"))
+			if len(a.Diff) != n.view.Objects.Len() || a.Diff[0].Op != config.OpAdd {
+				t.Errorf("%s: got %d changes, the first %+v; want each of %d objects added", r.query, len(a.Diff), a.Diff[0], n.view.Objects.Len())
+			}
+			if got := n.changes(); len(got) != r.wrote || r.wrote > 0 && got[0].Put.Len() != n.view.Objects.Len() {
+				t.Errorf("%s: got %d transactions, want %d with every object", r.query, len(got), r.wrote)
+			}
+		}
+	})
 	t.Run("prune", func(t *testing.T) {
 		n := newNode(t, nil)
 		n.call("POST", "/api/v1/pools/gfe-us/drain", `{"author":"ann"}`)

@@ -127,6 +127,7 @@ func (s *Server) apply(w http.ResponseWriter, r *http.Request) {
 		s.refuse(w, err)
 		return
 	}
+	c.given = given
 	s.change(w, r, c, func(_ store.View, next *config.Objects) (*config.Objects, error) {
 		if prune {
 			given.States = next.States
@@ -265,6 +266,24 @@ type edit struct {
 	author        string
 	dryRun, force bool
 	at            int64
+	given         *config.Objects // to be in the store after, also where the node's file says the same; nil: none
+}
+
+// present returns the objects that e is compared with: those that are served, without those
+// that e moves from the node's file into the store.
+func (e edit) present(v store.View) *config.Objects {
+	if e.given == nil || v.Stored == nil {
+		return v.Objects
+	}
+	p := v.Objects.Clone()
+	for _, kind := range config.Kinds {
+		for _, name := range e.given.Names(kind) {
+			if _, stored := v.Stored.Object(kind, name); !stored {
+				p.Delete(kind, name)
+			}
+		}
+	}
+	return p
 }
 
 // changePool is change for one pool or endpoint, which must exist. do may change next's
@@ -327,7 +346,7 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, e edit, do func(
 		s.refuse(w, err)
 		return
 	}
-	out := api.Applied{Revision: v.Revision, DryRun: e.dryRun, Diff: config.Diff(v.Objects, next)}
+	out := api.Applied{Revision: v.Revision, DryRun: e.dryRun, Diff: config.Diff(e.present(v), next)}
 	if out.Diff == nil {
 		out.Diff = []config.Change{}
 	}
