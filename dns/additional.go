@@ -109,7 +109,10 @@ func (a *answerer) along(d *Data, service int32) (v4, v6 []netip.Addr, ttl uint3
 	if a.second.Fallback != "" {
 		return nil, nil, a.second.TTL
 	}
-	return a.r.keep(a.second.V4), a.r.keep(a.second.V6), a.second.TTL
+	id := a.follow.id // the answer's own
+	v4, v6 = a.r.keep(a.second.V4), a.r.keep(a.follow.identify(d.Snapshot, &a.second, a.second.V6, a.start))
+	a.follow.id = id
+	return v4, v6, a.second.TTL
 }
 
 // keep returns a copy of addrs that stays until the next query: the decision that they are of
@@ -122,6 +125,8 @@ func (r *reply) keep(addrs []netip.Addr) []netip.Addr {
 
 // Keys of SVCB parameters (RFC 9460, section 14.3.2).
 const (
+	svcbALPN     = 1
+	svcbPort     = 3
 	svcbIPv4Hint = 4
 	svcbIPv6Hint = 6
 )
@@ -138,6 +143,92 @@ func svcbTarget(rdata, owner []byte) (target []byte, alias bool) {
 		}
 	}
 	return target, alias
+}
+
+// addSteeredTargets adds the RRs of SVCB, HTTPS or SRV of the service that was decided on: its
+// pools, best first, with growing SvcPriority (RFC 9460, section 2.4.1) or priority (RFC 2782).
+// Hints of the pool that A and AAAA name are those addresses.
+func (a *answerer) addSteeredTargets(d *Data, owner []byte) {
+	r, start := &a.r, len(a.r.rdatas)
+	service, most := a.d.Service, 0
+	if a.q.qtype == typeSRV {
+		most = service.SRV.Pools
+	} else {
+		most = service.HTTPS.Pools
+	}
+	if most == 0 {
+		most = defaultTargets
+	}
+	for i := range a.d.Targets[:min(most, len(a.d.Targets))] {
+		t := &a.d.Targets[i]
+		v4, v6 := t.V4, t.V6
+		if a.q.qtype == typeSRV && t.Name == "" && t.Pool != a.d.Pool {
+			continue // without hints, the owner name is the first pool's alone
+		}
+		if t.Pool == a.d.Pool {
+			v4, v6 = a.d.V4, a.follow.identify(d.Snapshot, &a.d, a.d.V6, a.start)
+		}
+		at := len(r.names)
+		if a.q.qtype == typeSRV {
+			port := service.SRV.Port
+			if port == 0 {
+				port = t.Port
+			}
+			r.names = binary.BigEndian.AppendUint16(r.names, t.Priority)
+			r.names = binary.BigEndian.AppendUint16(append(r.names, 0, 0), port)
+			if t.Name == "" {
+				r.names = append(r.names, owner...)
+			} else {
+				r.names = appendText(r.names, t.Name)
+			}
+		} else {
+			r.names = binary.BigEndian.AppendUint16(r.names, t.Priority)
+			r.names = appendText(r.names, t.Name)
+			r.names = appendParams(r.names, service.HTTPS.ALPN, service.HTTPS.Port, v4, v6)
+		}
+		r.rdatas = append(r.rdatas, r.names[at:len(r.names):len(r.names)])
+	}
+	if len(r.rdatas) == start {
+		r.outcome = zone.NoData
+		a.addSOA(owner)
+		return
+	}
+	rdatas := r.rdatas[start:len(r.rdatas):len(r.rdatas)]
+	a.add(inAnswer, owner, a.q.qtype, a.d.TTL).rdata = rdatas
+	for _, rdata := range rdatas {
+		target := rdata[6:]
+		if a.q.qtype != typeSRV {
+			target, _ = svcbTarget(rdata, owner)
+		}
+		a.addAddresses(d, target, true)
+	}
+}
+
+// defaultTargets is how many pools SVCB, HTTPS and SRV name by default, as the engine has it.
+const defaultTargets = 2
+
+// appendParams appends parameters of SVCB in the order of their keys (RFC 9460, section 2.2);
+// what is empty or 0 is left out.
+func appendParams(b []byte, alpn []string, port uint16, v4, v6 []netip.Addr) []byte {
+	if len(alpn) > 0 {
+		b = binary.BigEndian.AppendUint16(b, svcbALPN)
+		at := len(b)
+		b = append(b, 0, 0)
+		for _, protocol := range alpn {
+			b = append(append(b, byte(len(protocol))), protocol...)
+		}
+		binary.BigEndian.PutUint16(b[at:], uint16(len(b)-at-2))
+	}
+	if port != 0 {
+		b = binary.BigEndian.AppendUint16(append(b, 0, svcbPort, 0, 2), port)
+	}
+	if len(v4) > 0 {
+		b = appendHint(b, svcbIPv4Hint, v4)
+	}
+	if len(v6) > 0 {
+		b = appendHint(b, svcbIPv6Hint, v6)
+	}
+	return b
 }
 
 // hint gives s, an RRset of SVCB or HTTPS, the hints that agree with what its targets' services

@@ -264,7 +264,7 @@ func (a *answerer) resolve(d *Data) {
 			r.why = whyLoop
 			return
 		}
-		switch a.outcome() {
+		switch a.outcome(d) {
 		case zone.NotOurs:
 			if link == 0 {
 				r.rcode, r.why = rcodeRefused, whyNotOurs
@@ -308,10 +308,22 @@ func (a *answerer) resolve(d *Data) {
 }
 
 // outcome returns where the name led. ANY at a name that has nothing but a service gets the
-// service's A RRs: a minimal answer of RFC 8482, section 4.1.
-func (a *answerer) outcome() zone.Outcome {
-	if a.q.qtype == typeANY && a.res.Outcome == zone.NoData && a.res.Node != nil && a.res.Node.Service >= 0 {
-		a.r.outcome = zone.Steered
+// service's A RRs: a minimal answer of RFC 8482, section 4.1. SVCB, HTTPS and SRV are the
+// service's if it has them and the zone does not.
+func (a *answerer) outcome(d *Data) zone.Outcome {
+	if n := a.res.Node; a.res.Outcome == zone.NoData && n != nil && n.Service >= 0 {
+		switch service := d.Snapshot.Services[n.Service]; a.q.qtype {
+		case typeANY:
+			a.r.outcome = zone.Steered
+		case typeSVCB, typeHTTPS:
+			if service.HTTPS != nil {
+				a.r.outcome = zone.Steered
+			}
+		case typeSRV:
+			if service.SRV != nil {
+				a.r.outcome = zone.Steered
+			}
+		}
 	}
 	return a.r.outcome
 }
@@ -383,11 +395,16 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	d.Snapshot.Decide(d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
 	a.counters.decided(d.Snapshot, &a.d)
+	before := r.scope
 	if fromECS { // a decision by the resolver's own address says nothing of others: scope 0
 		r.scope = max(r.scope, q.edns.ecs.scope(a.d.Scope))
 	}
 	if a.d.Reason == gslb.ReasonServfail {
 		r.rcode, r.aa, r.why = rcodeServFail, false, whyAllDown
+		return nil
+	}
+	if q.qtype == typeSVCB || q.qtype == typeHTTPS || q.qtype == typeSRV {
+		a.addSteeredTargets(d, owner)
 		return nil
 	}
 	if a.d.Fallback != "" {
@@ -404,6 +421,9 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 		rtype, addrs = typeAAAA, a.d.V6
 	}
 	if len(addrs) == 0 { // one pool answers for both families, also with none of one
+		if service := a.d.Service; rtype == typeA && !service.V4 || rtype == typeAAAA && !service.V6 {
+			r.scope = before // nobody gets any
+		}
 		r.outcome = zone.NoData
 		a.addSOA(owner)
 		return nil

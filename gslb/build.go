@@ -419,6 +419,7 @@ func (b *builder) service(name string, c config.Service) {
 	svc := &Service{
 		Name: name, Index: len(b.s.Services), seed: seed("service", name),
 		sticky4: uint8(sticky.IPv4), sticky6: uint8(sticky.IPv6),
+		HTTPS: c.HTTPS, SRV: c.SRV,
 	}
 	mode := c.AllDown.EffectiveMode()
 	empty := steering{failOpen: mode == "open" || mode == "last", lastGood: mode == "last", targets: c.Targets()}
@@ -451,6 +452,11 @@ func (b *builder) outcomes(svc *Service, c config.Service) {
 			o.ttl = min(ttl, max(floor, svc.soon(&o, b.in.Now, ttl)))
 		}
 		svc.outcomes = append(svc.outcomes, o)
+		svc.V4, svc.V6 = svc.V4 || len(o.v4) > 0 || o.fallback != "", svc.V6 || len(o.v6) > 0 || o.fallback != ""
+		for _, sh := range o.shares {
+			svc.V4 = svc.V4 || len(sh.list.v4.addrs) > 0 || sh.host != ""
+			svc.V6 = svc.V6 || len(sh.list.v6.addrs) > 0 || sh.host != ""
+		}
 	}
 	if svc.routing.rough {
 		svc.routing = svc.routing.refine(svc.outcomes, svc)

@@ -91,6 +91,10 @@ type Service struct {
 	Index int     // in Snapshot.Services
 	Pools []*Pool // that it may choose, ordered by name
 
+	HTTPS  *config.HTTPS // how SVCB and HTTPS are answered; nil: from the zone
+	SRV    *config.SRV   // how SRV is; nil: from the zone
+	V4, V6 bool          // some client gets an address of that family in this snapshot, or a name
+
 	steering steering
 	routing  *routing  // from the client's place to the index of an outcome
 	outcomes []outcome // what routing's choices mean in this snapshot
