@@ -73,6 +73,7 @@ type builder struct {
 	prev   *Snapshot
 	s      *Snapshot
 	ends   map[string]time.Time // when the first state of a pool, or of an endpoint of it, ends
+	steps  map[string]time.Time // when the next step of a pool's slow start comes
 	order  []orderedState       // of operators that hold now
 	faults []error
 }
@@ -187,7 +188,7 @@ func (b *builder) delayed(pool string, v Verdict, since time.Time, d config.Retu
 	if n >= rampSteps-1 {
 		return v, 1
 	}
-	b.ending(pool, since.Add(wait+time.Duration(n+1)*step))
+	b.stepping(pool, since.Add(wait+time.Duration(n+1)*step))
 	return v, float64(n+1) / rampSteps
 }
 
@@ -443,7 +444,8 @@ func (b *builder) seenBy(service string, p *Pool) *Pool {
 
 // outcomes derives what the routing of a service leads to.
 func (b *builder) outcomes(svc *Service, c config.Service) {
-	ttl, floor := b.ttl(svc, c.EffectiveTTL()), b.floor(c)
+	floor := b.floor(c)
+	ttl := b.ttl(svc, c.EffectiveTTL(), floor)
 	_, apex := b.in.Objects.Zones[svc.Name]
 	for _, ch := range svc.routing.choices {
 		o := svc.outcome(ch, c.AllDown, apex)
@@ -701,8 +703,9 @@ func (b *builder) floor(c config.Service) uint32 {
 }
 
 // ttl returns the TTL of the service in seconds: full, or what is safe before the first of
-// its pools' states ends, or its policy changes by the clock.
-func (b *builder) ttl(svc *Service, full time.Duration) uint32 {
+// its pools' states ends, or its policy changes by the clock. A step of a slow start moves a
+// tenth of a pool's clients, and is not worth a TTL below the floor.
+func (b *builder) ttl(svc *Service, full time.Duration, floor uint32) uint32 {
 	ttl := max(time.Second, full.Truncate(time.Second))
 	all := ttl
 	until := func(end time.Time) {
@@ -715,6 +718,10 @@ func (b *builder) ttl(svc *Service, full time.Duration) uint32 {
 	for _, p := range svc.Pools {
 		if end, ok := b.ends[p.Name]; ok {
 			until(end)
+		}
+		if step, ok := b.steps[p.Name]; ok {
+			left := step.Sub(b.in.Now).Truncate(time.Second)
+			ttl = min(ttl, max(time.Duration(floor)*time.Second, left))
 		}
 	}
 	for _, end := range svc.steering.changes {

@@ -34,7 +34,7 @@ type orderedState struct {
 // states collects the states that hold now in their order, the strongest last, and notes
 // when they end.
 func (b *builder) states() {
-	b.ends = make(map[string]time.Time)
+	b.ends, b.steps = make(map[string]time.Time), make(map[string]time.Time)
 	for _, name := range slices.Sorted(maps.Keys(b.in.Objects.States)) {
 		st := orderedState{State: b.in.Objects.States[name], globs: [3]string{"*", "*", "*"}}
 		if !st.Until.IsZero() {
@@ -76,6 +76,14 @@ func (b *builder) ending(pool string, end time.Time) {
 	b.due(end)
 	if first, ok := b.ends[pool]; !ok || end.Before(first) {
 		b.ends[pool] = end
+	}
+}
+
+// stepping notes when the next step of a pool's slow start comes.
+func (b *builder) stepping(pool string, at time.Time) {
+	b.due(at)
+	if first, ok := b.steps[pool]; !ok || at.Before(first) {
+		b.steps[pool] = at
 	}
 }
 
