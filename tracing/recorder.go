@@ -35,6 +35,11 @@ type Options struct {
 	// for sampled queries only, and must not keep the Query. Nil: the spans go without.
 	Describe func(*Query) Facts
 
+	// Brief is Describe for queries that only the ratio sampled and that are nothing out of the
+	// ordinary, of which there are most: without Candidates and Rejected, and as cheap as can
+	// be. Nil: Describe.
+	Brief func(*Query) Facts
+
 	// Answers are the ids that the fleet's answers carry; nil: none do. Linker then finds the
 	// decision that led to a request in the spans that the Receiver takes, and adds the link;
 	// nil: they are left as they are. Ledger, if not nil, is told of every answer with an id.
@@ -43,10 +48,20 @@ type Options struct {
 	Ledger  *Ledger
 	Parents *Parents // for its counters; nil: nobody may ask for traces
 
+	// Sources are further queues of records, drained with the rings by the same goroutine.
+	Sources []Source
+
 	Memory       int // traces that the node itself remembers; default 1024, negative for none
 	MemoryOctets int // and their size; default 16 MiB
 
 	Logger *slog.Logger // default slog.Default
+}
+
+// Source is a queue of records.
+type Source interface {
+	// Drain calls f with each record that it holds, and returns their number. It does not
+	// wait. The record belongs to f until it returns.
+	Drain(f func(*Query)) int
 }
 
 // serviceName is the service.name of the daemon's spans.
@@ -211,6 +226,9 @@ func (r *Recorder) drain(now time.Time) (most int) {
 			w.ahead.epoch.Add(1)
 		}
 	}
+	for _, s := range r.options.Sources {
+		most = max(most, s.Drain(func(q *Query) { r.take(q, now) }))
+	}
 	if r.inBatch > 0 && now.Sub(r.born) >= r.options.Linger {
 		r.flush()
 	}
@@ -245,7 +263,11 @@ func (r *Recorder) take(q *Query, now time.Time) {
 	if root.IsZero() {
 		root = r.maker.spanID()
 	}
-	facts := r.maker.describe(q)
+	describe := r.maker.describe
+	if by == SampledRatio && q.Reason == reasonPolicy && !first && r.options.Brief != nil {
+		describe = r.options.Brief
+	}
+	facts := describe(q)
 	from := len(r.spans)
 	var n int
 	r.spans, n = r.maker.appendQuery(r.spans, q, trace, root, by, &facts)

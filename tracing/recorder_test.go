@@ -28,6 +28,31 @@ func TestNextPause(t *testing.T) {
 	}
 }
 
+// Only what is interesting is worth the engine's reasons.
+func TestBrief(t *testing.T) {
+	brief := 0
+	r := New(Options{Sample: 1, Describe: describeAll, Brief: func(*Query) Facts { brief++; return Facts{Service: "brief"} }})
+	for _, tc := range []struct {
+		name   string
+		change func(*Query)
+		brief  bool
+	}{
+		{"the first of its kind", func(*Query) {}, false},
+		{"the second", func(*Query) {}, true},
+		{"a failover", func(q *Query) { q.Reason = 1 }, false},
+		{"asked for", func(q *Query) { q.Asked = AskTrace }, false},
+	} {
+		before := brief
+		var q Query
+		fillQuery(&q)
+		tc.change(&q)
+		r.take(&q, time.Unix(1000, 0))
+		if got := brief > before; got != tc.brief {
+			t.Errorf("%s: brief %v, want %v", tc.name, got, tc.brief)
+		}
+	}
+}
+
 // Without a collector the node remembers what was sampled, and counts nothing as dropped.
 func TestMemoryOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
