@@ -48,6 +48,7 @@ type Node struct {
 	Geo        Geo              `json:"geo,omitzero"`
 	OTLP       OTLP             `json:"otlp,omitzero"`
 	Tracing    Tracing          `json:"tracing,omitzero"`
+	Serve      Serve            `json:"serve,omitzero"` // how DNS is answered
 	XDS        XDS              `json:"xds,omitzero"`
 	Health     NodeHealth       `json:"health,omitzero"`
 }

@@ -61,7 +61,7 @@ func (n *Node) counters() api.Counters {
 		Rcodes:     s.Rcodes,
 		Outcomes:   s.Outcomes,
 		Reasons:    s.Reasons,
-		Dropped:    map[string]uint64{"not-a-query": s.Dropped, "unsent": s.Unsent},
+		Dropped:    map[string]uint64{"not-a-query": s.Dropped, "unsent": s.Unsent, "limited": s.Limited},
 		Events: map[string]uint64{
 			"full-path": s.Full, "truncated": s.Truncated, "malformed": s.Malformed, "panics": s.Panics,
 			"tcp-accepted": s.TCPAccepted, "tcp-evicted": s.TCPEvicted, "tcp-refused": s.TCPRefused,

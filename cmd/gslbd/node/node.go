@@ -121,6 +121,10 @@ func New(opts Options) (*Node, error) {
 		Parents: follow.parents,
 		Answers: follow.answers,
 		Logger:  n.log,
+
+		Identity:      dns.Identity{ID: nc.Serve.ID, Version: nc.Serve.Version},
+		Limits:        dns.Limits(nc.Serve.Limits),
+		CookieSecrets: nc.Serve.Secrets(),
 	})
 	n.xds = newProxies(n, nc.XDS)
 	n.admin = admin.New(n.adminOptions())

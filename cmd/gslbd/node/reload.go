@@ -103,8 +103,14 @@ func (n *Node) reread() error {
 			n.log.Error("places not changed", "err", err)
 		}
 	}
+	if secrets := f.Node.Serve.Secrets(); len(secrets) > 0 {
+		if err := n.dns.SetCookieSecrets(secrets); err != nil {
+			n.log.Error("cookie secrets not changed", "err", err)
+		}
+	}
 	running, now := n.opts.File.Node, f.Node
 	running.Geo, now.Geo = config.Geo{}, config.Geo{}
+	running.Serve.Cookies, now.Serve.Cookies = nil, nil
 	if !reflect.DeepEqual(running, now) {
 		n.log.Warn("node: some settings changed that only a restart applies", "file", n.opts.Path)
 	}

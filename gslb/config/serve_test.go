@@ -1,0 +1,29 @@
+package config
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestServe(t *testing.T) {
+	const good = "node: {name: a, site: s, dns: [\"127.0.0.1:0\"], serve: {id: ns1, cookies: [e5e973e5a6b2a43f48e7dc849e37bfcf], limits: {rate: 50, slip: -1, allow: [192.0.2.0/24], amplify: 8}}}\nsites: {s: {}}\n"
+	f, err := Parse("a.yaml", []byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := f.Node.Serve; s.ID != "ns1" || len(s.Secrets()) != 1 || s.Secrets()[0][0] != 0xe5 || s.Limits.Rate != 50 || s.Limits.Slip != -1 || s.Limits.Amplify != 8 {
+		t.Errorf("got %+v", s)
+	}
+	for _, tt := range []struct{ from, to, want string }{
+		{"e5e973", "e5e9", "expected 16 octets in hex"},
+		{"e5e973", "zzzzzz", "expected 16 octets in hex"},
+		{"rate: 50", "rate: -50", "rate"},
+		{"slip: -1", "slip: -2", "slip"},
+		{"192.0.2.0/24", "192.0.2.1/24", "bits beyond the prefix"},
+		{"id: ns1", "id: " + strings.Repeat("n", 256), "expected at most 255"},
+	} {
+		if _, err := Parse("a.yaml", []byte(strings.Replace(good, tt.from, tt.to, 1))); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.to, err, tt.want)
+		}
+	}
+}
