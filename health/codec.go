@@ -17,8 +17,9 @@ import (
 // and UTF-8, times ages: a receiver takes them off its own clock, so that no two clocks are
 // compared.
 //
-//	message     = version kind ( report / *( length report ) )   ; kind 1 is one report, 2 a state: many
-//	report      = flags node site info epoch seq age-ms period-ms failing list *observation
+//	message     = version kind ( report / bits )   ; kind 1 is a report, 2 a bitmap: see bitmap.go
+//	report      = heading *observation
+//	heading     = flags node site info epoch seq age-ms period-ms failing list
 //	observation = flags [ pool ] address class score behind age-ms latency-us [ detail ]
 //
 // An observation without a pool is of the same pool as the one before it, and its version is
@@ -28,7 +29,7 @@ const (
 	wireVersion = 2
 
 	kindReport = 1
-	kindState  = 2
+	kindBits   = 2
 
 	flagLeaving  = 1 << 0 // of a report
 	flagAbstains = 1 << 1
@@ -51,7 +52,7 @@ const (
 	maxDetail  = 96
 	maxPacket  = 1024     // octets of a message in one packet
 	maxMessage = 64 << 10 // octets of a message that is read
-	maxState   = 8 << 20  // octets of a whole state
+	maxState   = 8 << 20  // octets of a bundle: all that a node knows
 	maxAge     = 30 * 24 * time.Hour
 	maxPeriod  = time.Minute
 	maxEpoch   = 1 << 62
@@ -66,6 +67,25 @@ var (
 // appendReport encodes r's heading at now and as many of its observations as fit in limit
 // octets with what b holds, at least one if there are any. It returns those that are left.
 func appendReport(b []byte, r *Report, obs []Observation, now time.Time, limit int) ([]byte, []Observation) {
+	h := &r.Heading
+	b = appendHeading(b, r, now)
+	pool, wrote := "", false
+	for i, o := range obs {
+		if len(o.ID.Pool) > 255 || !o.ID.Addr.IsValid() || o.ID.Addr.Zone() != "" || o.Silent || o.Version.Epoch != h.Version.Epoch {
+			continue
+		}
+		mark := len(b)
+		b = appendObservation(b, &o, !wrote || o.ID.Pool != pool, h.Version.Seq, now)
+		if wrote && len(b) > limit {
+			return b[:mark], obs[i:]
+		}
+		pool, wrote = o.ID.Pool, true
+	}
+	return b, nil
+}
+
+// appendHeading encodes who says something, of a report or of a bitmap.
+func appendHeading(b []byte, r *Report, now time.Time) []byte {
 	h := &r.Heading
 	flags := byte(0)
 	for bit, on := range map[byte]bool{flagLeaving: h.Leaving, flagAbstains: h.Abstains, flagBlind: h.Blind} {
@@ -83,19 +103,7 @@ func appendReport(b []byte, r *Report, obs []Observation, now time.Time, limit i
 	b = appendDuration(b, h.Period, time.Millisecond, maxPeriod)
 	b = append(b, h.Failing)
 	b = binary.BigEndian.AppendUint64(b, h.List)
-	pool, wrote := "", false
-	for i, o := range obs {
-		if len(o.ID.Pool) > 255 || !o.ID.Addr.IsValid() || o.ID.Addr.Zone() != "" || o.Version.Epoch != h.Version.Epoch {
-			continue
-		}
-		mark := len(b)
-		b = appendObservation(b, &o, !wrote || o.ID.Pool != pool, h.Version.Seq, now)
-		if wrote && len(b) > limit {
-			return b[:mark], obs[i:]
-		}
-		pool, wrote = o.ID.Pool, true
-	}
-	return b, nil
+	return b
 }
 
 func appendObservation(b []byte, o *Observation, withPool bool, seq uint64, now time.Time) []byte {
@@ -140,72 +148,35 @@ func encodeReport(r *Report, now time.Time, limit int) [][]byte {
 	}
 }
 
-// encodeState returns the reports in one message of at most limit octets. What does not fit
-// is left out; the caller puts first what matters most.
-func encodeState(reports []Report, now time.Time, limit int) []byte {
-	b := []byte{wireVersion, kindState}
-	var one []byte
-	for i := range reports {
-		one, _ = appendReport(one[:0], &reports[i], reports[i].Observations, now, limit)
-		if len(b)+binary.MaxVarintLen32+len(one) > limit {
-			break
-		}
-		b = binary.AppendUvarint(b, uint64(len(one)))
-		b = append(b, one...)
-	}
-	return b
-}
-
-// decodeMessage returns the reports of a message that arrived at now. It keeps nothing of b.
+// decodeMessage returns the report of a message that arrived at now. It keeps nothing of b.
 // With an error nothing of the message is to be used.
-func decodeMessage(b []byte, now time.Time) ([]Report, error) {
+func decodeMessage(b []byte, now time.Time) (Report, error) {
 	if len(b) < 2 {
-		return nil, errTruncated
+		return Report{}, errTruncated
 	}
-	if b[0] != wireVersion {
-		return nil, fmt.Errorf("version %d: %w", b[0], errVersion)
+	switch {
+	case b[0] != wireVersion:
+		return Report{}, fmt.Errorf("version %d: %w", b[0], errVersion)
+	case b[1] != kindReport && b[1] != kindBits:
+		return Report{}, fmt.Errorf("kind %d: %w", b[1], errVersion)
+	case len(b) > maxMessage:
+		return Report{}, fmt.Errorf("message of %d octets: %w", len(b), errOversize)
 	}
-	switch kind, rest := b[1], b[2:]; kind {
-	case kindReport:
-		if len(b) > maxMessage {
-			return nil, fmt.Errorf("message of %d octets: %w", len(b), errOversize)
-		}
-		r, err := decodeReport(rest, now)
-		if err != nil {
-			return nil, err
-		}
-		return []Report{r}, nil
-	case kindState:
-		if len(b) > maxState {
-			return nil, fmt.Errorf("state of %d octets: %w", len(b), errOversize)
-		}
-		return decodeState(rest, now)
-	default:
-		return nil, fmt.Errorf("kind %d: %w", kind, errVersion)
+	d := decoder{b: b[2:]}
+	r, err := decodeHeading(&d, now)
+	if err != nil {
+		return Report{}, err
 	}
+	if b[1] == kindBits {
+		if r.Bits, err = decodeBits(&d); err != nil {
+			return Report{}, err
+		}
+		return r, nil
+	}
+	return decodeObservations(&d, r, now)
 }
 
-func decodeState(b []byte, now time.Time) ([]Report, error) {
-	var reports []Report
-	for d := (decoder{b: b}); len(d.b) > 0; {
-		one := d.take(d.uint(maxState))
-		if d.err != nil {
-			return nil, d.err
-		}
-		r, err := decodeReport(one, now)
-		if err != nil {
-			return nil, err
-		}
-		if len(reports) >= maxNodes {
-			return nil, fmt.Errorf("state of over %d nodes: %w", maxNodes, errOversize)
-		}
-		reports = append(reports, r)
-	}
-	return reports, nil
-}
-
-func decodeReport(b []byte, now time.Time) (Report, error) {
-	d := decoder{b: b}
+func decodeHeading(d *decoder, now time.Time) (Report, error) {
 	var r Report
 	h := &r.Heading
 	flags := d.byte()
@@ -226,8 +197,13 @@ func decodeReport(b []byte, now time.Time) (Report, error) {
 	if d.err == nil && r.Node == "" {
 		return Report{}, errors.New("report without a node")
 	}
+	return r, d.err
+}
+
+func decodeObservations(d *decoder, r Report, now time.Time) (Report, error) {
+	h := &r.Heading
 	for pool := ""; d.err == nil && len(d.b) > 0; {
-		o := Observation{Version: h.Version}
+		o := Observation{Version: h.Version, Told: h.Version}
 		flags := d.byte()
 		if flags&^flagsKnown != 0 || pool == "" && flags&flagPool == 0 {
 			return Report{}, fmt.Errorf("observation with flags %#x", flags)
@@ -251,6 +227,7 @@ func decodeReport(b []byte, now time.Time) (Report, error) {
 			return Report{}, fmt.Errorf("score %d", o.Score)
 		}
 		o.Version.Seq -= d.uint(h.Version.Seq)
+		o.Told = o.Version
 		o.At = now.Add(-d.duration(time.Millisecond, maxAge))
 		o.Latency = d.duration(time.Microsecond, time.Hour)
 		if flags&flagDetail != 0 {

@@ -28,6 +28,7 @@ func sampleReport(n int) Report {
 			o.ID.Addr = netip.MustParseAddr("2001:db8::1")
 			o.Detail = "status 503, expected 200 or 204"
 		}
+		o.Told = o.Version
 		r.Observations = append(r.Observations, o)
 	}
 	return r
@@ -43,14 +44,14 @@ func TestReportRoundTrip(t *testing.T) {
 			if len(m) > maxPacket {
 				t.Errorf("%d observations: a message of %d octets, want at most %d", n, len(m), maxPacket)
 			}
-			reports, err := decodeMessage(m, epoch)
-			if err != nil || len(reports) != 1 {
-				t.Fatalf("%d observations: %d reports, %v", n, len(reports), err)
+			r, err := decodeMessage(m, epoch)
+			if err != nil {
+				t.Fatalf("%d observations: %v", n, err)
 			}
-			if reports[0].Node != want.Node || reports[0].Heading != want.Heading {
-				t.Errorf("got heading %+v, want %+v", reports[0].Heading, want.Heading)
+			if r.Node != want.Node || r.Heading != want.Heading {
+				t.Errorf("got heading %+v, want %+v", r.Heading, want.Heading)
 			}
-			got.Observations = append(got.Observations, reports[0].Observations...)
+			got.Observations = append(got.Observations, r.Observations...)
 		}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%d observations: got %+v\nwant %+v", n, got, want)
@@ -58,30 +59,15 @@ func TestReportRoundTrip(t *testing.T) {
 	}
 }
 
-func TestStateRoundTrip(t *testing.T) {
-	one, two := sampleReport(100), sampleReport(300)
-	two.Node = "ns2"
-	b := encodeState([]Report{one, two}, epoch, maxState)
-	got, err := decodeMessage(b, epoch)
-	if want := []Report{one, two}; err != nil || !reflect.DeepEqual(got, want) {
-		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
-	}
-	// What does not fit is left out; what is there is whole.
-	b = encodeState([]Report{one, two}, epoch, len(b)-1000)
-	if got, err = decodeMessage(b, epoch); err != nil || !reflect.DeepEqual(got[:1], []Report{one}) || len(got) > 2 {
-		t.Errorf("cut short: got %d reports, %v", len(got), err)
-	}
-}
-
 // TestReportAges wants an age to survive relays between clocks that are a day apart.
 func TestReportAges(t *testing.T) {
 	r := sampleReport(1)
 	r.Observations[0].At = epoch.Add(-7 * time.Second)
-	reports, err := decodeMessage(encodeReport(&r, epoch, maxPacket)[0], epoch.Add(24*time.Hour))
+	r2, err := decodeMessage(encodeReport(&r, epoch, maxPacket)[0], epoch.Add(24*time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := reports[0].Observations[0].At, epoch.Add(24*time.Hour-7*time.Second); !got.Equal(want) {
+	if got, want := r2.Observations[0].At, epoch.Add(24*time.Hour-7*time.Second); !got.Equal(want) {
 		t.Errorf("got made at %v, want %v", got, want)
 	}
 }
@@ -95,11 +81,11 @@ func TestEncodeOutOfBounds(t *testing.T) {
 		{ID: gslb.EndpointID{Pool: "p", Addr: netip.MustParseAddr("fe80::1%eth0")}, Version: Version{Epoch: 1}},
 		{ID: idA, Version: Version{Epoch: 1}, Detail: "a\x1b[31m" + long + "\xff", Latency: 100 * time.Hour, At: epoch.Add(time.Hour)},
 	}
-	reports, err := decodeMessage(encodeReport(&r, epoch, maxPacket)[0], epoch)
-	if err != nil || len(reports[0].Observations) != 1 {
-		t.Fatalf("got %+v, %v, want one observation", reports, err)
+	r2, err := decodeMessage(encodeReport(&r, epoch, maxPacket)[0], epoch)
+	if err != nil || len(r2.Observations) != 1 {
+		t.Fatalf("got %+v, %v, want one observation", r2, err)
 	}
-	got := reports[0]
+	got := r2
 	if want := strings.Repeat("ä", 64); got.Node != want || got.Heading.Site != want || got.Heading.Info != want {
 		t.Errorf("got %q, %q, %q, want %q", got.Node, got.Heading.Site, got.Heading.Info, want)
 	}
@@ -137,17 +123,14 @@ func TestDecodeFaults(t *testing.T) {
 		{"unknown class", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 99, 0, 0, 0, 0}, nil},
 		{"older than the first", []byte{wireVersion, kindReport, 0, 1, 'n', 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, flagPool, 1, 'p', 192, 0, 2, 1, 0, 0, 2, 0, 0}, errOversize},
 		{"message over its bound", append(bytes.Clone(good), make([]byte, maxMessage)...), errOversize},
-		{"state over its bound", append([]byte{wireVersion, kindState}, make([]byte, maxState)...), errOversize},
-		{"state that is cut", []byte{wireVersion, kindState, 200}, errTruncated},
-		{"state with a bad report", []byte{wireVersion, kindState, 1, 200}, nil},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			reports, err := decodeMessage(tc.in, epoch)
+			r2, err := decodeMessage(tc.in, epoch)
 			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
 				t.Errorf("got %v, want %v", err, tc.want)
 			}
-			if reports != nil {
-				t.Errorf("got %+v with an error, want nothing", reports)
+			if !reflect.DeepEqual(r2, Report{}) {
+				t.Errorf("got %+v with an error, want nothing", r2)
 			}
 		})
 	}
@@ -159,34 +142,59 @@ func FuzzDecodeMessage(f *testing.F) {
 		for _, m := range encodeReport(&r, epoch, maxPacket) {
 			f.Add(m)
 		}
-		f.Add(encodeState([]Report{r, r}, epoch, maxState))
+		for _, m := range encodeBits(&r, bytes.Repeat([]byte{markKnown | markUp}, n), epoch, maxPacket) {
+			f.Add(m)
+		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		reports, err := decodeMessage(b, epoch)
+		r, err := decodeMessage(b, epoch)
 		if err != nil {
 			return
 		}
-		var table Table
-		for _, r := range reports {
-			if r.Node == "" || len(r.Node) > maxName {
-				t.Errorf("node %q", r.Node)
+		if r.Node == "" || len(r.Node) > maxName {
+			t.Errorf("node %q", r.Node)
+		}
+		new(Table).Merge(r)
+		// What was read can be said again, and is the same then.
+		messages := encodeReport(&r, epoch, maxPacket)
+		if r.Bits != nil {
+			messages = encodeBits(&r, append(make([]byte, r.Bits.First), r.Bits.Marks...), epoch, maxMessage+r.Bits.First)
+		}
+		var again []Observation
+		for _, m := range messages {
+			got, err := decodeMessage(m, epoch)
+			if err != nil {
+				t.Fatalf("own message: %v", err)
 			}
-			table.Merge(r)
-			// What was read can be said again, and is the same then.
-			var again []Observation
-			for _, m := range encodeReport(&r, epoch, maxPacket) {
-				got, err := decodeMessage(m, epoch)
-				if err != nil {
-					t.Fatalf("own message: %v", err)
-				}
-				if got[0].Heading != r.Heading {
-					t.Fatalf("got heading %+v, want %+v", got[0].Heading, r.Heading)
-				}
-				again = append(again, got[0].Observations...)
+			if got.Heading != r.Heading {
+				t.Fatalf("got heading %+v, want %+v", got.Heading, r.Heading)
 			}
-			if !reflect.DeepEqual(again, r.Observations) {
-				t.Fatalf("got %+v, want %+v", again, r.Observations)
+			again = append(again, got.Observations...)
+			if r.Bits != nil && !bytes.Equal(got.Bits.Marks[r.Bits.First:], r.Bits.Marks) {
+				t.Fatalf("got marks %v, want %v", got.Bits.Marks, r.Bits.Marks)
 			}
+		}
+		if !reflect.DeepEqual(again, r.Observations) {
+			t.Fatalf("got %+v, want %+v", again, r.Observations)
+		}
+	})
+}
+
+func FuzzHear(f *testing.F) {
+	r := sampleReport(4)
+	for _, b := range encodeReport(&r, epoch, maxPacket) {
+		e := seal(nil, b)
+		f.Add(e.append(nil))
+		bundle, _ := appendBundle(nil, e.append(nil), maxState)
+		f.Add(bundle)
+	}
+	f.Add(appendDigest(nil, "ns1", []known{{"ns2", Version{1, 2}, time.Second}}))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := New(Options{Node: "ns9"})
+		m.SetTargets([]Target{fakeTarget(0)})
+		m.hear(b)
+		if n := len(m.table.Names()); n > 1+len(b)/64 {
+			t.Errorf("%d nodes of %d octets", n, len(b))
 		}
 	})
 }

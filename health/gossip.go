@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -48,9 +49,9 @@ type gossip struct {
 	conf             config.Gossip
 	log              *slog.Logger
 	stats            *stats
-	hear             func(message []byte) // a message of a peer, which may be reused after the call
-	state            func() []byte        // all that this node knows, as one message
-	lost             func(peer string)    // a peer died or left
+	hear             func(message []byte)   // a message of a peer, which may be reused after the call
+	state            func(join bool) []byte // what this node has to say to one that it exchanges states with
+	lost             func(peer string)      // a peer died or left
 	conflict, alone  seldom
 
 	transport memberlist.Transport             // set by listen
@@ -59,6 +60,7 @@ type gossip struct {
 
 	mu    sync.Mutex
 	peers map[string]memberlist.Node // guarded by mu; copies, since memberlist changes its own under its own lock
+	ring  *memberlist.Keyring        // guarded by mu; nil: no key
 	next  int                        // guarded by mu: the peer that the next heartbeat starts with
 }
 
@@ -123,12 +125,12 @@ func (g *gossip) close() {
 
 // start opens the membership with this node alone in it. Dialing ends with ctx.
 func (g *gossip) start(ctx context.Context) error {
-	key, err := gossipKey(g.conf.Key)
+	keys, err := gossipKeys(g.conf.Key, g.conf.Keys)
 	if err != nil {
 		return err
 	}
 	c := memberlist.DefaultLANConfig()
-	c.Name, c.Label, c.SecretKey = g.name, gossipLabel, key
+	c.Name, c.Label = g.name, gossipLabel
 	c.Transport, c.Logger = g.transport, g.logger()
 	c.Delegate, c.Events, c.Conflict = (*delegate)(g), (*events)(g), (*events)(g)
 	c.GossipInterval, c.GossipNodes = 100*time.Millisecond, 4 // p99 0.6 s at 1,000 nodes, 0.1 kB/s when idle
@@ -143,6 +145,14 @@ func (g *gossip) start(ctx context.Context) error {
 	if a := g.conf.Advertise; a.IsValid() {
 		c.AdvertiseAddr, c.AdvertisePort = a.Addr().String(), int(a.Port())
 	}
+	if len(keys) > 0 {
+		if c.Keyring, err = memberlist.NewKeyring(keys, keys[0]); err != nil {
+			return fmt.Errorf("gossip.key: %w", err)
+		}
+	}
+	g.mu.Lock()
+	g.ring = c.Keyring
+	g.mu.Unlock()
 	if g.list, err = memberlist.Create(c); err != nil {
 		g.close()
 		return fmt.Errorf("gossip.listen %v: %w", g.conf.Listen, err)
@@ -163,6 +173,53 @@ func gossipKey(text string) ([]byte, error) {
 		return nil, fmt.Errorf("gossip.key: %d octets, expected 16, 24 or 32", len(key))
 	}
 	return key, nil
+}
+
+// gossipKeys reads the key that is used, first, and those that are understood beside it.
+func gossipKeys(key string, more []string) ([][]byte, error) {
+	var keys [][]byte
+	for _, text := range append([]string{key}, more...) {
+		k, err := gossipKey(text)
+		if err != nil {
+			return nil, err
+		}
+		if k != nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys, nil
+}
+
+// setKeys changes the keys of a membership that has some.
+func (g *gossip) setKeys(key string, more []string) error {
+	keys, err := gossipKeys(key, more)
+	if err != nil {
+		return err
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.ring == nil && len(keys) == 0:
+		return nil
+	case g.ring == nil || len(keys) == 0:
+		return errors.New("gossip.key: a gossip with a key stays one, and one without too: restart the node")
+	}
+	for _, k := range keys {
+		if err := g.ring.AddKey(k); err != nil {
+			return fmt.Errorf("gossip.key: %w", err)
+		}
+	}
+	if err := g.ring.UseKey(keys[0]); err != nil {
+		return fmt.Errorf("gossip.key: %w", err)
+	}
+	for _, old := range g.ring.GetKeys() {
+		if !slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, old) }) {
+			if err := g.ring.RemoveKey(old); err != nil {
+				return fmt.Errorf("gossip.key: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // join looks for peers until ctx ends: soon again while a seed is missing, and now and then
@@ -304,14 +361,32 @@ func (g *gossip) send(peer memberlist.Node, messages [][]byte) {
 	}
 }
 
+// sendTo sends packets to the peer of that name, if it is one.
+func (g *gossip) sendTo(peer string, packets [][]byte) {
+	g.mu.Lock()
+	p, ok := g.peers[peer]
+	g.mu.Unlock()
+	if ok {
+		g.send(p, packets)
+	}
+}
+
+// hasRoom reports whether a broadcast may wait to be spread; if not, that is counted.
+func (g *gossip) hasRoom() bool {
+	if g.queue.NumQueued() >= maxBroadcasts {
+		g.stats.dropped[dropQueue].Add(1)
+		return false
+	}
+	return true
+}
+
 // broadcast lets memberlist spread a message from node to node, which reaches those that
 // this node cannot. A message replaces one that waits about the same vantage and endpoint.
 func (g *gossip) broadcast(node string, id gslb.EndpointID, message []byte) {
 	if g.size() == 0 {
 		return
 	}
-	if g.queue.NumQueued() >= maxBroadcasts {
-		g.stats.dropped[dropQueue].Add(1)
+	if !g.hasRoom() {
 		return
 	}
 	g.queue.QueueBroadcast(&broadcast{name: node + "\x00" + id.Pool + "\x00" + id.Addr.String(), message: message})
@@ -358,7 +433,7 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.queue.GetBroadcasts(overhead, limit)
 }
 
-func (d *delegate) LocalState(bool) []byte { return d.state() }
+func (d *delegate) LocalState(join bool) []byte { return d.state(join) }
 
 func (d *delegate) MergeRemoteState(b []byte, _ bool) { d.hear(b) }
 

@@ -3,6 +3,7 @@ package health
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ const firstRoundLimit = 10 * time.Second
 type Options struct {
 	Node   string        // unique in the fleet, 1 to 128 octets
 	Site   string        // that the node's probes speak for, at most 128 octets
-	Role   string        // for people; default "full"
+	Role   string        // config.RoleFull, the default, RoleProber or RoleAnswer, which probes nothing
 	Gossip config.Gossip // zero: a node alone
 	Logger *slog.Logger  // nil logs nothing
 
@@ -37,8 +38,9 @@ type Options struct {
 	RootCAs   *x509.CertPool       // that endpoints' certificates are checked against; nil is the system's
 	MaxProbes int                  // probes under way at once; default 512
 
-	References []string // host:port that accept TCP while this node's network works
-	Exec       string   // folder of the programs that exec probes may run; empty: none
+	Key        ed25519.PrivateKey // that this node signs with; nil signs nothing
+	References []string           // host:port that accept TCP while this node's network works
+	Exec       string             // folder of the programs that exec probes may run; empty: none
 
 	reference func(ctx context.Context, hostPort string) error // in place of the network, for tests
 	probe     func(context.Context, Target) Result             // in place of the network, for tests
@@ -70,6 +72,11 @@ type Monitor struct {
 	doubts    map[string]bool // the vantages that are not believed, at doubtAt
 	doubtAt   time.Time
 	refs      reach
+	keys      map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
+	lists     lists
+	told      int       // how many of its results a round of beats has told
+	assigned  []Target  // that this node probes; nil before the first
+	reassign  bool      // whatever is assigned is new
 	unknown   int       // of judged: without a vote yet
 	public    *verdicts // of judged; nil when out of date
 	restored  map[gslb.EndpointID]gslb.Verdict
@@ -111,8 +118,10 @@ func New(o Options) *Monitor {
 		news: make(map[gslb.EndpointID]bool), seen: make(map[string]map[gslb.EndpointID]*seen),
 		// The clock gives an epoch that no earlier life of this node had. Where it was set
 		// back, peers tell this node of its earlier life, and it starts a later one.
-		self: Heading{Version: Version{Epoch: uint64(max(1, time.Now().UnixMicro()))}, Site: o.Site, Period: heartbeat},
+		self: Heading{Version: Version{Epoch: uint64(max(1, time.Now().UnixMicro()))}, Site: o.Site, Period: heartbeat,
+			Blind: o.Role == config.RoleAnswer},
 	}
+	m.self.List = m.lists.add(nil)
 	m.prober = NewProber(ProberOptions{
 		Report: m.observe, MaxInFlight: o.MaxProbes, RootCAs: o.RootCAs,
 		Exec: o.Exec, Logger: m.log, stats: m.stats, probe: o.probe,
@@ -226,8 +235,6 @@ func (m *Monitor) loop(ctx context.Context) {
 // Configure replaces what is probed and judged, and how, by valid objects. What stays keeps
 // its state.
 func (m *Monitor) Configure(o *config.Objects) {
-	m.setting.Lock()
-	defer m.setting.Unlock()
 	targets := Targets(o)
 	m.mu.Lock()
 	m.guard = newGuard(o, m.guard)
@@ -235,19 +242,18 @@ func (m *Monitor) Configure(o *config.Objects) {
 	for name, s := range o.Sites {
 		m.regions[name] = cmp.Or(s.Region, name)
 	}
+	m.keys = keysOf(o)
 	m.changeLocked()
 	m.mu.Unlock()
 	m.setTargets(targets)
-	m.prober.SetTargets(targets) // after the monitor knows whose results come
+	m.assign() // after the monitor knows whose results come
 }
 
 // SetTargets replaces what is probed and judged. Targets that stay keep their state. It is
 // Configure without services, regions and what is derived.
 func (m *Monitor) SetTargets(targets []Target) {
-	m.setting.Lock()
-	defer m.setting.Unlock()
 	m.setTargets(targets)
-	m.prober.SetTargets(targets) // after the monitor knows whose results come
+	m.assign() // after the monitor knows whose results come
 }
 
 func (m *Monitor) setTargets(targets []Target) {
@@ -278,6 +284,8 @@ func (m *Monitor) setTargets(targets []Target) {
 		m.changeLocked()
 	}
 	m.targets = next
+	m.self.List = m.lists.add(next)
+	m.reassign = true
 	m.judgeLocked(now, maps.Keys(next))
 }
 
@@ -288,6 +296,15 @@ func (m *Monitor) Restore(last map[gslb.EndpointID]gslb.Verdict) {
 	defer m.mu.Unlock()
 	m.restored = maps.Clone(last)
 	m.prober.Restore(last)
+}
+
+// SetGossipKeys replaces the keys of the gossip while it runs: key is used, and those of more
+// are understood beside it. All are in base64.
+func (m *Monitor) SetGossipKeys(key string, more []string) error {
+	if m.gossip == nil {
+		return nil
+	}
+	return m.gossip.setKeys(key, more)
 }
 
 // SetInfo sets what this node tells of itself in Members of every node, such as its plan and
@@ -335,10 +352,13 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 		Class: r.Class, Latency: r.Latency, Score: r.Score, Detail: r.Detail, At: now,
 	})
 	m.stats.dropped[dropFull].Add(uint64(refused))
-	m.seeLocked(m.o.Node, t.ID, now, r.Latency, changed)
+	m.seeLocked(m.o.Node, t.ID, now, r.Latency)
 	if len(changed) > 0 {
 		for _, c := range changed {
 			m.news[c.ID] = m.news[c.ID] || c.Flip
+			if c.Flip {
+				m.turnLocked(m.o.Node, c.ID, now)
+			}
 		}
 		m.judgeLocked(now, idsOf(changed))
 		nudge(m.wake)
@@ -351,7 +371,7 @@ func (m *Monitor) sayLocked(now time.Time, obs ...Observation) (changed []Change
 	m.self.At = now
 	m.self.Abstains = m.cutOffLocked(now)
 	for i := range obs {
-		obs[i].Version = m.self.Version
+		obs[i].Version, obs[i].Told = m.self.Version, m.self.Version
 	}
 	return m.table.Merge(Report{Node: m.o.Node, Heading: m.self, Observations: obs})
 }
@@ -378,32 +398,28 @@ func (m *Monitor) speak() {
 	if m.gossip == nil || len(report.Observations) == 0 {
 		return
 	}
-	m.gossip.tell(encodeReport(&report, now, maxPacket))
-	m.spread(report, news, now)
-}
-
-// spread lets memberlist carry the flips among the observations of a report from node to
-// node, so that they also reach those that this node cannot.
-func (m *Monitor) spread(r Report, flips map[gslb.EndpointID]bool, now time.Time) {
-	for _, o := range r.Observations {
-		if flips[o.ID] {
-			one := Report{Node: r.Node, Heading: r.Heading, Observations: []Observation{o}}
-			m.gossip.broadcast(r.Node, o.ID, encodeReport(&one, now, maxPacket)[0])
+	m.gossip.tell(m.sealAll(encodeReport(&report, now, maxPacket)))
+	// Memberlist carries flips from node to node, so that they also reach those that this node
+	// cannot: each in a message of its own, which others pass on as it is.
+	for _, o := range report.Observations {
+		if news[o.ID] && m.gossip.hasRoom() {
+			one := Report{Node: report.Node, Heading: report.Heading, Observations: []Observation{o}}
+			m.gossip.broadcast(report.Node, o.ID, m.sealAll(encodeReport(&one, now, maxPacket))[0])
 		}
 	}
 }
 
 // beat tells peers everything.
 func (m *Monitor) beat() {
+	m.assign()
 	if m.gossip == nil {
 		return
 	}
 	m.mu.Lock()
 	now := time.Now()
 	m.sayLocked(now)
-	report := m.table.Report(m.o.Node)
+	messages := m.ownLocked(now, !m.agreedLocked(now))
 	m.mu.Unlock()
-	messages := encodeReport(&report, now, maxPacket)
 	m.gossip.beat(messages)
 	m.mu.Lock()
 	m.self.Period = m.gossip.period(len(messages))
@@ -418,7 +434,7 @@ func (m *Monitor) leave() {
 	m.sayLocked(now)
 	report := Report{Node: m.o.Node, Heading: m.self}
 	m.mu.Unlock()
-	m.gossip.tell(encodeReport(&report, now, maxPacket))
+	m.gossip.tell(m.sealAll(encodeReport(&report, now, maxPacket)))
 }
 
 // age judges everything anew, since votes go stale without a word.
@@ -444,51 +460,6 @@ func (m *Monitor) age() {
 	}
 }
 
-// hear takes a message of a peer.
-func (m *Monitor) hear(message []byte) {
-	now := time.Now()
-	m.stats.gossipIn.Add(1)
-	reports, err := decodeMessage(message, now)
-	if err != nil {
-		cause := causeOf(err)
-		m.stats.dropped[cause].Add(1)
-		m.log.Debug("gossip message dropped", "cause", dropNames[cause], "error", err)
-		return
-	}
-	for _, r := range reports {
-		m.take(r, now)
-	}
-}
-
-// take merges one report, and passes on the flips in it.
-func (m *Monitor) take(r Report, now time.Time) {
-	m.mu.Lock()
-	if r.Node == m.o.Node {
-		m.supersedeLocked(r.Heading.Version, now)
-		m.mu.Unlock()
-		return
-	}
-	changed, refused := m.table.Merge(r)
-	m.stats.dropped[dropFull].Add(uint64(refused))
-	m.doubtAt = time.Time{}
-	for _, o := range r.Observations {
-		m.seeLocked(r.Node, o.ID, now, o.Latency, changed)
-	}
-	m.judgeLocked(now, idsOf(changed))
-	flips := make(map[gslb.EndpointID]bool)
-	for _, c := range changed {
-		if c.Flip {
-			flips[c.ID] = true
-		}
-	}
-	var relay Report
-	if len(flips) > 0 {
-		relay = m.table.Report(r.Node, slices.Collect(maps.Keys(flips))...)
-	}
-	m.mu.Unlock()
-	m.spread(relay, flips, now)
-}
-
 func idsOf(changes []Change) iter.Seq[gslb.EndpointID] {
 	return func(yield func(gslb.EndpointID) bool) {
 		for _, c := range changes {
@@ -512,21 +483,6 @@ func (m *Monitor) supersedeLocked(v Version, now time.Time) {
 	}
 	m.self.Version = Version{Epoch: min(v.Epoch+1, maxEpoch)}
 	m.sayLocked(now, m.table.Report(m.o.Node).Observations...)
-}
-
-// state returns all that this node knows as one message: itself first.
-func (m *Monitor) state() []byte {
-	m.mu.Lock()
-	now := time.Now()
-	m.sayLocked(now)
-	reports := []Report{m.table.Report(m.o.Node)}
-	for _, name := range m.table.Names() {
-		if name != m.o.Node {
-			reports = append(reports, m.table.Report(name))
-		}
-	}
-	m.mu.Unlock()
-	return encodeState(reports, now, maxState/2)
 }
 
 // lost hears that membership lost a peer.
@@ -635,6 +591,12 @@ func causeOf(err error) dropCause {
 		return dropVersion
 	case errors.Is(err, errOversize):
 		return dropOversize
+	case errors.Is(err, errUnsigned):
+		return dropUnsigned
+	case errors.Is(err, errForged):
+		return dropForged
+	case errors.Is(err, errFlood):
+		return dropFlood
 	default:
 		return dropMalformed
 	}

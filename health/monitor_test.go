@@ -294,7 +294,7 @@ func TestMonitorHearsJunk(t *testing.T) {
 	m.SetTargets([]Target{fakeTarget(0)})
 	r := sampleReport(3)
 	r.Node = "ns2"
-	good := encodeReport(&r, time.Now(), maxPacket)[0]
+	good := m.sealAll(encodeReport(&r, time.Now(), maxPacket))[0]
 	later := bytes.Clone(good)
 	later[0]++
 	for _, tc := range []struct {
@@ -305,7 +305,7 @@ func TestMonitorHearsJunk(t *testing.T) {
 		{"malformed", good[:len(good)-1]},
 		{"malformed", nil},
 		{"oversize", append(bytes.Clone(good), make([]byte, maxMessage)...)},
-		{"oversize", append([]byte{wireVersion, kindState}, make([]byte, 10<<20)...)},
+		{"oversize", append([]byte{wireBundle}, make([]byte, 10<<20)...)},
 	} {
 		before := m.Stats().GossipDropped[tc.cause]
 		m.hear(tc.message)
@@ -387,7 +387,7 @@ func TestGossipBeat(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var network memNet
 		g := newGossip("self", "", "", config.Gossip{}, network.join(0), discardIfNil(nil), new(stats))
-		g.hear, g.state, g.lost = func([]byte) {}, func() []byte { return nil }, func(string) {}
+		g.hear, g.state, g.lost = func([]byte) {}, func(bool) []byte { return nil }, func(string) {}
 		if err := g.start(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -18,10 +18,13 @@ const (
 	dropQueue                      // to send: too many wait
 	dropSend                       // to send: the system refused
 	dropConflict                   // from another node with our name, or of two with one name
+	dropUnsigned                   // by no node whose key is known
+	dropForged                     // with a signature that is not its node's
+	dropFlood                      // more than a node says
 	numDropCauses
 )
 
-var dropNames = [numDropCauses]string{"version", "malformed", "oversize", "full", "refused", "queue", "send", "conflict"}
+var dropNames = [numDropCauses]string{"version", "malformed", "oversize", "full", "refused", "queue", "send", "conflict", "unsigned", "forged", "flood"}
 
 // stats are a monitor's counters; all atomic.
 type stats struct {
@@ -30,6 +33,7 @@ type stats struct {
 	late      atomic.Uint64
 	gossipIn  atomic.Uint64
 	gossipOut atomic.Uint64
+	repeated  atomic.Uint64
 	dropped   [numDropCauses]atomic.Uint64
 	flips     atomic.Uint64
 }
@@ -41,7 +45,8 @@ type Stats struct {
 	Late          uint64            `json:"late"`          // probes that started over an interval late: too many under way
 	GossipIn      uint64            `json:"gossipIn"`      // messages from peers
 	GossipOut     uint64            `json:"gossipOut"`     // messages to peers, but broadcasts
-	GossipDropped map[string]uint64 `json:"gossipDropped"` // by cause: version, malformed, oversize, full, refused, queue, send, conflict
+	Repeated      uint64            `json:"repeated"`      // messages no newer than what was known: repeated on the way, or by somebody
+	GossipDropped map[string]uint64 `json:"gossipDropped"` // by cause: version, malformed, oversize, full, refused, queue, send, conflict, unsigned, forged, flood
 	Flips         uint64            `json:"flips"`         // changes of verdicts
 	Targets       int               `json:"targets"`       // endpoints probed
 	Abstains      bool              `json:"abstains"`      // this node is not believed now, by itself or others: see Member.Abstains
@@ -54,7 +59,7 @@ func (s *stats) read() Stats {
 	out := Stats{
 		Probes: make(map[string]uint64, numClasses), GossipDropped: make(map[string]uint64, numDropCauses),
 		Retries: s.retries.Load(), Late: s.late.Load(), Flips: s.flips.Load(),
-		GossipIn: s.gossipIn.Load(), GossipOut: s.gossipOut.Load(),
+		GossipIn: s.gossipIn.Load(), GossipOut: s.gossipOut.Load(), Repeated: s.repeated.Load(),
 	}
 	for c := range s.probes {
 		out.Probes[Class(c).String()] = s.probes[c].Load()

@@ -2,6 +2,8 @@ package health
 
 import (
 	"cmp"
+	"fmt"
+	"hash/fnv"
 	"maps"
 	"slices"
 	"time"
@@ -38,44 +40,59 @@ func (v Version) Compare(w Version) int {
 	return cmp.Or(cmp.Compare(v.Epoch, w.Epoch), cmp.Compare(v.Seq, w.Seq))
 }
 
-// Observation is what one node found at one endpoint: a register that the node alone writes.
+// Observation is what one node found at one endpoint: two registers that the node alone
+// writes. One is its vote, which bitmaps repeat; the other is the result behind it, for people.
 type Observation struct {
 	ID       gslb.EndpointID
-	Version  Version
-	Up       bool // after rise and fall
-	Flipping bool // Up may be about to change
-	Class    Class
-	Latency  time.Duration
-	Score    uint8 // 0..100
-	Detail   string
-	At       time.Time // when it was made, by the clock of who holds it
+	Version  Version   // of the vote
+	Up       bool      // after rise and fall
+	Flipping bool      // Up may be about to change
+	Silent   bool      // it says nothing of the endpoint any more
+	At       time.Time // when the vote was made or confirmed, by the clock of who holds it
+
+	Told    Version // of the result; zero when none was told yet
+	Class   Class
+	Latency time.Duration
+	Score   uint8 // 0..100
+	Detail  string
 }
 
-// join returns the newer of two values of one register. It is commutative, associative and
+// join returns the newer of two values of each register. It is commutative, associative and
 // idempotent. Of one version there is only one value, unless two nodes share a name; then
 // any fixed order will do. Of two times that one version was made the earlier is nearer the
 // truth, since a way through the network only makes it later: so nothing repeated is young.
 func (o Observation) join(p Observation) Observation {
+	vote := &o
 	switch c := o.Version.Compare(p.Version); {
-	case c > 0:
-		return o
 	case c < 0:
-		return p
+		vote = &p
+	case c == 0:
+		if p.compareVote(o) > 0 {
+			vote = &p
+		}
+		vote.At = earlier(o.At, p.At)
 	}
-	at := o.At
-	if p.At.Before(at) {
-		at = p.At
+	result := &o
+	if c := o.Told.Compare(p.Told); c < 0 || c == 0 && p.compareResult(o) > 0 {
+		result = &p
 	}
-	if p.compareValue(o) > 0 {
-		o = p
-	}
-	o.At = at
-	return o
+	return Observation{ID: o.ID, Version: vote.Version, Up: vote.Up, Flipping: vote.Flipping, Silent: vote.Silent, At: vote.At,
+		Told: result.Told, Class: result.Class, Latency: result.Latency, Score: result.Score, Detail: result.Detail}
 }
 
-func (o Observation) compareValue(p Observation) int {
-	return cmp.Or(compareBool(o.Up, p.Up), compareBool(o.Flipping, p.Flipping), cmp.Compare(o.Class, p.Class),
-		cmp.Compare(o.Latency, p.Latency), cmp.Compare(o.Score, p.Score), cmp.Compare(o.Detail, p.Detail))
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+func (o Observation) compareVote(p Observation) int {
+	return cmp.Or(compareBool(o.Up, p.Up), compareBool(o.Flipping, p.Flipping), compareBool(o.Silent, p.Silent))
+}
+
+func (o Observation) compareResult(p Observation) int {
+	return cmp.Or(cmp.Compare(o.Class, p.Class), cmp.Compare(o.Latency, p.Latency), cmp.Compare(o.Score, p.Score), cmp.Compare(o.Detail, p.Detail))
 }
 
 func compareBool(a, b bool) int {
@@ -134,6 +151,7 @@ type Report struct {
 	Node         string
 	Heading      Heading
 	Observations []Observation
+	Bits         *Bits // in place of Observations
 }
 
 // Table is everything that is known of all nodes' observations. The order and the number of
@@ -149,6 +167,16 @@ type vantage struct {
 	heading  Heading
 	gone     Version // what was said up to here no longer counts: the node died or left after it
 	observed map[gslb.EndpointID]Observation
+	pages    map[int]page // the last of its bitmaps, by their first target, to be passed on
+	room     budget       // for messages that it signed
+}
+
+// page is one bitmap as it was signed.
+type page struct {
+	version Version
+	list    uint64
+	sealed  envelope  // age is that at the time
+	at      time.Time // when it was heard, less the age
 }
 
 // Change is an observation that is new, or whose Up or Flipping is.
@@ -175,6 +203,9 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 	for _, o := range r.Observations {
 		old, had := v.observed[o.ID]
 		if !had {
+			if o.Silent {
+				continue // nothing is nothing new
+			}
 			if t.registers >= maxRegisters {
 				refused++
 				continue
@@ -184,8 +215,8 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 			o = old.join(o)
 		}
 		v.observed[o.ID] = o
-		if !had || old.Up != o.Up || old.Flipping != o.Flipping {
-			changed = append(changed, Change{ID: o.ID, Flip: had && old.Up != o.Up})
+		if !had || old.Up != o.Up || old.Flipping != o.Flipping || old.Silent != o.Silent {
+			changed = append(changed, Change{ID: o.ID, Flip: had && !old.Silent && !o.Silent && old.Up != o.Up})
 		}
 	}
 	return changed, refused
@@ -207,6 +238,25 @@ func (t *Table) Remove(node string, id gslb.EndpointID) {
 			t.registers--
 		}
 	}
+}
+
+// Digest returns a hash of the votes of the nodes that are heard at now: two tables with the
+// same digest give the same verdicts.
+func (t *Table) Digest(now time.Time) uint64 {
+	h := fnv.New64a()
+	for _, name := range t.Names() {
+		v := t.nodes[name]
+		if !v.alive(now) {
+			continue
+		}
+		fmt.Fprintf(h, "%s %d\n", name, v.heading.Version.Epoch)
+		for _, id := range slices.SortedFunc(maps.Keys(v.observed), compareID) {
+			if o := v.observed[id]; !o.Silent && o.Version.Epoch == v.heading.Version.Epoch {
+				fmt.Fprintf(h, "%s %s %v\n", id.Pool, id.Addr, o.Up)
+			}
+		}
+	}
+	return h.Sum64()
 }
 
 // Forget drops nodes that were silent for long, and observations that no interval can keep
@@ -295,7 +345,7 @@ func (t *Table) Lost(now time.Time) bool {
 func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) []Vote {
 	var votes []Vote
 	for name, v := range t.nodes {
-		if o, ok := v.observed[id]; ok && v.fresh(o, interval, now) {
+		if o, ok := v.observed[id]; ok && !o.Silent && v.fresh(o, interval, now) {
 			votes = append(votes, Vote{Node: name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
 		}
 	}

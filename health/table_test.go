@@ -24,7 +24,8 @@ var (
 func randomObservation(id gslb.EndpointID) Observation {
 	return Observation{
 		ID: id, Version: Version{uint64(rand.IntN(3)), uint64(rand.IntN(3))},
-		Up: rand.IntN(2) == 0, Flipping: rand.IntN(2) == 0, Class: Class(rand.IntN(3)),
+		Told: Version{uint64(rand.IntN(3)), uint64(rand.IntN(3))},
+		Up:   rand.IntN(2) == 0, Flipping: rand.IntN(2) == 0, Class: Class(rand.IntN(3)),
 		Latency: time.Duration(rand.IntN(2)), Detail: []string{"", "x"}[rand.IntN(2)],
 		At: epoch.Add(time.Duration(rand.IntN(3)) * time.Second),
 	}

@@ -182,7 +182,7 @@ type seen struct {
 }
 
 // seeLocked remembers a latency, in microseconds, and when the word changed.
-func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, latency time.Duration, changed []Change) {
+func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, latency time.Duration) {
 	if _, ok := m.targets[id]; !ok || m.table.nodes[node] == nil {
 		return // so that it is bounded as targets and nodes are
 	}
@@ -196,11 +196,6 @@ func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, late
 		s = &seen{since: now}
 		of[id] = s
 	}
-	for _, c := range changed {
-		if c.ID == id && c.Flip {
-			s.since = now
-		}
-	}
 	o := m.table.nodes[node].observed[id]
 	us := uint32(max(1, min(latency.Microseconds(), 1<<31)))
 	if o.Class != OK {
@@ -208,6 +203,13 @@ func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, late
 	}
 	s.trend[s.next%trendLength] = us
 	s.next++
+}
+
+// turnLocked remembers that node says something else of id from now.
+func (m *Monitor) turnLocked(node string, id gslb.EndpointID, now time.Time) {
+	if s := m.seen[node][id]; s != nil {
+		s.since = now
+	}
 }
 
 // latencies returns the trend, oldest first.

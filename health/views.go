@@ -89,7 +89,7 @@ func (m *Monitor) Views() []View {
 		for _, name := range names {
 			v := m.table.nodes[name]
 			o, ok := v.observed[id]
-			if !ok {
+			if !ok || o.Silent {
 				continue
 			}
 			said := Vantage{

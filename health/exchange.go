@@ -1,0 +1,419 @@
+package health
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"errors"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+const (
+	// messageRate and messageBurst bound what is taken of one node: more than any node says,
+	// also when all that it tests changes at once.
+	messageRate  = 2 * sendBudget
+	messageBurst = 16 * sendBudget
+	// digestSlack is how much longer ago a peer may have heard of a node before it is sent
+	// what this node has: no less than words are on their way.
+	digestSlack = 3 * time.Second
+	// maxLists is how many lists of targets are kept, so that a change of the configuration
+	// does not make nodes that take it over at different times deaf to each other.
+	maxLists = 4
+)
+
+// budget is a bucket of tokens. The zero value is full.
+type budget struct {
+	spent float64
+	at    time.Time
+}
+
+// take takes one token, if there is one.
+func (b *budget) take(now time.Time) bool {
+	b.spent = max(0, b.spent-messageRate*now.Sub(b.at).Seconds())
+	b.at = now
+	if b.spent+1 > messageBurst {
+		return false
+	}
+	b.spent++
+	return true
+}
+
+// lists are the lists of targets that bitmaps may be of.
+type lists struct {
+	byHash map[uint64][]gslb.EndpointID
+	order  []uint64 // oldest first
+}
+
+// add makes the targets' list known and returns its hash.
+func (l *lists) add(targets map[gslb.EndpointID]Target) uint64 {
+	ids := slices.SortedFunc(maps.Keys(targets), compareID)
+	hash := listOf(ids)
+	if l.byHash == nil {
+		l.byHash = make(map[uint64][]gslb.EndpointID)
+	}
+	if i := slices.Index(l.order, hash); i >= 0 {
+		l.order = slices.Delete(l.order, i, i+1)
+	}
+	l.byHash[hash] = ids
+	if l.order = append(l.order, hash); len(l.order) > maxLists {
+		delete(l.byHash, l.order[0])
+		l.order = l.order[1:]
+	}
+	return hash
+}
+
+// hear takes a packet of a peer.
+func (m *Monitor) hear(b []byte) {
+	now := time.Now()
+	m.stats.gossipIn.Add(1)
+	m.drop(m.hearPacket(b, now, true))
+}
+
+// drop counts what was not taken.
+func (m *Monitor) drop(err error) {
+	if err != nil {
+		cause := causeOf(err)
+		m.stats.dropped[cause].Add(1)
+		m.log.Debug("gossip message dropped", "cause", dropNames[cause], "error", err)
+	}
+}
+
+func (m *Monitor) hearPacket(b []byte, now time.Time, outer bool) error {
+	switch {
+	case len(b) == 0:
+		return errTruncated
+	case b[0] == wireBundle && outer:
+		packets, err := openBundle(b)
+		for _, p := range packets {
+			if err == nil {
+				m.drop(m.hearPacket(p, now, false))
+			}
+		}
+		return err
+	case b[0] == wireDigest:
+		node, all, err := openDigest(b)
+		if err == nil {
+			m.catchUp(node, all, now)
+		}
+		return err
+	}
+	e, err := openEnvelope(b)
+	if err != nil {
+		return err
+	}
+	r, err := decodeMessage(e.message, now.Add(-e.age))
+	if err != nil {
+		return err
+	}
+	if err := m.verify(r.Node, &e); err != nil {
+		return err
+	}
+	return m.take(r, e, now)
+}
+
+var (
+	errUnsigned = errors.New("not signed by a node that is known")
+	errForged   = errors.New("signature is not the node's")
+	errFlood    = errors.New("more than a node says")
+)
+
+// verify checks that node wrote e, once the keys of nodes are known.
+func (m *Monitor) verify(node string, e *envelope) error {
+	m.mu.Lock()
+	all, key := len(m.keys), m.keys[node]
+	m.mu.Unlock()
+	switch {
+	case all == 0:
+		return nil
+	case key == nil:
+		return errUnsigned
+	case !e.signedBy(key):
+		return errForged
+	}
+	return nil
+}
+
+// take merges one report, and passes on a flip that it is about.
+func (m *Monitor) take(r Report, e envelope, now time.Time) error {
+	m.mu.Lock()
+	if r.Node == m.o.Node {
+		m.supersedeLocked(r.Heading.Version, now)
+		m.mu.Unlock()
+		return nil
+	}
+	if v := m.table.nodes[r.Node]; v != nil && !v.room.take(now) {
+		m.mu.Unlock()
+		return errFlood
+	}
+	relay := len(r.Observations) == 1
+	if r.Bits != nil {
+		r.Observations = r.observations(m.lists.byHash[r.Heading.List])
+	}
+	if v := m.table.nodes[r.Node]; v != nil && r.Heading.Version.Compare(v.heading.Version) <= 0 {
+		m.stats.repeated.Add(1)
+	}
+	changed, refused := m.table.Merge(r)
+	m.stats.dropped[dropFull].Add(uint64(refused))
+	if r.Bits != nil {
+		m.table.keep(r, e, now)
+	} else {
+		for _, o := range r.Observations {
+			m.seeLocked(r.Node, o.ID, now, o.Latency)
+		}
+	}
+	for _, c := range changed {
+		if c.Flip {
+			m.turnLocked(r.Node, c.ID, now)
+		}
+	}
+	m.doubtAt = time.Time{}
+	m.judgeLocked(now, idsOf(changed))
+	m.mu.Unlock()
+	if relay && len(changed) == 1 && changed[0].Flip && m.gossip != nil {
+		m.gossip.broadcast(r.Node, changed[0].ID, e.append(nil))
+	}
+	return nil
+}
+
+// keep remembers a bitmap to pass on.
+func (t *Table) keep(r Report, e envelope, now time.Time) {
+	v := t.nodes[r.Node]
+	if v == nil || len(v.pages) >= maxPages && v.pages[r.Bits.First].at.IsZero() {
+		return
+	}
+	if v.pages == nil {
+		v.pages = make(map[int]page)
+	}
+	if old := v.pages[r.Bits.First]; old.version.Compare(r.Heading.Version) >= 0 {
+		return
+	}
+	maps.DeleteFunc(v.pages, func(_ int, p page) bool { return p.list != r.Heading.List })
+	e.message, e.signature = slices.Clone(e.message), slices.Clone(e.signature)
+	v.pages[r.Bits.First] = page{r.Heading.Version, r.Heading.List, e, now.Add(-e.age)}
+}
+
+// packets returns the bitmaps that are kept of v, with their age at now.
+func (v *vantage) packets(now time.Time) [][]byte {
+	var out [][]byte
+	for _, first := range slices.Sorted(maps.Keys(v.pages)) {
+		p := v.pages[first]
+		p.sealed.age = now.Sub(p.at)
+		out = append(out, p.sealed.append(nil))
+	}
+	return out
+}
+
+// ownLocked returns this node's whole word: its bitmaps, and its results, all or a page of
+// them in turn.
+func (m *Monitor) ownLocked(now time.Time, all bool) [][]byte {
+	report := m.table.Report(m.o.Node)
+	list := m.lists.byHash[m.self.List]
+	marks := make([]byte, len(list))
+	results := report.Observations
+	i := 0
+	for at, id := range list {
+		for i < len(results) && compareID(results[i].ID, id) < 0 {
+			i++
+		}
+		if i < len(results) && results[i].ID == id && !results[i].Silent && m.currentLocked(results[i], now) {
+			marks[at] = markOf(results[i])
+		}
+	}
+	messages := encodeBits(&report, marks, now, maxPacket)
+	switch {
+	case all, len(results) == 0:
+		messages = append(messages, encodeReport(&report, now, maxPacket)...)
+	default:
+		if m.told >= len(results) {
+			m.told = 0
+		}
+		report.Observations = results[m.told:]
+		var b []byte
+		b, rest := appendReport([]byte{wireVersion, kindReport}, &report, report.Observations, now, maxPacket)
+		m.told = len(results) - len(rest)
+		messages = append(messages, b)
+	}
+	return m.sealAll(messages)
+}
+
+// currentLocked reports whether this node still stands by its own observation.
+func (m *Monitor) currentLocked(o Observation, now time.Time) bool {
+	t, ok := m.targets[o.ID]
+	return ok && now.Sub(o.At) <= max(staleFloor, staleFactor*paceOf(&t.Probe, m.prober.isIdle(o.ID.Pool)))
+}
+
+// sealAll signs messages of this node.
+func (m *Monitor) sealAll(messages [][]byte) [][]byte {
+	for i, b := range messages {
+		e := seal(m.o.Key, b)
+		messages[i] = e.append(nil)
+	}
+	return messages
+}
+
+// agreedLocked reports whether every node that is heard has the same list of targets, so that
+// bitmaps say all.
+func (m *Monitor) agreedLocked(now time.Time) bool {
+	for name, v := range m.table.nodes {
+		if name != m.o.Node && v.heading.List != m.self.List && v.alive(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// state returns what this node says to one that it exchanges states with: all that it knows
+// when that one joins, else its own word, and which words of others it has.
+func (m *Monitor) state(join bool) []byte {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	m.sayLocked(now)
+	packets := m.ownLocked(now, join || !m.agreedLocked(now))
+	has := []known{{node: m.o.Node, version: m.self.Version}}
+	for _, name := range m.table.Names() {
+		v := m.table.nodes[name]
+		if name == m.o.Node || !v.alive(now) {
+			continue
+		}
+		has = append(has, known{name, v.heading.Version, now.Sub(v.heading.At)})
+		if join {
+			packets = append(packets, v.packets(now)...)
+		}
+	}
+	var b []byte
+	b, _ = appendBundle(b, appendDigest(nil, m.o.Node, has), maxState/2)
+	for _, p := range packets {
+		var ok bool
+		if b, ok = appendBundle(b, p, maxState/2); !ok {
+			break // what matters most came first
+		}
+	}
+	return b
+}
+
+// catchUp sends a peer the bitmaps that this node has and it, by what it says, lacks.
+func (m *Monitor) catchUp(peer string, has []known, now time.Time) {
+	if m.gossip == nil {
+		return
+	}
+	ages := make(map[string]time.Duration, len(has))
+	var own Version // of the peer
+	for _, k := range has {
+		ages[k.node] = k.age
+		if k.node == peer {
+			own = k.version
+		}
+	}
+	m.mu.Lock()
+	var packets [][]byte
+	for _, name := range m.table.Names() {
+		v := m.table.nodes[name]
+		switch {
+		case name == peer && own.Compare(v.heading.Version) < 0 && own.Epoch != v.heading.Version.Epoch:
+			packets = append(packets, v.packets(now)...) // of a later life than its own: it must hear of it
+			continue
+		case name == m.o.Node || name == peer || !v.alive(now) || len(packets) >= sendBudget:
+			continue
+		}
+		if age, ok := ages[name]; !ok || age > now.Sub(v.heading.At)+digestSlack {
+			packets = append(packets, v.packets(now)...)
+		}
+	}
+	m.mu.Unlock()
+	m.gossip.sendTo(peer, packets[:min(len(packets), sendBudget)])
+}
+
+// keysOf returns the keys of nodes; o is valid.
+func keysOf(o *config.Objects) map[string]ed25519.PublicKey {
+	keys := make(map[string]ed25519.PublicKey, len(o.Nodes))
+	for name, n := range o.Nodes {
+		if b, err := base64.StdEncoding.DecodeString(n.Key); err == nil && len(b) == ed25519.PublicKeySize {
+			keys[name] = b
+		}
+	}
+	return keys
+}
+
+// assignLocked returns the targets that this node probes: of those that say how many vantages
+// of a site they want, the ones that it is among the first for. The others of the site are
+// those that are heard. Each pair of node and target has its own weight (rendezvous hashing),
+// so that the loss of a node moves only what was its own.
+func (m *Monitor) assignLocked(now time.Time) []Target {
+	if m.o.Role == config.RoleAnswer {
+		return nil
+	}
+	peers := []string{}
+	for name, v := range m.table.nodes {
+		if name != m.o.Node && v.heading.Site == m.o.Site && !v.heading.Blind && v.alive(now) {
+			peers = append(peers, name)
+		}
+	}
+	out := make([]Target, 0, len(m.targets))
+	for _, t := range m.targets {
+		if t.Probe.Vantages == 0 || t.Probe.Vantages > len(peers) || m.rankLocked(t.ID, peers) < t.Probe.Vantages {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b Target) int { return compareID(a.ID, b.ID) })
+	return out
+}
+
+// rankLocked returns how many of peers come before this node for id.
+func (m *Monitor) rankLocked(id gslb.EndpointID, peers []string) int {
+	own, before := rendezvous(m.o.Node, id), 0
+	for _, p := range peers {
+		if w := rendezvous(p, id); w > own || w == own && p < m.o.Node {
+			before++
+		}
+	}
+	return before
+}
+
+// rendezvous returns the weight of a node for an endpoint.
+func rendezvous(node string, id gslb.EndpointID) uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(node))
+	_, _ = h.Write([]byte{0})
+	_, _ = h.Write([]byte(id.Pool))
+	a := id.Addr.As16()
+	_, _ = h.Write(a[:])
+	x := h.Sum64() // FNV alone leaves neighbours alike: a finalizer mixes (splitmix64)
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// assign gives the prober what is this node's now.
+func (m *Monitor) assign() {
+	m.setting.Lock()
+	defer m.setting.Unlock()
+	m.mu.Lock()
+	now := time.Now()
+	mine := m.assignLocked(now)
+	same := m.assigned != nil && len(mine) == len(m.assigned)
+	for i := 0; same && i < len(mine); i++ {
+		same = mine[i].ID == m.assigned[i].ID
+	}
+	if same && !m.reassign {
+		m.mu.Unlock()
+		return
+	}
+	keep := make(map[gslb.EndpointID]bool, len(mine))
+	for _, t := range mine {
+		keep[t.ID] = true
+	}
+	for _, t := range m.assigned {
+		if !keep[t.ID] {
+			m.table.Remove(m.o.Node, t.ID)
+		}
+	}
+	m.assigned, m.reassign = mine, false
+	m.mu.Unlock()
+	m.prober.SetTargets(mine)
+}

@@ -1,0 +1,392 @@
+package health
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// keyOf returns the key of a node by its name: the same each time.
+func keyOf(name string) ed25519.PrivateKey {
+	seed := make([]byte, ed25519.SeedSize)
+	copy(seed, name)
+	return ed25519.NewKeyFromSeed(seed)
+}
+
+// keyedPools are pools with the keys of nodes.
+func keyedPools(nodes ...string) *config.Objects {
+	o := threePools(config.Probe{TCP: &config.TCPProbe{Port: 1}, Interval: config.Duration(time.Second)}, nil)
+	o.Nodes = make(map[string]config.NodeKey)
+	for _, n := range nodes {
+		o.Nodes[n] = config.NodeKey{Key: base64.StdEncoding.EncodeToString(keyOf(n).Public().(ed25519.PublicKey))}
+	}
+	return o
+}
+
+func TestBundleRoundTrip(t *testing.T) {
+	var packets [][]byte
+	var b []byte
+	for i := range 50 {
+		e := seal(keyOf("a"), bytes.Repeat([]byte{byte(i)}, i*40))
+		e.age = time.Duration(i) * time.Second
+		p := e.append(nil)
+		packets = append(packets, p)
+		var ok bool
+		if b, ok = appendBundle(b, p, maxState); !ok {
+			t.Fatal("no room")
+		}
+		got, err := openEnvelope(p)
+		if err != nil || got.age != e.age || !bytes.Equal(got.message, e.message) || !got.signedBy(keyOf("a").Public().(ed25519.PublicKey)) {
+			t.Errorf("got %+v, %v", got, err)
+		}
+		if got.message = append([]byte("x"), got.message...); got.signedBy(keyOf("a").Public().(ed25519.PublicKey)) {
+			t.Error("another message has the same signature")
+		}
+	}
+	got, err := openBundle(b)
+	if err != nil || !reflect.DeepEqual(got, packets) {
+		t.Errorf("got %d packets, %v", len(got), err)
+	}
+	if _, ok := appendBundle(b, packets[1], len(b)+10); ok {
+		t.Error("a packet over the limit was taken")
+	}
+	want := []known{{"ns1", Version{7, 8}, time.Minute}, {"ns2", Version{9, 1}, 0}}
+	node, all, err := openDigest(appendDigest(nil, "ns9", want))
+	if node != "ns9" || !reflect.DeepEqual(all, want) || err != nil {
+		t.Errorf("got %q, %v, %v", node, all, err)
+	}
+}
+
+func TestBitsRoundTrip(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 1000, 5001} {
+		r := sampleReport(0)
+		marks := make([]byte, n)
+		for i := range marks {
+			if rand.IntN(4) > 0 {
+				marks[i] = markKnown | byte(rand.IntN(4))<<1
+			}
+		}
+		var got []byte
+		messages := encodeBits(&r, marks, epoch, maxPacket)
+		for _, m := range messages {
+			if len(m) > maxPacket {
+				t.Errorf("%d targets: a message of %d octets, want at most %d", n, len(m), maxPacket)
+			}
+			back, err := decodeMessage(m, epoch)
+			if err != nil || back.Bits.First != len(got) || back.Heading != r.Heading {
+				t.Fatalf("%d targets: got %+v, %v", n, back, err)
+			}
+			got = append(got, back.Bits.Marks...)
+		}
+		if !bytes.Equal(got, marks) {
+			t.Errorf("%d targets: got %v, want %v", n, got, marks)
+		}
+		// The same size whatever is said.
+		calm := encodeBits(&r, bytes.Repeat([]byte{markKnown | markUp}, n), epoch, maxPacket)
+		if len(calm) != len(messages) || len(calm[0]) != len(messages[0]) {
+			t.Errorf("%d targets: %d messages of %d octets in calm, %d of %d in storm", n, len(calm), len(calm[0]), len(messages), len(messages[0]))
+		}
+	}
+}
+
+// TestBitsBesideReports wants bitmaps and reports to say the same in any order.
+func TestBitsBesideReports(t *testing.T) {
+	list := []gslb.EndpointID{idA, idB, idC}
+	for range 300 {
+		var reports []Report
+		for seq := range uint64(8) {
+			v := Version{1, seq + 1}
+			r := Report{Node: "ns1", Heading: Heading{Version: v, At: epoch}}
+			up := rand.IntN(2) == 0
+			if rand.IntN(2) == 0 {
+				r.Observations = []Observation{{ID: idA, Version: v, Told: v, Up: up, Class: Class(rand.IntN(3)), At: epoch}}
+			} else {
+				r.Bits = &Bits{Marks: []byte{markOf(Observation{Up: up}), markKnown, 0}}
+				r.Observations = r.observations(list)
+				r.Bits = nil
+			}
+			reports = append(reports, r)
+		}
+		var want, got Table
+		for _, r := range reports {
+			want.Merge(r)
+		}
+		rand.Shuffle(len(reports), func(i, j int) { reports[i], reports[j] = reports[j], reports[i] })
+		for _, r := range slices.Concat(reports, reports) {
+			got.Merge(r)
+		}
+		if !reflect.DeepEqual(got, want) || got.Digest(epoch) != want.Digest(epoch) {
+			t.Fatalf("got %+v\nwant %+v", got, want)
+		}
+	}
+}
+
+// TestHearForged gives a monitor that knows the keys of nodes what their owners did not sign,
+// what is repeated, and more than anybody says.
+func TestHearForged(t *testing.T) {
+	m := New(Options{Node: "ns1", Site: "a", Key: keyOf("ns1")})
+	m.Configure(keyedPools("ns1", "ns2", "ns3"))
+	say := func(node string, seq uint64, key ed25519.PrivateKey) []byte {
+		v := Version{5, seq}
+		r := Report{Node: node, Heading: Heading{Version: v, At: time.Now()}, Observations: []Observation{
+			{ID: gslb.EndpointID{Pool: "a", Addr: addrOfPool(0, 1)}, Version: v, At: time.Now()}}}
+		e := seal(key, encodeReport(&r, time.Now(), maxPacket)[0])
+		return e.append(nil)
+	}
+	for _, tc := range []struct {
+		name    string
+		packet  []byte
+		dropped string
+	}{
+		{"not signed", say("ns2", 1, nil), "forged"},
+		{"signed by another node", say("ns2", 1, keyOf("ns3")), "forged"},
+		{"a node that nobody knows", say("ns4", 1, keyOf("ns4")), "unsigned"},
+		{"changed on the way", append(say("ns2", 1, keyOf("ns2")), 0), "malformed"},
+	} {
+		before := m.Stats().GossipDropped[tc.dropped]
+		m.hear(tc.packet)
+		if got := m.Stats().GossipDropped[tc.dropped]; got != before+1 || len(m.table.Names()) != 0 {
+			t.Errorf("%s: %d dropped as %s, want %d; nodes %v", tc.name, got, tc.dropped, before+1, m.table.Names())
+		}
+	}
+	first := say("ns2", 9, keyOf("ns2"))
+	m.hear(first)
+	m.hear(say("ns2", 10, keyOf("ns2")))
+	heard := m.table.nodes["ns2"].heading
+	m.hear(first)
+	if s := m.Stats(); s.Repeated != 1 || m.table.nodes["ns2"].heading != heard {
+		t.Errorf("a replay: %d repeated, heading %+v, want 1 and %+v", s.Repeated, m.table.nodes["ns2"].heading, heard)
+	}
+	for range messageBurst + 500 {
+		m.hear(first)
+	}
+	if got := m.Stats().GossipDropped["flood"]; got == 0 {
+		t.Error("a flood: nothing dropped")
+	}
+}
+
+// TestSimSigned runs a fleet whose words are signed, with one node that has the gossip's key
+// but no other, and one that has stolen a name.
+func TestSimSigned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.net.delay = 20 * time.Millisecond
+		o := keyedPools("ns0", "ns1", "ns2")
+		node := func(i int, key string) *simNode {
+			return w.runWith(i, nil, func(o *Options) { o.Key = keyOf(key) }, func(m *Monitor) { m.Configure(o) })
+		}
+		for i := range 3 {
+			w.nodes = append(w.nodes, node(i, fmt.Sprintf("ns%d", i)))
+		}
+		honest := w.nodes
+		w.until(15*time.Second, "all hear all", func() bool { return w.nodes[0].votes() == "+ns0 +ns1 +ns2" })
+		for i := range 3 {
+			w.kill(gslb.EndpointID{Pool: "a", Addr: addrOfPool(0, 1)}, func(node int) bool { return node >= 3 })
+			w.nodes = append(w.nodes, node(3+i, "evil"))
+		}
+		defer w.stop()
+		time.Sleep(30 * time.Second)
+		for _, n := range honest {
+			if s := n.Stats(); n.votes() != "+ns0 +ns1 +ns2" || s.Flips != 0 || s.GossipDropped["unsigned"] == 0 {
+				t.Errorf("ns%d counts %s, %d flips, %v", n.number, n.votes(), s.Flips, s.GossipDropped)
+			}
+		}
+	})
+}
+
+// TestSimKeyRotation changes the key of a fleet while it runs: nobody stops hearing anybody.
+func TestSimKeyRotation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.start(3, 1)
+		defer w.stop()
+		all := func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.votes() != "+ns0 +ns1 +ns2" })
+		}
+		w.until(15*time.Second, "all hear all", all)
+		old, fresh := "MDEyMzQ1Njc4OWFiY2RlZg==", key('n')
+		for _, step := range []struct {
+			key  string
+			more []string
+		}{{old, []string{fresh}}, {fresh, []string{old}}, {fresh, nil}} {
+			for _, n := range w.nodes {
+				if err := n.SetGossipKeys(step.key, step.more); err != nil {
+					t.Fatal(err)
+				}
+				for range 20 {
+					time.Sleep(time.Second)
+					if !all() {
+						t.Fatalf("in step %+v: %s", step, w.dump())
+					}
+				}
+			}
+		}
+		for _, n := range w.nodes {
+			if got := n.Stats().GossipDropped["refused"]; got != 0 {
+				t.Errorf("%d refused, want none", got)
+			}
+		}
+		if err := w.nodes[0].SetGossipKeys("", nil); err == nil {
+			t.Error("a gossip without its key, want an error")
+		}
+	})
+}
+
+// TestSimVantages wants k vantages per site for each endpoint, work that is shared, and the
+// loss of a node to move only its own.
+func TestSimVantages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		w.net.delay = 20 * time.Millisecond
+		const nodes, endpoints, k = 12, 60, 2 // four nodes in each of three sites
+		targets := fakeTargets(endpoints)
+		for i := range targets {
+			targets[i].Probe.Vantages = k
+		}
+		for i := range nodes {
+			w.nodes = append(w.nodes, w.run(i, targets, nil))
+		}
+		defer func() { w.stop() }()
+		votes := func(n *simNode) (out map[string]string) {
+			out = make(map[string]string)
+			for _, v := range n.Views() {
+				for _, s := range v.Vantages {
+					if s.Fresh {
+						out[v.Endpoint.String()] += s.Node + " "
+					}
+				}
+			}
+			return out
+		}
+		settled := func(want int) func() bool {
+			return func() bool {
+				for _, n := range w.nodes {
+					for _, v := range n.Views() {
+						sites := make(map[string]int)
+						for _, s := range v.Vantages {
+							if s.Fresh {
+								sites[s.Site]++
+							}
+						}
+						for _, n := range sites {
+							if n != want {
+								return false
+							}
+						}
+						if len(sites) != 3 {
+							return false
+						}
+					}
+				}
+				return true
+			}
+		}
+		w.until(40*time.Second, "two vantages in each site", settled(k))
+		for _, n := range w.nodes {
+			if mine := len(n.assigned); mine < endpoints*k/4/2 || mine > endpoints*k/4*2 {
+				t.Errorf("ns%d probes %d of %d, want about %d", n.number, mine, endpoints, endpoints*k/4)
+			}
+		}
+		before := votes(w.nodes[0])
+		lost := w.nodes[11]
+		lost.stop()
+		w.nodes = w.nodes[:11]
+		w.until(30*time.Second, "two vantages in each site again", settled(k))
+		moved := 0
+		for id, now := range votes(w.nodes[0]) {
+			for node := range strings.FieldsSeq(before[id]) {
+				if node != "ns11" && !strings.Contains(now, node+" ") {
+					t.Errorf("%s: %s no longer probes it, and was not lost: %s, then %s", id, node, before[id], now)
+				}
+			}
+			if before[id] != now {
+				moved++
+			}
+		}
+		if moved != len(lost.assigned) {
+			t.Errorf("%d endpoints moved, want the %d of the lost node", moved, len(lost.assigned))
+		}
+		w.kill(idOf(7), everywhere)
+		w.until(5*time.Second, "down everywhere", func() bool { return w.agreed(idOf(7), gslb.Down) })
+	})
+}
+
+// TestSimRoles wants a node that only answers to probe nothing and to know all.
+func TestSimRoles(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		for i := range 3 {
+			role := map[int]string{0: config.RoleFull, 1: config.RoleProber, 2: config.RoleAnswer}[i]
+			w.nodes = append(w.nodes, w.runWith(i, fakeTargets(3), func(o *Options) { o.Role = role }, nil))
+		}
+		defer w.stop()
+		w.until(15*time.Second, "two vantages", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.votes() != "+ns0 +ns1" })
+		})
+		<-w.nodes[2].FirstRound()
+		w.kill(idOf(0), everywhere)
+		w.until(5*time.Second, "down everywhere", func() bool { return w.agreed(idOf(0), gslb.Down) })
+		if s := w.nodes[2].Stats(); s.Probes["ok"] != 0 {
+			t.Errorf("the node that only answers has probed: %+v", s)
+		}
+	})
+}
+
+// TestSimConstantWork wants the same octets on the wire in calm and when everything is down.
+func TestSimConstantWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		const endpoints = 200
+		w.start(6, endpoints)
+		defer w.stop()
+		w.until(40*time.Second, "all hear all", func() bool { return strings.Count(w.nodes[5].votes(), "+ns") == 6 })
+		measure := func() float64 {
+			time.Sleep(12 * time.Second)
+			var octets int
+			w.net.set(func() { w.net.bytes = 0 })
+			time.Sleep(20 * time.Second)
+			w.net.set(func() { octets = w.net.bytes })
+			return float64(octets) / 20 / 6
+		}
+		calm := measure()
+		for i := range endpoints {
+			w.kill(idOf(i), everywhere)
+		}
+		storm := measure()
+		t.Logf("%d endpoints, 6 nodes: %.0f octets/s a node when all is up, %.0f when all is down", endpoints, calm, storm)
+		if storm > 1.5*calm { // the page of results carries details
+			t.Errorf("%.0f octets/s a node, then %.0f", calm, storm)
+		}
+	})
+}
+
+func TestRendezvousShares(t *testing.T) {
+	counts := make(map[string]int)
+	for i := range 3000 {
+		id := gslb.EndpointID{Pool: "p", Addr: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})}
+		best := slices.MaxFunc([]string{"ns1", "ns2", "ns3"}, func(a, b string) int {
+			if rendezvous(a, id) < rendezvous(b, id) {
+				return -1
+			}
+			return 1
+		})
+		counts[best]++
+	}
+	for n, c := range counts {
+		if c < 850 || c > 1150 {
+			t.Errorf("%s has %d of 3000, want about 1000: %v", n, c, counts)
+		}
+	}
+}
