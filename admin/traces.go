@@ -22,6 +22,7 @@ const (
 type Traces interface {
 	Traces(tracing.Filter) []tracing.Summary
 	Trace(tracing.TraceID) []tracing.Span
+	Linked(tracing.TraceID) []tracing.Span
 }
 
 // traces answers the last traces that match, the newest first.
@@ -83,7 +84,10 @@ func (s *Server) traces(w http.ResponseWriter, r *http.Request) {
 	reply(w, out)
 }
 
-// trace answers the spans of one trace.
+// treeWidth is how many columns the page has for a tree.
+const treeWidth = 120
+
+// trace answers the spans of one trace, and what it is linked to.
 func (s *Server) trace(w http.ResponseWriter, r *http.Request) {
 	if !s.remembers(w) {
 		return
@@ -98,7 +102,8 @@ func (s *Server) trace(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusNotFound, fmt.Sprintf("no trace %s in this node's memory", id), "it holds the last ones only, of what this node answered or was sent")
 		return
 	}
-	reply(w, api.Trace{ID: id, Spans: spans})
+	linked := s.o.Traces.Linked(id)
+	reply(w, api.Trace{ID: id, Spans: spans, Linked: linked, Tree: tracing.Tree(slices.Concat(spans, linked), tracing.TreeOptions{Width: treeWidth})})
 }
 
 // remembers tells whether the node keeps traces; where it does not, that is answered here.

@@ -186,6 +186,50 @@ func (m *Memory) Trace(id TraceID) []Span {
 	return decodeEntries(entries)
 }
 
+// maxLinked bounds the traces that one is told in connection with.
+const maxLinked = 64
+
+// Linked returns the spans of the traces that a span of id's links to, or that link to one of
+// them, and so on: what led to it and what came of it. It is without the spans of id itself, trace
+// by trace, and of no more than 64 traces.
+func (m *Memory) Linked(id TraceID) []Span {
+	m.mu.Lock()
+	entries := make(map[TraceID][]entry, m.count)
+	order := make([]TraceID, 0, m.count)
+	for i := range m.count {
+		t := m.order[(m.first+i)%len(m.order)]
+		order = append(order, t)
+		entries[t] = slices.Clip(m.traces[t].entries)
+	}
+	m.mu.Unlock()
+
+	spans := make(map[TraceID][]Span, len(order))
+	next := make(map[TraceID][]TraceID) // both ways
+	for _, t := range order {
+		spans[t] = decodeEntries(entries[t])
+		for _, s := range spans[t] {
+			for _, l := range s.Links {
+				if l.TraceID != t {
+					next[t] = append(next[t], l.TraceID)
+					next[l.TraceID] = append(next[l.TraceID], t)
+				}
+			}
+		}
+	}
+	var out []Span
+	seen := map[TraceID]bool{id: true}
+	for queue := []TraceID{id}; len(queue) > 0; queue = queue[1:] {
+		for _, t := range next[queue[0]] {
+			if !seen[t] && len(seen) <= maxLinked {
+				seen[t] = true
+				queue = append(queue, t)
+				out = append(out, spans[t]...)
+			}
+		}
+	}
+	return out
+}
+
 // decodeEntries reads the spans of one trace. One that was sent twice counts once, as it came
 // last.
 func decodeEntries(entries []entry) []Span {

@@ -207,3 +207,30 @@ func TestParseTraceID(t *testing.T) {
 		}
 	}
 }
+
+// What is linked is found from any end of the links.
+func TestMemoryLinked(t *testing.T) {
+	m := NewMemory(10, 1<<20)
+	at := time.Unix(1_700_000_000, 0)
+	span := func(trace byte, links ...byte) Span {
+		s := Span{TraceID: TraceID{trace}, SpanID: SpanID{trace}, Name: string('a' + rune(trace)), Start: at, End: at}
+		for _, l := range links {
+			s.Links = append(s.Links, Link{TraceID: TraceID{l}, SpanID: SpanID{l}})
+		}
+		return s
+	}
+	// query 1 ← decision 2 ← requests 3 and 4; 5 stands alone; 6 links to what is forgotten.
+	m.Add(span(1), span(2, 1), span(3, 2), span(4, 2, 4), span(5), span(6, 9))
+	for _, tc := range []struct {
+		of   byte
+		want string
+	}{{1, "cde"}, {2, "bde"}, {3, "cbe"}, {4, "cbd"}, {5, ""}, {6, ""}, {9, "g"}} {
+		got := ""
+		for _, s := range m.Linked(TraceID{tc.of}) {
+			got += s.Name
+		}
+		if got != tc.want {
+			t.Errorf("linked to %d: %q, want %q", tc.of, got, tc.want)
+		}
+	}
+}

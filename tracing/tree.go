@@ -252,6 +252,10 @@ var shown = []struct{ key, before, after string }{
 	{AttrCandidates, "candidates ", ""},
 	{AttrRevision, "revision ", ""},
 	{AttrPlan, "plan ", ""},
+	{AttrVIP, "at ", ""},
+	{AttrDecisionID, "answer id ", ""},
+	{AttrAnswerAge, "answer up to ", " s old"},
+	{AttrCause, "because of ", ""},
 	{AttrSampledBy, "sampled by ", ""},
 	{"http.response.status_code", "status ", ""},
 	{"server.address", "to ", ""},
@@ -290,6 +294,11 @@ func (t *tree) notes(s *Span) []note {
 		rest.parts = append(rest.parts, fmt.Sprintf("%s at +%s", clean(e.Name), durationText(e.Time.Sub(s.Start))))
 	}
 	out = append(out, rest)
+	for _, l := range s.Links {
+		if c, ok := l.Attributes[AttrConfidence].(float64); ok {
+			out = append(out, note{parts: []string{fmt.Sprintf("linked by %s, confidence %.2f", stringOf(l.Attributes, AttrLinkedBy), c)}})
+		}
+	}
 	if s.Status.Code == StatusError {
 		what := cmp.Or(s.Status.Message, stringOf(s.Attributes, AttrErrorType), "failed")
 		out = append(out, note{parts: []string{"error: " + clean(what)}, alarm: true})
@@ -334,7 +343,7 @@ func title(s *Span) string {
 		place := []string{stringOf(s.Attributes, AttrLocality), stringOf(s.Attributes, AttrCountry)}
 		place = slices.DeleteFunc(place, func(s string) bool { return s == "" })
 		about = cmp.Or(strings.Join(place, ", "), stringOf(s.Attributes, AttrClientSite), "(unknown)")
-	case SpanDecide:
+	case SpanDecide, SpanDecision:
 		about = cmp.Or(stringOf(s.Attributes, AttrPool), "(none)")
 		if reason := stringOf(s.Attributes, AttrReason); reason != "" {
 			about += " (" + reason + ")"

@@ -253,8 +253,10 @@ type Traces struct {
 
 // Trace is one trace: its spans in the order of their start, parents first.
 type Trace struct {
-	ID    tracing.TraceID `json:"id"`
-	Spans []tracing.Span  `json:"spans"`
+	ID     tracing.TraceID `json:"id"`
+	Spans  []tracing.Span  `json:"spans"`
+	Linked []tracing.Span  `json:"linked,omitempty"` // of the traces that it is linked to, either way
+	Tree   []string        `json:"tree,omitempty"`   // all of them as "gslbctl trace" draws them
 }
 
 // TraceFilter selects traces. What is left out matches all.

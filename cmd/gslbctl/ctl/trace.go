@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -121,7 +122,7 @@ func (a *app) drawTrace(ctx context.Context, id string, f *traceFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.show(t, func() { a.draw(t.Spans, f) })
+	return a.show(t, func() { a.draw(slices.Concat(t.Spans, t.Linked), f) })
 }
 
 func (a *app) draw(spans []tracing.Span, f *traceFlags) {
@@ -149,6 +150,7 @@ type madeTrace struct {
 	Spans    []tracing.Span `json:"spans"`
 
 	client netip.Prefix
+	told   tracing.TraceID // of the query, where the node said it; zero: to be searched for
 }
 
 // makeTrace asks DNS, sends a request through the answer, and draws what the node saw.
@@ -174,6 +176,13 @@ func (a *app) makeTrace(ctx context.Context, name string, f *traceFlags) error {
 	}
 
 	query := a.await(ctx, 0, func(ctx context.Context, c *api.Client) []tracing.Span {
+		if !m.told.IsZero() {
+			trace, err := c.Trace(ctx, m.told.String())
+			if err != nil {
+				return nil
+			}
+			return trace.Spans
+		}
 		t, err := c.Traces(ctx, api.TraceFilter{Name: m.Question, Client: m.Client, Since: st.Time.Add(-time.Second), Limit: 1})
 		if err != nil || len(t.Traces) == 0 {
 			return nil
@@ -193,7 +202,7 @@ func (a *app) makeTrace(ctx context.Context, name string, f *traceFlags) error {
 	return a.show(m, func() {
 		fmt.Fprintln(a.out)
 		if len(m.Spans) == 0 {
-			fmt.Fprintln(a.out, "the node remembers no span of it: it keeps a share of plain queries only; gslbctl explain says why the answer is what it is")
+			fmt.Fprintln(a.out, "the node remembers no span of it: it traces on demand only whom node.tracing.allow holds, and of others a share; gslbctl explain says why the answer is what it is")
 			return
 		}
 		a.draw(m.Spans, f)
@@ -276,7 +285,8 @@ func (m *madeTrace) query(ctx context.Context, qtype string) error {
 	if m.client.Addr().Is6() {
 		subnet.Family = 2
 	}
-	q.IsEdns0().Option = append(q.IsEdns0().Option, subnet)
+	// Empty: "trace this, and tell me the id".
+	q.IsEdns0().Option = append(q.IsEdns0().Option, subnet, &dns.EDNS0_LOCAL{Code: tracing.EDNSTraceParent})
 
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -311,6 +321,11 @@ func (m *madeTrace) read(r *dns.Msg) {
 		for _, o := range opt.Option {
 			if s, ok := o.(*dns.EDNS0_SUBNET); ok {
 				m.Scope = &s.SourceScope
+			}
+			if l, ok := o.(*dns.EDNS0_LOCAL); ok && l.Code == tracing.EDNSTraceParent {
+				if p, ok := tracing.ParseTraceParent(l.Data); ok {
+					m.told = p.TraceID
+				}
 			}
 		}
 	}

@@ -26,6 +26,12 @@ var queryTrace = tracing.TraceID{0: 0xaa, 15: 1}
 // serveDNS answers every A question with 127.0.0.1 and remembers the trace of it.
 func serveDNS(t *testing.T, m *tracing.Memory, rcode int) netip.AddrPort {
 	t.Helper()
+	return serveTracingDNS(t, m, rcode, false)
+}
+
+// serveTracingDNS is serveDNS which tells the trace's id to those who ask for it.
+func serveTracingDNS(t *testing.T, m *tracing.Memory, rcode int, tell bool) netip.AddrPort {
+	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -37,6 +43,9 @@ func serveDNS(t *testing.T, m *tracing.Memory, rcode int) netip.AddrPort {
 		if opt := q.IsEdns0(); opt != nil {
 			r.SetEdns0(1232, false)
 			for _, o := range opt.Option {
+				if l, ok := o.(*dns.EDNS0_LOCAL); ok && l.Code == tracing.EDNSTraceParent && len(l.Data) == 0 && tell {
+					r.IsEdns0().Option = append(r.IsEdns0().Option, &dns.EDNS0_LOCAL{Code: l.Code, Data: tracing.AppendTraceParent(nil, queryTrace, tracing.SpanID{1})})
+				}
 				if s, ok := o.(*dns.EDNS0_SUBNET); ok {
 					addr, _ := netip.AddrFromSlice(s.Address)
 					client = netip.PrefixFrom(addr.Unmap(), int(s.SourceNetmask)).String()
@@ -103,6 +112,46 @@ func traceNode(t *testing.T, m *tracing.Memory, dnsAddr, proxy netip.AddrPort) h
 		View:     func() store.View { return store.View{Revision: 1, Objects: o} },
 		Traces:   m,
 	}).Handler()
+}
+
+// TestTraceByTheToldID: the trace is the one that the node named, even if another one of the
+// same question and client came since.
+func TestTraceByTheToldID(t *testing.T) {
+	m := tracing.NewMemory(100, 1<<20)
+	node := traceNode(t, m, serveTracingDNS(t, m, dns.RcodeSuccess, true), serveHTTP(t, m))
+	later := time.Now().Add(time.Hour)
+	m.Add(tracing.Span{TraceID: tracing.TraceID{7}, SpanID: tracing.SpanID{7}, Name: tracing.SpanQuery, Kind: tracing.KindServer, Service: "gslbd", Start: later, End: later,
+		Attributes: map[string]any{tracing.AttrQuestionName: "www.example.com", tracing.AttrQuestionType: "A", tracing.AttrClientPrefix: "198.51.100.0/24"}})
+	stdout, stderr, code := run(t, node, "", "trace", "www.example.com", "--client", "198.51.100.7", "--no-request")
+	if code != ExitOK || !strings.Contains(stdout, queryTrace.String()) {
+		t.Errorf("exit %d: %s\n%s\nwant trace %v", code, stderr, stdout, queryTrace)
+	}
+}
+
+// TestTraceIDAlsoDrawsLinks: of one trace, what it is linked to is drawn as well, and the page
+// of the node has the same lines.
+func TestTraceIDAlsoDrawsLinks(t *testing.T) {
+	m := tracing.NewMemory(100, 1<<20)
+	node := traceNode(t, m, serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
+	start := time.Unix(1_700_000_000, 0)
+	m.Add(tracing.Span{TraceID: queryTrace, SpanID: tracing.SpanID{1}, Name: tracing.SpanQuery, Kind: tracing.KindServer, Service: "gslbd", Start: start, End: start.Add(time.Millisecond),
+		Attributes: map[string]any{tracing.AttrQuestionName: "www.example.com"}},
+		tracing.Span{TraceID: tracing.TraceID{5}, SpanID: tracing.SpanID{5}, Name: "GET /", Kind: tracing.KindServer, Service: "gfe", Start: start.Add(time.Second), End: start.Add(2 * time.Second),
+			Links: []tracing.Link{{TraceID: queryTrace, SpanID: tracing.SpanID{1}, Attributes: map[string]any{tracing.AttrConfidence: 1.0, tracing.AttrLinkedBy: "address"}}}})
+	stdout, stderr, code := run(t, node, "", "trace", queryTrace.String())
+	if code != ExitOK || !strings.Contains(stdout, "⇢ GET /") || !strings.Contains(stdout, "linked by address, confidence 1.00") {
+		t.Fatalf("exit %d: %s\n%s\nwant the request that links to the query", code, stderr, stdout)
+	}
+	resp := httptest.NewRecorder()
+	node.ServeHTTP(resp, httptest.NewRequest(http.MethodGet, "/api/v1/traces/"+queryTrace.String(), nil))
+	var trace api.Trace
+	if err := json.Unmarshal(resp.Body.Bytes(), &trace); err != nil {
+		t.Fatal(err)
+	}
+	want := tracing.Tree(append(trace.Spans, trace.Linked...), tracing.TreeOptions{Width: 120})
+	if got := strings.Join(trace.Tree, "\n"); got != strings.Join(want, "\n") || !strings.Contains(got, "⇢ GET /") {
+		t.Errorf("the page's tree:\n%s\nwant\n%s", got, strings.Join(want, "\n"))
+	}
 }
 
 // TestTrace makes a trace: a real query and a real request, both drawn as one tree.
