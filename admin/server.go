@@ -8,7 +8,8 @@
 //	GET  /healthz /readyz /metrics        for machines
 //	POST /v1/traces                       OTLP over HTTP
 //	GET  /api/v1/status
-//	GET  /api/v1/explain?name=&client=&type=
+//	GET  /api/v1/explain?name=&client=&type=&at=&if=
+//	POST /api/v1/plan?if=&prune=    objects in YAML: what they would change for decisions that were made
 //	GET  /api/v1/objects[/kind[/name]]
 //	POST /api/v1/apply?dryRun=&force=&prune=&author=&at=
 //	POST /api/v1/store/confirm
@@ -62,20 +63,22 @@ type Options struct {
 	Token string // bearer token of changes; without one they are taken on loopback only
 	Log   *slog.Logger
 
-	Snapshot func() *gslb.Snapshot           // what answers; nil: nothing yet
-	View     func() store.View               // the objects that it was made of
-	Store    store.Store                     // nil: the objects are in a file, and changes are refused
-	Health   func() []health.View            // ordered by pool, then address
-	Members  func() []api.Member             // of the gossip, this node included
-	Counters func() api.Counters             // of the DNS server
-	Traces   Traces                          // nil: no trace is kept
-	OTLP     http.Handler                    // POST /v1/traces
-	OnLoad   func(api.Load)                  // every valid load report; it must not block
-	Ready    func() (ok bool, reason string) // default: once there is a snapshot
-	Degraded func() []string                 // faults that the API cannot see itself: a sentence each
-	Wrap     func(http.Handler) http.Handler // put around every request that was let in: a span, say
-	Extra    map[string]http.Handler         // by pattern of http.ServeMux, such as "/api/v1/demo/"
-	Metrics  []prometheus.Collector          // registered beside our own
+	Snapshot func() *gslb.Snapshot                // what answers; nil: nothing yet
+	At       func(revision uint64) *gslb.Snapshot // a past snapshot, nil when it is not kept; nil: none is
+	Recent   func() []gslb.Sample                 // decisions that were made, to try changes on; nil: none are kept
+	View     func() store.View                    // the objects that it was made of
+	Store    store.Store                          // nil: the objects are in a file, and changes are refused
+	Health   func() []health.View                 // ordered by pool, then address
+	Members  func() []api.Member                  // of the gossip, this node included
+	Counters func() api.Counters                  // of the DNS server
+	Traces   Traces                               // nil: no trace is kept
+	OTLP     http.Handler                         // POST /v1/traces
+	OnLoad   func(api.Load)                       // every valid load report; it must not block
+	Ready    func() (ok bool, reason string)      // default: once there is a snapshot
+	Degraded func() []string                      // faults that the API cannot see itself: a sentence each
+	Wrap     func(http.Handler) http.Handler      // put around every request that was let in: a span, say
+	Extra    map[string]http.Handler              // by pattern of http.ServeMux, such as "/api/v1/demo/"
+	Metrics  []prometheus.Collector               // registered beside our own
 
 	HealthStats func() health.Stats                     // for metrics
 	TraceStats  func() tracing.Stats                    // for metrics
@@ -237,6 +240,7 @@ func (s *Server) routes() http.Handler {
 	handle("/api/v1/objects", methods{"GET": s.objects})
 	handle("/api/v1/objects/{kind}", methods{"GET": s.objectsOfKind})
 	handle("/api/v1/objects/{kind}/{name}", methods{"GET": s.object})
+	handle("/api/v1/plan", methods{"POST": s.plan})
 	handle("/api/v1/apply", methods{"POST": s.apply})
 	handle("/api/v1/store/confirm", methods{"POST": s.confirm})
 	handle("/api/v1/pools/{pool}/drain", methods{"POST": s.drain})

@@ -189,11 +189,11 @@ func endpoints(in []gslb.Endpoint) []api.Endpoint {
 
 // explain answers why a client is sent where.
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
-	snap, ok := s.snapshot(w)
+	q := r.URL.Query()
+	snap, ok := s.supposed(w, q)
 	if !ok {
 		return
 	}
-	q := r.URL.Query()
 	if q.Get("name") == "" {
 		fail(w, http.StatusBadRequest, "name is missing", "give name=www.example.com&client=198.51.100.7")
 		return

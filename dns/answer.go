@@ -395,6 +395,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	d.Snapshot.Decide(d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
 	a.counters.decided(d.Snapshot, &a.d)
+	a.counters.recent.offer(a.d.Service.Name, client)
 	before := r.scope
 	if fromECS { // a decision by the resolver's own address says nothing of others: scope 0
 		r.scope = max(r.scope, q.edns.ecs.scope(a.d.Scope))

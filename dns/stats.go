@@ -71,6 +71,8 @@ type counters struct {
 	mu      sync.Mutex // held when pools is replaced, once a snapshot at most
 	retired map[[2]string]uint64
 
+	recent recent
+
 	_ [cacheLine]byte
 }
 

@@ -173,3 +173,6 @@ func suppose(in *Inputs, term string) error {
 	}
 	return fmt.Errorf("%q: expected pool, endpoint, site, load, weight, capacity or time", kind)
 }
+
+// Objects returns the objects that s was made of. They belong to s.
+func (s *Snapshot) Objects() *config.Objects { return s.in.Objects }

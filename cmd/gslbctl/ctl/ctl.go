@@ -178,6 +178,7 @@ Exit codes: 0 ok, 1 error or different, 2 usage, 3 node not reachable, 4 node de
 	root.AddCommand(
 		a.statusCommand(),
 		a.explainCommand(),
+		a.planCommand(),
 		a.poolCommand(),
 		a.getCommand(),
 		a.applyCommand(),

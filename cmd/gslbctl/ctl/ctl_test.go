@@ -320,6 +320,7 @@ func TestRequests(t *testing.T) {
 		{"pool weight gfe-eu 0 --service www.example.com", []string{`POST /api/v1/pools/gfe-eu/weight? {"author":"ann","weight":0,"service":"www.example.com"}`}},
 		{"apply -f - --force --prune", []string{
 			"POST /api/v1/apply?author=ann&dryRun=1&force=1&prune=1 {sites: {eu: {lat: 5, lon: 0}}}\n",
+			"POST /api/v1/plan?prune=1 {sites: {eu: {lat: 5, lon: 0}}}\n",
 			"POST /api/v1/apply?at=44&author=ann&force=1&prune=1 {sites: {eu: {lat: 5, lon: 0}}}\n",
 		}},
 		{"demo stop gfe-eu", []string{"POST /api/v1/demo/stop?name=gfe-eu "}},

@@ -19,6 +19,8 @@ import (
 // explainCommand shows why a client is sent where.
 func (a *app) explainCommand() *cobra.Command {
 	var client, qtype string
+	var at uint64
+	var terms []string
 	c := &cobra.Command{
 		Use:     "explain NAME --client ADDR[/LEN]",
 		Short:   "Show why a client is sent where it is sent",
@@ -30,7 +32,7 @@ func (a *app) explainCommand() *cobra.Command {
 				return &exitError{code: ExitUsage, err: fmt.Errorf("explain: --client is missing"), hint: "give the address of a user, or the prefix that a resolver sends: --client 198.51.100.7"}
 			}
 			e, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Explanation, error) {
-				return c.Explain(ctx, args[0], client, qtype)
+				return c.ExplainIf(ctx, args[0], client, qtype, at, terms)
 			})
 			if err != nil {
 				return err
@@ -41,6 +43,8 @@ func (a *app) explainCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&client, "client", "c", "", "address of a client, or prefix as in an ECS option")
 	c.Flags().StringVarP(&qtype, "type", "t", "", "A or AAAA; both when left out")
+	c.Flags().Uint64Var(&at, "at", 0, "revision of a past snapshot; the present one when left out")
+	c.Flags().StringArrayVar(&terms, "if", nil, "explain as if this held: pool.gfe-eu=down, load.gfe-eu=0.9, time=2026-01-31T14:00:00Z …")
 	_ = c.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"A", "AAAA"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

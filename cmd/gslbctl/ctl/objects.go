@@ -203,6 +203,11 @@ node section of a configuration file is left out; zone files are sent along.`,
 			}
 			if a.output == "table" {
 				a.printDiff(seen.Diff)
+				if p, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Plan, error) {
+					return c.Plan(ctx, data, nil, f.Prune)
+				}); err == nil && p.Samples > 0 { // what it does to the users is no reason not to write it
+					a.printPlan(p)
+				}
 			}
 			f.At = seen.Revision
 			done, err := a.apply(c.Context(), data, f.ApplyOptions)

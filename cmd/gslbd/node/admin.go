@@ -21,6 +21,8 @@ func (n *Node) adminOptions() admin.Options {
 		Token:    nc.AdminToken,
 		Log:      n.log,
 		Snapshot: n.Snapshot,
+		At:       n.build.snapshot,
+		Recent:   n.dns.Recent,
 		View: func() store.View {
 			if v := n.build.lastView(); v != nil {
 				return *v
