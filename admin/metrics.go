@@ -85,6 +85,11 @@ var (
 	mSpansPending   = gauge("trace_spans_pending", "Spans that wait for the collector.")
 	mTraceDropped   = counter("trace_dropped", "Queries and spans that were dropped rather than waited for, by cause.", "cause")
 	mMembers        = gauge("gossip_members", "Members of the gossip by state.", "state")
+	mOtherPlan      = gauge("gossip_member_other_plan", "1 for a member that serves another plan than this node.", "member")
+	mAbstains       = gauge("health_abstains", "1 while what this node finds is not believed.")
+	mHeld           = gauge("health_held", "Endpoints that the votes call down and a guard keeps up.")
+	mSuppressed     = gauge("health_suppressed", "Endpoints that are kept out because they flap.")
+	mRepeated       = counter("gossip_repeated", "Messages of the gossip that were no newer than what was known.")
 	mLoadProxies    = gauge("load_proxies", "Proxies that report their load.", "pool")
 	mStreams        = gauge("admin_streams", "Streams open on the admin API.")
 )
@@ -149,6 +154,10 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		send(mLate, float64(h.Late))
 		send(mFlips, float64(h.Flips))
 		send(mTargets, float64(h.Targets))
+		send(mAbstains, number(h.Abstains))
+		send(mHeld, float64(h.Held))
+		send(mSuppressed, float64(h.Suppressed))
+		send(mRepeated, float64(h.Repeated))
 		send(mGossip, float64(h.GossipIn), "in")
 		send(mGossip, float64(h.GossipOut), "out")
 	}
@@ -168,6 +177,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	members := map[string]int{}
 	for _, m := range st.Members {
 		members[m.State]++
+		if otherPlan(st, &m) {
+			send(mOtherPlan, 1, m.Name)
+		}
 	}
 	for state, n := range members {
 		send(mMembers, float64(n), state)

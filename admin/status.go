@@ -104,8 +104,19 @@ func troubles(st *api.Status) []string {
 		if m.State == "silent" || m.State == "gone" {
 			out = append(out, fmt.Sprintf("member %s: %s", m.Name, m.State))
 		}
+		if m.Abstains {
+			out = append(out, fmt.Sprintf("member %s: what it finds is not believed: it is cut off, or most of what it tests fails", m.Name))
+		}
+		if otherPlan(st, &m) {
+			out = append(out, fmt.Sprintf("member %s: serves plan %s, this node %s", m.Name, m.Plan, st.Plan))
+		}
 	}
 	return out
+}
+
+// otherPlan reports whether m serves another plan than this node.
+func otherPlan(st *api.Status, m *api.Member) bool {
+	return m.State == "alive" && m.Plan != "" && st.Plan != "" && m.Plan != st.Plan
 }
 
 // storeStatus says how the store is; nil without one.

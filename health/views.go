@@ -2,6 +2,8 @@ package health
 
 import (
 	"cmp"
+	"crypto/ed25519"
+	"encoding/base64"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +21,8 @@ type Member struct {
 	Info     string        `json:"info,omitempty"`    // what it said with SetInfo
 	Heard    time.Duration `json:"heard"`             // since it last said anything, by this node's clock
 	Observed int           `json:"observed"`          // endpoints that it says something of
+	Abstains bool          `json:"abstains"`          // it is not believed: cut off, or most of what it tests fails
+	Key      string        `json:"key,omitempty"`     // of this node: its public key, in base64
 }
 
 // Members returns the nodes that this one knows, ordered by name, itself included.
@@ -33,6 +37,7 @@ func (m *Monitor) Members() []Member {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
+	doubts := m.doubtsLocked(now)
 	for name, v := range m.table.nodes {
 		p := byName[name]
 		if p == nil {
@@ -45,10 +50,14 @@ func (m *Monitor) Members() []Member {
 		if v.alive(now) {
 			p.State = "alive"
 		}
+		p.Abstains = doubts[name]
 	}
 	self := Member{Name: m.o.Node, Site: m.o.Site, Role: m.o.Role, Info: m.self.Info, State: "self"}
 	if p := byName[m.o.Node]; p != nil {
-		self.Observed = p.Observed
+		self.Observed, self.Abstains = p.Observed, p.Abstains
+	}
+	if m.o.Key != nil {
+		self.Key = base64.StdEncoding.EncodeToString(m.o.Key.Public().(ed25519.PublicKey))
 	}
 	if m.listening && m.gossip != nil {
 		if addr, ok := m.gossip.address(); ok {

@@ -120,6 +120,11 @@ type Member struct {
 	Site  string `json:"site,omitempty"`
 	Addr  string `json:"addr,omitempty"`
 	State string `json:"state"` // self, alive, silent (a member that is not heard) or gone
+
+	Role     string `json:"role,omitempty"`     // full, prober or answer
+	Plan     string `json:"plan,omitempty"`     // that it serves, as it says
+	Abstains bool   `json:"abstains,omitempty"` // it is not believed: cut off, or most of what it tests fails
+	Key      string `json:"key,omitempty"`      // of this node: what it signs with, for objects of nodes
 }
 
 // Counters is what the DNS server has counted since it started. Every figure only grows, so

@@ -3,6 +3,8 @@ package ctl
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -218,16 +220,23 @@ func (a *app) printHealth(h *api.Health) {
 		return
 	}
 	now := a.now()
-	t := table{head: []string{"POOL", "ENDPOINT", "VERDICT", "VANTAGE", "SITE", "RESULT", ">LATENCY", "HEARD"}}
+	t := table{head: []string{"POOL", "ENDPOINT", "VERDICT", "VANTAGE", "SITE", "RESULT", "SINCE", ">LATENCY", "TREND", "HEARD"}}
 	for _, v := range h.Endpoints {
 		colour := map[string]string{"up": green, "down": red}[v.Verdict]
 		verdict := v.Verdict
+		if v.Unknown {
+			verdict += "?"
+		}
 		if !v.Since.IsZero() {
 			verdict += " " + age(now.Sub(v.Since))
 		}
 		first := []cell{{text: v.Pool}, {text: v.Endpoint.String()}, {verdict, colour}}
 		if len(v.Vantages) == 0 {
-			t.add(append(first, cell{}, cell{}, cell{"no vantage has spoken yet", dim})...)
+			why := "no vantage has spoken yet"
+			if v.Why != "" {
+				why = v.Why
+			}
+			t.add(append(first, cell{}, cell{}, cell{why, dim})...)
 		}
 		for _, n := range v.Vantages {
 			result, colour := "✓ "+n.Class, green
@@ -242,13 +251,42 @@ func (a *app) printHealth(h *api.Health) {
 				latency = short(n.Latency)
 			}
 			heard := age(n.Age) + " ago"
-			if !n.Fresh {
+			switch {
+			case !n.Fresh:
 				heard += ", stale"
 				colour = dim
+			case n.Abstains:
+				heard += ", abstains"
+				colour = dim
 			}
-			t.add(append(first, cell{text: n.Node}, cell{text: n.Site}, cell{result, colour}, cell{text: latency}, cell{text: heard})...)
+			since := ""
+			if !n.Since.IsZero() {
+				since = age(now.Sub(n.Since))
+			}
+			t.add(append(first, cell{text: n.Node}, cell{text: n.Site}, cell{result, colour}, cell{text: since}, cell{text: latency}, cell{text: spark(n.Trend)}, cell{text: heard})...)
 			first = row("", "", "")
+		}
+		if len(v.Vantages) > 0 && v.Why != "" {
+			t.add(append(first, cell{}, cell{}, cell{v.Why, dim})...)
+		}
+		for _, region := range slices.Sorted(maps.Keys(v.Regions)) {
+			t.add(cell{}, cell{}, cell{}, cell{}, cell{}, cell{v.Regions[region] + " as seen from " + region, yellow})
 		}
 	}
 	t.write(a.out, a.style)
+}
+
+// spark draws durations as a line of bars, the longest as a full one; 0, a failure, as a cross.
+func spark(trend []time.Duration) string {
+	const bars = "▁▂▃▄▅▆▇█"
+	top := slices.Max(append([]time.Duration{1}, trend...))
+	var b strings.Builder
+	for _, d := range trend {
+		if d == 0 {
+			b.WriteRune('×')
+			continue
+		}
+		b.WriteRune([]rune(bars)[int(7*d/top)])
+	}
+	return b.String()
 }

@@ -48,7 +48,9 @@ func (n *Node) adminOptions() admin.Options {
 func (n *Node) members() []api.Member {
 	var out []api.Member
 	for _, m := range n.health.Members() {
-		out = append(out, api.Member{Name: m.Name, Site: m.Site, Addr: m.Address, State: m.State})
+		out = append(out, api.Member{
+			Name: m.Name, Site: m.Site, Addr: m.Address, State: m.State, Role: m.Role, Plan: m.Info, Abstains: m.Abstains, Key: m.Key,
+		})
 	}
 	return out
 }

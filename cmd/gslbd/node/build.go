@@ -20,7 +20,6 @@ import (
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/gslb/store"
-	"github.com/meridian-gslb/meridian/health"
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
@@ -167,7 +166,7 @@ func (b *builder) run(ctx context.Context) error {
 		}
 		if targets != v.Objects {
 			targets = v.Objects
-			n.health.SetTargets(health.Targets(targets))
+			n.health.Configure(targets)
 			if wait && limit == nil {
 				limit = time.After(firstRound)
 			}

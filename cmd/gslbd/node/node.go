@@ -87,7 +87,11 @@ func New(opts Options) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.health = health.New(health.Options{Node: nc.Name, Site: nc.Site, Gossip: nc.Gossip, Logger: n.log})
+	ho, err := n.healthOptions()
+	if err != nil {
+		return nil, err
+	}
+	n.health = health.New(ho)
 	n.build = newBuilder(n)
 	sample := 0.01
 	if nc.OTLP.Sample != nil {
@@ -182,6 +186,7 @@ func (n *Node) Run(ctx context.Context) error {
 	run(&back, outer, "geo", n.places.Run)
 	run(&back, outer, "store", func(ctx context.Context) error { return n.store.Run(ctx, n.build.view) })
 	run(&back, outer, "health", n.health.Run)
+	run(&back, outer, "demand", n.watchDemand)
 	run(&back, outer, "tracing", n.traces.Run)
 	run(&back, outer, "build", n.build.run)
 	if n.opts.Path != "" {

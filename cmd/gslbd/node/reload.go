@@ -103,6 +103,9 @@ func (n *Node) reread() error {
 			n.log.Error("places not changed", "err", err)
 		}
 	}
+	if err := n.health.SetGossipKeys(f.Node.Gossip.Key, f.Node.Gossip.Keys); err != nil {
+		n.log.Error("gossip keys not changed", "err", err)
+	}
 	if secrets := f.Node.Serve.Secrets(); len(secrets) > 0 {
 		if err := n.dns.SetCookieSecrets(secrets); err != nil {
 			n.log.Error("cookie secrets not changed", "err", err)
