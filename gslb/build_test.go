@@ -256,3 +256,23 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
+
+// TestTurned follows verdicts over snapshots.
+func TestTurned(t *testing.T) {
+	in := testInputs(t, nearestThree, "", "", "")
+	eu := id("eu/10.2.0.1")
+	var s *Snapshot
+	for i, step := range []struct {
+		verdict Verdict
+		want    time.Duration // after now; <0: not turned
+	}{{Unknown, -1}, {Up, -1}, {Up, -1}, {Down, 3 * time.Minute}, {Down, 3 * time.Minute}, {Up, 5 * time.Minute}, {Unknown, -1}} {
+		in.Now = now.Add(time.Duration(i) * time.Minute)
+		in.Verdicts = map[EndpointID]Verdict{eu: step.verdict}
+		in.Since = Turned(s, in.Verdicts, in.Now)
+		at, ok := in.Since[eu]
+		if ok != (step.want >= 0) || ok && at.Sub(now) != step.want {
+			t.Errorf("step %d, %s: turned %v %v, want %v", i, step.verdict, ok, at.Sub(now), step.want)
+		}
+		s = mustBuild(t, s, in)
+	}
+}

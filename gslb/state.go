@@ -197,3 +197,22 @@ func stateNote(what string, st *config.State, now time.Time) string {
 	}
 	return s
 }
+
+// Turned returns when each verdict last turned from up to down or back, for Inputs.Since:
+// what prev, which may be nil, knew, and now for those that turned since. An endpoint whose
+// verdict was never the opposite is not in it, so that nothing is held back at a start.
+func Turned(prev *Snapshot, verdicts map[EndpointID]Verdict, now time.Time) map[EndpointID]time.Time {
+	out := make(map[EndpointID]time.Time)
+	if prev == nil {
+		return out
+	}
+	for id, v := range verdicts {
+		was := prev.in.Verdicts[id]
+		if v == Up && was == Down || v == Down && was == Up {
+			out[id] = now
+		} else if t, ok := prev.in.Since[id]; ok && v != Unknown {
+			out[id] = t
+		}
+	}
+	return out
+}

@@ -215,11 +215,13 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 	if d := n.data.Load(); d != nil {
 		prev = d.Snapshot
 	}
+	verdicts := n.health.Verdicts()
 	s, err := gslb.Build(prev, gslb.Inputs{
 		Revision: b.revision + 1,
 		Objects:  v.Objects,
 		Geo:      n.places.Current(),
-		Verdicts: n.health.Verdicts(),
+		Verdicts: verdicts,
+		Since:    gslb.Turned(prev, verdicts, start),
 		Flipping: n.health.Flipping(),
 		Now:      start,
 	})
