@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -585,4 +586,45 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestStreamsEnd counts goroutines: none is left of streams whose clients went, nor of a
+// server that ended while clients were connected.
+func TestStreamsEnd(t *testing.T) {
+	before := runtime.NumGoroutine()
+	s := New(Options{Addr: "127.0.0.1:0"})
+	stop := start(t, s)
+	w := world(t, nil, three(1, ""), state{})
+	s.Set(w)
+	for range 20 {
+		c := dial(t, s, "gfe")
+		d := c.delta()
+		d.subscribe(Clusters)
+		d.next(Clusters)
+		c.close()
+	}
+	eventually(t, 20*time.Second, func() string {
+		if n := len(s.Clients()); n != 0 {
+			return fmt.Sprintf("%d clients are left", n)
+		}
+		return ""
+	})
+	for range 20 {
+		d := dial(t, s, "gfe").delta()
+		d.subscribe(Clusters)
+		d.next(Clusters)
+		defer d.close()
+	}
+	stop()
+	if n := len(s.Clients()); n != 0 {
+		t.Errorf("Run has returned, and %d streams are left", n)
+	}
+	eventually(t, 20*time.Second, func() string {
+		// Those of the clients, which still try to connect, are not ours: 20 connections with
+		// at most four each.
+		if n := runtime.NumGoroutine(); n > before+20*4 {
+			return fmt.Sprintf("%d goroutines, %d before", n, before)
+		}
+		return ""
+	})
 }

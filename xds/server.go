@@ -135,7 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	opts := []grpc.ServerOption{
-		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.WaitForHandlers(true),
 		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt / 2}),
@@ -266,6 +266,8 @@ func run[T any](c *client, ctx context.Context, recv func() (T, error), nodeOf f
 	for {
 		changed := false
 		select {
+		case <-ctx.Done():
+			return status.FromContextError(ctx.Err()).Err()
 		case m := <-requests:
 			if errors.Is(m.err, io.EOF) {
 				return nil

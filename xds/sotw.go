@@ -31,6 +31,14 @@ func (s *session) sotwRequest(req *discovery.DiscoveryRequest, now time.Time) {
 		w.answered(req.ResponseNonce, rejected)
 	}
 	names := req.ResourceNames
+	same := !first && len(names) == len(w.names)
+	for _, n := range names {
+		same = same && w.names[n]
+	}
+	if same { // most requests are but an answer
+		return
+	}
+	w.clean = ""
 	all := slices.Contains(names, wildcard) || len(names) == 0 && (first || w.all) && (t == Listeners || t == Clusters)
 	more := all && !w.all
 	if w.all && !all { // what it has by "all" only is not asked for any more

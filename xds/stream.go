@@ -37,7 +37,8 @@ type watch struct {
 	sent     []string // names in the last response
 	acked    string   // version accepted last
 	rejected *Rejection
-	dirty    bool // an answer is owed, whatever has changed
+	dirty    bool   // an answer is owed, whatever has changed
+	clean    string // version of the set that the client has all of; empty: not known
 }
 
 // absent is what a client has of a name that it was told there is nothing of.
@@ -58,7 +59,8 @@ type Rejection struct {
 type update struct {
 	resources []*Resource // ordered by name
 	removed   []string
-	forced    bool // send it even if it is empty
+	forced    bool   // send it even if it is empty
+	version   string // of the set that the client has all of with it; empty: something is held back
 }
 
 func (u *update) empty() bool { return len(u.resources) == 0 && len(u.removed) == 0 && !u.forced }
@@ -94,11 +96,12 @@ func (w *watch) wants(name string) bool { return w.all || w.names[name] }
 // pending returns what a client of v lacks of type t.
 func (s *session) pending(v *View, t Type) update {
 	w := &s.watches[t]
-	u := update{forced: w.dirty}
-	if !w.asked {
+	set := &v.sets[s.client][t]
+	if !w.asked || w.clean == set.version && !w.dirty {
 		return update{}
 	}
-	set := &v.sets[s.client][t]
+	u := update{forced: w.dirty, version: set.version}
+	held := s.holds(v, t)
 	add := func(name string, r *Resource) {
 		if have := w.have[name]; have != r && (have == nil || hash(have.Version) != hash(r.Version)) {
 			u.resources = append(u.resources, r)
@@ -126,17 +129,23 @@ func (s *session) pending(v *View, t Type) update {
 			// cluster's warming until its timeout. But endpoints that the client was given
 			// stay, for as long as it asks: the cluster that needs them is on its way out.
 			u.resources = append(u.resources, emptyAssignment(name))
-		case t != Endpoints && have != absent && !s.holds(v, t):
+		case t != Endpoints && have != absent:
 			u.removed = append(u.removed, name)
 		}
 	}
 	for name, have := range w.have {
-		if set.byName[name] == nil && !w.names[name] && have != absent && !s.holds(v, t) {
+		if set.byName[name] == nil && !w.names[name] && have != absent {
 			u.removed = append(u.removed, name)
 		}
 	}
+	if held && len(u.removed) > 0 {
+		u.removed, u.version = nil, ""
+	}
 	slices.SortFunc(u.resources, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
 	slices.Sort(u.removed)
+	if u.empty() {
+		w.clean = u.version
+	}
 	return u
 }
 
@@ -176,7 +185,7 @@ func (s *session) record(t Type, u update, version string) string {
 			// already: they must come again.
 			e := &s.watches[Endpoints]
 			if e.wants(r.needs) && e.have[r.needs] != nil {
-				e.have[r.needs] = stale
+				e.have[r.needs], e.clean = stale, ""
 			}
 		}
 		w.have[r.Name] = r
@@ -190,7 +199,7 @@ func (s *session) record(t Type, u update, version string) string {
 		}
 	}
 	w.nonce++
-	w.waiting, w.dirty, w.version = true, false, version
+	w.waiting, w.dirty, w.version, w.clean = true, false, version, u.version
 	return strconv.FormatUint(w.nonce, 10)
 }
 
