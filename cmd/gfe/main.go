@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -15,6 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.opentelemetry.io/otel/attribute"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/proxy"
 	"github.com/meridian-gslb/meridian/cmd/gfe/serve"
@@ -33,7 +37,7 @@ func main() {
 // command returns the command line. It prints the ready line to out and logs to logs.
 func command(out, logs io.Writer) *cobra.Command {
 	var c proxy.Config
-	var admin, token, otlp, keys string
+	var admin, token, otlp, configServer, ca, keys string
 	var epoch time.Duration
 	var sample float64
 	cmd := &cobra.Command{
@@ -54,6 +58,13 @@ func command(out, logs io.Writer) *cobra.Command {
 				return fmt.Errorf("--admin: %w", err)
 			}
 			c.Source = source
+			if configServer != "" {
+				ads, err := fromConfigServer(&c, configServer, ca, source)
+				if err != nil {
+					return fmt.Errorf("--xds: %w", err)
+				}
+				defer ads.Close()
+			}
 			if keys != "" {
 				if c.Linker, err = linker(keys, epoch); err != nil {
 					return fmt.Errorf("--answer-keys: %w", err)
@@ -67,6 +78,8 @@ func command(out, logs io.Writer) *cobra.Command {
 	f.StringVar(&c.Name, "name", "", "the `NAME` of this proxy, unique in its pool (default that of the host)")
 	f.StringVar(&c.Site, "site", "", "the `SITE` of this proxy, for the header x-gslb-site")
 	f.StringVar(&admin, "admin", "http://127.0.0.1:8053", "`URL` of the admin API of a node")
+	f.StringVar(&configServer, "xds", "", "host:port of a node's config server: asked in place of the admin API, which is told the load all the same")
+	f.StringVar(&ca, "xds-ca", "", "PEM `FILE` with who signs the config server's certificate (default no TLS); --tls-cert is shown to it")
 	f.StringVar(&token, "admin-token", "", "bearer `TOKEN` for it (default $MERIDIAN_TOKEN)")
 	f.StringArrayVar(&c.Listen, "listen", nil, "`ADDRESS` to serve: [http://|https://]host:port; may be repeated")
 	f.StringVar(&c.Cert, "tls-cert", "", "PEM `FILE` with the certificate; listeners without a scheme then speak TLS")
@@ -111,12 +124,51 @@ func linker(file string, epoch time.Duration) (*tracing.Linker, error) {
 	return tracing.NewLinker(ids, nil), nil
 }
 
-// run serves until ctx ends.
-func run(ctx context.Context, c proxy.Config, otlp string, sample float64, out io.Writer) (err error) {
+// fromConfigServer makes a config server the source of c. The load is told to also as well.
+func fromConfigServer(c *proxy.Config, server, ca string, also proxy.Reporter) (*proxy.ADS, error) {
+	if err := name(c); err != nil {
+		return nil, err
+	}
+	creds := insecure.NewCredentials()
+	if ca != "" {
+		pem, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, err
+		}
+		tc := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
+		if !tc.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s: no certificate in it", ca)
+		}
+		if c.Cert != "" {
+			pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+			if err != nil {
+				return nil, err
+			}
+			tc.Certificates = []tls.Certificate{pair}
+		}
+		creds = credentials.NewTLS(tc)
+	}
+	ads, err := proxy.NewADS(proxy.ADSConfig{Server: server, Creds: creds, Name: c.Name, Site: c.Site, Also: also})
+	if err == nil {
+		c.Source = ads
+	}
+	return ads, err
+}
+
+// name gives the proxy its host's name where it has none.
+func name(c *proxy.Config) (err error) {
 	if c.Name == "" {
 		if c.Name, err = os.Hostname(); err != nil {
 			return fmt.Errorf("--name: no default: %w", err)
 		}
+	}
+	return nil
+}
+
+// run serves until ctx ends.
+func run(ctx context.Context, c proxy.Config, otlp string, sample float64, out io.Writer) (err error) {
+	if err := name(&c); err != nil {
+		return err
 	}
 	if otlp != "" {
 		tp, shutdown, err := tracing.SDK(ctx, "gfe", otlp, sample,

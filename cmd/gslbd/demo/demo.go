@@ -22,6 +22,7 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/proxy"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/app"
@@ -33,7 +34,7 @@ import (
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
-var defaultPorts = ports{dns: 5300, admin: 8053, gossip: 7946, http: 8080}
+var defaultPorts = ports{dns: 5300, admin: 8053, gossip: 7946, xds: 18000, http: 8080}
 
 // Main is the command "gslbd demo". It returns the exit code.
 func Main(ctx context.Context, args []string, version string, stdout, stderr io.Writer) int {
@@ -43,6 +44,7 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 	flags.IntVar(&p.dns, "dns-port", p.dns, "`port` of DNS on 127.0.0.1, .2 and .3, UDP and TCP")
 	flags.IntVar(&p.admin, "admin-port", p.admin, "`port` of the admin API on the same addresses")
 	flags.IntVar(&p.gossip, "gossip-port", p.gossip, "`port` of the gossip on the same addresses, UDP and TCP")
+	flags.IntVar(&p.xds, "xds-port", p.xds, "`port` of the config servers of the proxies on the same addresses")
 	flags.IntVar(&p.http, "http-port", p.http, "`port` of the GFE proxies; frontends, backends and the database take the three after it")
 	level := flags.String("log-level", "error", "debug, info, warn or error: what the parts log to standard error")
 	if err := flags.Parse(args); err != nil {
@@ -123,6 +125,7 @@ func (p ports) free() error {
 		try("dns-port", r.node(), p.dns, true)
 		try("admin-port", r.node(), p.admin, false)
 		try("gossip-port", r.node(), p.gossip, true)
+		try("xds-port", r.node(), p.xds, false)
 		for i := range 2 {
 			try("http-port", r.gfe(i), p.http, false)
 		}
@@ -146,7 +149,7 @@ type Demo struct {
 	db    *app.Database
 	apps  []runner // frontends and backends
 
-	flushes []func(context.Context) error // of the tracer providers
+	flushes []func(context.Context) error // of the tracer providers, and of the proxies' config servers
 }
 
 // runner is a part that serves until its context ends.
@@ -322,8 +325,16 @@ func (d *Demo) prepare(ctx context.Context, dir string) error {
 		d.apps = append(d.apps, fe, be)
 		g := &gfePool{demo: d}
 		for i := range 2 {
+			name := fmt.Sprintf("%s-%d", r.pool("gfe"), i+1)
+			ads, err := proxy.NewADS(proxy.ADSConfig{
+				Server: at(r.node(), d.ports.xds), Creds: insecure.NewCredentials(), Name: name, Site: r.name, Also: source,
+			})
+			if err != nil {
+				return err
+			}
+			d.flushes = append(d.flushes, func(context.Context) error { return ads.Close() })
 			g.configs = append(g.configs, proxy.Config{
-				Pool: r.pool("gfe"), Name: fmt.Sprintf("%s-%d", r.pool("gfe"), i+1), Site: r.name, Source: source,
+				Pool: r.pool("gfe"), Name: name, Site: r.name, Source: ads,
 				Listen: []string{at(r.gfe(i), d.ports.http)}, Tracer: tp, Log: d.log,
 			})
 		}

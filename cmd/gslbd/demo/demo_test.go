@@ -52,7 +52,7 @@ func freePorts(t *testing.T) ports {
 	var err error
 	for range 100 {
 		base := 20000 + rand.IntN(1200)*10 // below what the system gives to others
-		p := ports{dns: base, admin: base + 1, gossip: base + 2, http: base + 3}
+		p := ports{dns: base, admin: base + 1, gossip: base + 2, http: base + 3, xds: base + 7}
 		if err = p.free(); err == nil {
 			return p
 		}

@@ -59,7 +59,7 @@ var host = netip.MustParseAddr("127.0.0.1")
 
 // ports are the ports of the demo, the same on every address.
 type ports struct {
-	dns, admin, gossip, http int // http is the GFEs'; frontends, backends and the database take the three after it
+	dns, admin, gossip, xds, http int // http is the GFEs'; frontends, backends and the database take the three after it
 }
 
 func (p ports) frontend() int { return p.http + 1 }
@@ -82,10 +82,12 @@ func nodeConfig(r region, p ports, dir, etcd, city string) string {
   dns: ["%s:%d"]
   admin: "%s:%d"
   gossip: {listen: "%s:%d", join: [%s]}
+  xds: {listen: "%s:%d"}
   etcd: {endpoints: [%q]}
   geo: {city: %q}
   otlp: {sample: 1}
-`, r.short, r.name, dir, r.node(), p.dns, r.node(), p.admin, r.node(), p.gossip, strings.Join(join, ", "), etcd, city)
+`, r.short, r.name, dir, r.node(), p.dns, r.node(), p.admin, r.node(), p.gossip, strings.Join(join, ", "),
+		r.node(), p.xds, etcd, city)
 }
 
 // sharedConfig is what all nodes share: what "gslbctl apply" would put into etcd.
