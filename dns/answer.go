@@ -162,7 +162,7 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 		return a.answer(d, pkt, from, tcp, buf)
 	}
 	drawn := a.trace.Draw()
-	if drawn {
+	if drawn && a.unread > 0 { // otherwise the query before read it, at its end
 		a.clock()
 	}
 	reply = a.answer(d, pkt, from, tcp, buf)
@@ -545,7 +545,7 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 }
 
 // clockEvery is after how many queries the clock is read, which costs as much as parsing one.
-const clockEvery = 8
+const clockEvery = 32
 
 // slow is the time since the batch was read after which every query is worth a record.
 const slow = 5 * time.Millisecond
