@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -241,10 +242,13 @@ func (n *Node) Changed(f func(*gslb.Snapshot)) { n.build.changed = f }
 func geoConfig(f *config.File) geo.Config {
 	c := geo.Config{City: f.Node.Geo.City, ASN: f.Node.Geo.ASN}
 	for _, o := range f.Node.Geo.Overrides {
-		p := geo.Place{Country: o.Country, Site: o.Site}
+		_, sub, _ := strings.Cut(o.Subdivision, "-")
+		p := geo.Place{Country: o.Country, Subdivision: sub, Continent: o.Continent, City: o.City, ASN: uint32(o.ASN), Site: o.Site}
 		if s, ok := f.Objects.Sites[o.Site]; ok {
 			p.Lat, p.Lon, p.Located = s.Lat, s.Lon, true
-			p.Continent = s.Continent
+			if p.Continent == "" {
+				p.Continent = s.Continent
+			}
 			if p.Country == "" {
 				p.Country = s.Country
 			}
