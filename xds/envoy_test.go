@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,11 +29,21 @@ type backend struct {
 // runBackend serves on host, port 0 for any, until the test ends or stop is called.
 func runBackend(t testing.TB, name, listen string, handler http.HandlerFunc) *backend {
 	t.Helper()
+	return runBackendTLS(t, name, listen, nil, handler)
+}
+
+// runBackendTLS is runBackend with TLS, unless c is nil.
+func runBackendTLS(t testing.TB, name, listen string, c *tls.Config, handler http.HandlerFunc) *backend {
+	t.Helper()
 	l, err := net.Listen("tcp", listen)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &backend{name: name, addr: l.Addr().String()}
+	addr := l.Addr().String()
+	if c != nil {
+		l = tls.NewListener(l, c)
+	}
+	b := &backend{name: name, addr: addr}
 	b.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b.hits.Add(1)
 		w.Header().Set("X-Backend", name)
