@@ -310,7 +310,6 @@ type site struct {
 	addr  netip.AddrPort
 	serve http.HandlerFunc
 
-	mu     sync.Mutex
 	server *http.Server
 }
 

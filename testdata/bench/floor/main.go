@@ -30,10 +30,8 @@ type mmsghdr struct {
 func main() {
 	listen := flag.String("listen", "127.0.0.1:5302", "`address` and port")
 	flag.Parse()
-	if err := serve(*listen); err != nil {
-		fmt.Fprintln(os.Stderr, "floor:", err)
-		os.Exit(1)
-	}
+	fmt.Fprintln(os.Stderr, "floor:", serve(*listen))
+	os.Exit(1)
 }
 
 func serve(listen string) error {
