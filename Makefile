@@ -59,5 +59,6 @@ bench:
 	testdata/bench/dns.sh
 	testdata/bench/node.sh
 	go run ./testdata/bench/detect -out testdata/bench/results/detect.md
+	go run ./testdata/bench/tracing -out testdata/bench/results/tracing.md
 
 .PHONY: build check format vet lint test bench-once fuzz demo dist compose bench

@@ -3,6 +3,9 @@ package dns
 import (
 	"bytes"
 	"net/netip"
+	"os/exec"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -251,5 +254,34 @@ func TestFollowerDoesNotAllocate(t *testing.T) {
 	pkt, buf := ask(t, "www.example.com", "AAAA", withECS("198.51.100.0/24"), withOption(tracing.EDNSTraceParent, nil)), make([]byte, maxUDPBuffer)
 	if n := testing.AllocsPerRun(200, func() { a.serve(d, pkt, resolver, false, buf) }); n != 0 {
 		t.Errorf("%v allocations, want none", n)
+	}
+}
+
+// dig can have a query traced, as the documentation shows.
+func TestDig(t *testing.T) {
+	dig, err := exec.LookPath("dig")
+	needs(t, err == nil, "dig")
+	r := tracing.New(tracing.Options{Workers: 5, Interesting: -1})
+	parents := tracing.NewParents(tracing.Loopback)
+	s := serve(t, Options{Trace: func(i int) TraceWorker { return r.Worker(i) }, Parents: parents})
+	defer s.stop(t)
+	ask := func(option string) string {
+		t.Helper()
+		at := s.Addrs()[0]
+		out, err := exec.Command(dig, "@"+at.Addr().String(), "-p", strconv.Itoa(int(at.Port())), "www.example.com", "+ednsopt="+option).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "status: NOERROR") {
+			t.Fatalf("dig +ednsopt=%s: %v\n%s", option, err, out)
+		}
+		return string(out)
+	}
+	if out := ask("65500:00004bf92f3577b34da6a3ce929d0e0e473600f067aa0ba902b701"); strings.Contains(out, "OPT=65500") {
+		t.Errorf("dig with a context:\n%s\nwant no option in the answer", out)
+	}
+	if out := ask("65500"); !regexp.MustCompile(`OPT=65500: 00 00 ([0-9a-f]{2} ){24}01`).MatchString(out) {
+		t.Errorf("dig with an empty option:\n%s\nwant the ids of the trace", out)
+	}
+	ask("65500:0102")
+	if got := parents.Stats(); got != (tracing.ParentStats{Taken: 2, Malformed: 1}) {
+		t.Errorf("counted %+v, want two followed and one malformed", got)
 	}
 }

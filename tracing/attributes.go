@@ -18,9 +18,9 @@ const (
 
 // Attributes of the OpenTelemetry semantic conventions.
 const (
-	AttrServiceName     = "service.name"         // resource: gslbd, gfe, frontend, backend …
-	AttrServiceInstance = "service.instance.id"  // resource: the node's name
-	AttrServiceVersion  = "service.version"      // resource
+	AttrServiceName     = "service.name"         // resource, string: gslbd, gfe, frontend, backend …
+	AttrServiceInstance = "service.instance.id"  // resource, string: the node's name
+	AttrServiceVersion  = "service.version"      // resource, string: of the program
 	AttrQuestionName    = "dns.question.name"    // string: qname as asked, without the trailing dot
 	AttrAnswers         = "dns.answers"          // string[]: the addresses answered
 	AttrServerAddress   = "server.address"       // string: the name server that answered
@@ -28,12 +28,12 @@ const (
 	AttrNetworkType     = "network.type"         // string: ipv4 or ipv6, between resolver and server
 	AttrClientAddress   = "client.address"       // string: of the ECS option, otherwise the resolver's
 	AttrErrorType       = "error.type"           // string: the rcode of an answer that failed
-	AttrContinent       = "geo.continent.code"   // string: two letters
-	AttrCountry         = "geo.country.iso_code" // string: ISO 3166-1 alpha-2
-	AttrRegion          = "geo.region.iso_code"  // string: ISO 3166-2
+	AttrContinent       = "geo.continent.code"   // string: continent, two letters
+	AttrCountry         = "geo.country.iso_code" // string: country, ISO 3166-1 alpha-2
+	AttrRegion          = "geo.region.iso_code"  // string: subdivision, ISO 3166-2
 	AttrLocality        = "geo.locality.name"    // string: city
-	AttrLat             = "geo.location.lat"     // double: degrees
-	AttrLon             = "geo.location.lon"     // double: degrees
+	AttrLat             = "geo.location.lat"     // double: latitude, degrees
+	AttrLon             = "geo.location.lon"     // double: longitude, degrees
 )
 
 // Attributes that the conventions do not have (they know of DNS only the client's side).
@@ -47,11 +47,11 @@ const (
 	AttrECS          = "gslb.client.ecs"    // bool: whether the resolver sent the client's subnet (RFC 7871)
 	AttrResolver     = "gslb.resolver"      // string: the address that asked
 	AttrScope        = "gslb.scope"         // int: bits of the client's address that the answer depends on
-	AttrTTL          = "gslb.ttl"           // int: seconds
+	AttrTTL          = "gslb.ttl"           // int: of the answer, seconds
 	AttrAnswerCount  = "gslb.answers"       // int: RRs in the answer section
 	AttrSampledBy    = "gslb.sampled_by"    // string: why this query was sampled, see the Sampled constants
 	AttrService      = "gslb.service"       // string: owner name of the steered service
-	AttrPool         = "gslb.pool"          // string
+	AttrPool         = "gslb.pool"          // string: the pool answered with, or of the proxy
 	AttrReason       = "gslb.reason"        // string: policy, failover …
 	AttrCandidates   = "gslb.candidates"    // string[]: the pools left, best first
 	AttrRejected     = "gslb.rejected"      // string[]: "pool: reason"
