@@ -86,24 +86,19 @@ func (c *Classes) Compile(values []uint32, kind func(value uint32) uint32) *Tabl
 	for _, v := range values {
 		most = max(most, v)
 	}
-	t := c.table.remap(values)
-	if kind == nil {
-		return t
-	}
 	same := true
 	kinds := make([]uint32, most+1)
 	for i := range kinds {
-		kinds[i] = kind(uint32(i))
-		same = same && kinds[i] == uint32(i)
+		kinds[i] = uint32(i)
+		if kind != nil {
+			kinds[i] = kind(uint32(i))
+			same = same && kinds[i] == uint32(i)
+		}
 	}
 	if same { // every value is of its own kind, and the scopes are the prefixes'
-		return t
+		return c.table.remap(values)
 	}
-	wide := t.remap(kinds)
-	t.v4.widen(&wide.v4)
-	t.v6.widen(&wide.v6)
-	t.v4.pack()
-	return t
+	return c.table.classed(values, kinds)
 }
 
 // leaves returns s as a partition.

@@ -90,26 +90,42 @@ func Compile(m *Map, value func(place uint32) uint32, class func(value uint32) u
 		values[i] = value(uint32(i))
 		most = max(most, values[i])
 	}
-	t := m.table.remap(values)
 	if class == nil {
-		return t
+		return m.table.remap(values)
 	}
 	classes := make([]uint32, most+1)
 	for i := range classes {
 		classes[i] = class(uint32(i))
 	}
-	wide := t.remap(classes)
-	t.v4.widen(&wide.v4)
-	t.v6.widen(&wide.v6)
-	t.v4.pack()
-	return t
+	return m.table.classed(values, classes)
 }
 
 // remap returns the table of values[v] wherever t has v.
 func (t *Table) remap(values []uint32) *Table {
+	out := t.merged(values)
+	out.v4.finish(false)
+	out.v6.finish(true)
+	return out
+}
+
+// merged returns the partitions of remap, in which nothing can be looked up.
+func (t *Table) merged(values []uint32) *Table {
 	out := new(Table)
 	out.v4.remap(&t.v4, values, embedded)
 	out.v6.remap(&t.v6, values, out.whole())
+	return out
+}
+
+// classed returns the table of values, whose scopes are those of the classes of values.
+func (t *Table) classed(values, classes []uint32) *Table {
+	out := t.merged(values)
+	wide := out.merged(classes)
+	out.v4.exact(false)
+	out.v6.exact(true)
+	out.v4.widen(&wide.v4)
+	out.v6.widen(&wide.v6)
+	out.v4.search(false)
+	out.v6.search(true)
 	return out
 }
 
@@ -209,20 +225,28 @@ func (s *space) lookup(addr uint32) (value uint32, scope uint8) {
 
 // pack fills starts and verdicts, once the scopes are known.
 func (s *space) pack() {
-	index := make(map[verdict]uint32)
+	most := uint32(0)
+	for _, v := range s.value {
+		if v != embedded {
+			most = max(most, v)
+		}
+	}
+	seen := make([]uint32, (uint64(most)+1)*scopes) // by value and scope: 1 + index in verdicts
 	s.starts = make([]start, len(s.hi))
 	s.verdicts = s.verdicts[:0:0]
 	for i, hi := range s.hi {
 		v := verdict{s.value[i], s.scope[i]}
-		j, ok := index[v]
-		if !ok {
-			j = uint32(len(s.verdicts))
-			index[v] = j
+		j := &seen[uint64(v.value)*scopes+uint64(v.scope)]
+		if *j == 0 {
 			s.verdicts = append(s.verdicts, v)
+			*j = uint32(len(s.verdicts))
 		}
-		s.starts[i] = start{uint32(hi >> 32), j}
+		s.starts[i] = start{uint32(hi >> 32), *j - 1}
 	}
 }
+
+// scopes is how many scopes an IPv4 prefix may have: 0..32.
+const scopes = 33
 
 // push appends the next prefix in the order of addresses. As long as it is the right
 // sibling of the prefix before it, with the same value, both become their parent; as what
@@ -255,7 +279,9 @@ func (s *space) remap(from *space, values []uint32, hole uint32) {
 		}
 		s.push(key{hi, lo}, from.bits[i], v)
 	}
-	s.finish(deep)
+	if !deep {
+		s.lo = nil
+	}
 }
 
 // grow makes room for n prefixes.
@@ -276,9 +302,14 @@ func (s *space) widen(wide *space) {
 	}
 }
 
-// finish ends the pushing: it gives back spare memory and builds the index. deep says that
-// prefixes may be longer than 64 bits.
+// finish ends the pushing. deep says that prefixes may be longer than 64 bits.
 func (s *space) finish(deep bool) {
+	s.exact(deep)
+	s.search(deep)
+}
+
+// exact gives back spare memory.
+func (s *space) exact(deep bool) {
 	s.hi, s.value, s.bits = exact(s.hi), exact(s.value), exact(s.bits)
 	s.scope = s.bits
 	if deep {
@@ -286,6 +317,10 @@ func (s *space) finish(deep bool) {
 	} else {
 		s.lo = nil
 	}
+}
+
+// search builds what a lookup needs.
+func (s *space) search(deep bool) {
 	n := min(maxIndexBits, bits.Len(uint(len(s.hi)-1)))
 	s.shift = uint8(64 - n)
 	s.index = make([]uint32, 1<<n+1)

@@ -29,12 +29,15 @@ func Build(prev *Snapshot, in Inputs) (*Snapshot, error) {
 	if in.Objects == nil {
 		in.Objects = &config.Objects{}
 	}
-	plan, err := digest(in.Objects)
-	if err != nil {
-		return nil, err
-	}
 	if prev == nil {
 		prev = &Snapshot{}
+	}
+	plan := prev.Plan
+	if in.Objects != prev.in.Objects {
+		var err error
+		if plan, err = digest(in.Objects); err != nil {
+			return nil, err
+		}
 	}
 	b := builder{in: in, prev: prev, s: &Snapshot{
 		Revision: in.Revision, Plan: plan, Geo: in.Geo, in: in, worlds: make(map[string]*world), routings: make(map[string]*routing),

@@ -1,0 +1,128 @@
+package gslb
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/meridian-gslb/meridian/geo"
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/testdata/geo/makedb"
+)
+
+// syntheticMap is a random world of that many networks.
+func syntheticMap(tb testing.TB, networks int) *geo.Map {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "city.mmdb")
+	f, err := os.Create(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer f.Close()
+	if err := makedb.Write(f, makedb.DefaultType, makedb.Synthetic(networks, 1)); err != nil {
+		tb.Fatal(err)
+	}
+	m, err := geo.Open(geo.Config{City: path})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return m
+}
+
+// fleet is a plan of services over pools around the world: a third of the services take all
+// pools, the others one of eight regional subsets, and policies differ in what is shared.
+func fleet(services, pools int) Inputs {
+	rng := rand.New(rand.NewPCG(1, 2))
+	o := &config.Objects{
+		Sites: map[string]config.Site{}, Pools: map[string]config.Pool{}, Services: map[string]config.Service{},
+		Probes: map[string]config.Probe{"t": {TCP: &config.TCPProbe{Port: 80}}},
+	}
+	in := Inputs{Revision: 1, Objects: o, Verdicts: map[EndpointID]Verdict{}, Now: now}
+	var names []string
+	for i := range pools {
+		name := fmt.Sprintf("pool-%03d", i)
+		names = append(names, name)
+		o.Sites[name] = config.Site{Lat: rng.Float64()*120 - 60, Lon: rng.Float64()*360 - 180, Continent: []string{"EU", "NA", "AS"}[i%3]}
+		p := config.Pool{Site: name, Probe: "t"}
+		for j := range 2 {
+			a := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), byte(j + 1)})
+			p.Endpoints = append(p.Endpoints, config.Endpoint{Address: a})
+			in.Verdicts[EndpointID{name, a}] = Up
+		}
+		o.Pools[name] = p
+	}
+	for i := range services {
+		svc := config.Service{Steering: config.Steering{Pools: map[string]config.PoolRef{}}}
+		for j, name := range names {
+			if i%3 == 0 || j%8 == i%8 {
+				svc.Pools[name] = config.PoolRef{}
+			}
+		}
+		svc.Policy = []config.Stage{health, nearest, {Select: &config.SelectStage{Answers: 1 + i%4}}}
+		o.Services[fmt.Sprintf("s%04d.example.com", i)] = svc
+	}
+	return in
+}
+
+// BenchmarkScale compiles fleets, and again after one verdict flips: how time and memory
+// grow with services, pools and networks. The first row is the largest of each.
+func BenchmarkScale(b *testing.B) {
+	type size struct{ services, pools, networks int }
+	rows := []size{
+		{1000, 100, 1_000_000},
+		{1000, 100, 300_000}, {1000, 100, 100_000},
+		{1000, 30, 300_000}, {1000, 10, 300_000},
+		{300, 100, 300_000}, {100, 100, 300_000},
+	}
+	maps := map[int]*geo.Map{}
+	for _, r := range rows {
+		b.Run(fmt.Sprintf("services=%d/pools=%d/networks=%d", r.services, r.pools, r.networks), func(b *testing.B) {
+			m := maps[r.networks]
+			if m == nil {
+				m = syntheticMap(b, r.networks)
+				maps[r.networks] = m
+			}
+			in := fleet(r.services, r.pools)
+			in.Geo = m
+			var compile, flip time.Duration
+			var held uint64
+			for b.Loop() {
+				var before, after runtime.MemStats
+				runtime.GC()
+				runtime.ReadMemStats(&before)
+				start := time.Now()
+				s, err := Build(nil, in)
+				if err != nil {
+					b.Fatal(err)
+				}
+				compile += time.Since(start)
+				runtime.GC()
+				runtime.ReadMemStats(&after)
+				held += after.HeapAlloc - min(before.HeapAlloc, after.HeapAlloc)
+				next := in
+				next.Verdicts = map[EndpointID]Verdict{}
+				for id, v := range in.Verdicts {
+					next.Verdicts[id] = v
+					if id.Pool == "pool-003" {
+						next.Verdicts[id] = Down
+					}
+				}
+				start = time.Now()
+				if _, err := Build(s, next); err != nil {
+					b.Fatal(err)
+				}
+				flip += time.Since(start)
+				runtime.KeepAlive(s)
+			}
+			n := float64(b.N)
+			b.ReportMetric(compile.Seconds()*1000/n, "compile-ms")
+			b.ReportMetric(flip.Seconds()*1000/n, "flip-ms")
+			b.ReportMetric(float64(held)/n/(1<<20), "MiB")
+		})
+	}
+}
