@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -35,6 +36,30 @@ type flow struct {
 	left   float64            // of demand: not yet placed
 	placed map[string]float64 // requests per second by pool
 	over   float64            // of demand: what was left when every pool was full
+}
+
+// Spill says that the proxies of one pool ask an upstream for more than the pools that they
+// prefer have capacity for.
+type Spill struct {
+	From     string             // pool of the proxies
+	Upstream string             // name of the upstream
+	Demand   float64            // requests per second
+	Placed   map[string]float64 // of them, by pool
+	Over     float64            // of them, what no pool has capacity for
+}
+
+// spills returns the flows that are not served as the policy alone would have it, in order.
+func (s *spill) spills() []Spill {
+	var out []Spill
+	for k, f := range s.flows {
+		if len(f.groups) > 0 && f.demand > tiny && !f.fits() {
+			out = append(out, Spill{From: k.pool, Upstream: k.upstream, Demand: f.demand, Placed: f.placed, Over: f.over})
+		}
+	}
+	slices.SortFunc(out, func(a, b Spill) int {
+		return cmp.Or(strings.Compare(a.From, b.From), strings.Compare(a.Upstream, b.Upstream))
+	})
+	return out
 }
 
 // plan is where the requests of one flow go.
@@ -74,10 +99,7 @@ func newSpill(in Inputs) *spill {
 // are asked for more than they have left give to all who ask in proportion.
 func (s *spill) pour(free map[string]float64) {
 	keys := slices.SortedFunc(maps.Keys(s.flows), func(a, b flowKey) int {
-		if a.pool != b.pool {
-			return strings.Compare(a.pool, b.pool)
-		}
-		return strings.Compare(a.upstream, b.upstream)
+		return cmp.Or(strings.Compare(a.pool, b.pool), strings.Compare(a.upstream, b.upstream))
 	})
 	deepest := 0
 	for _, f := range s.flows {

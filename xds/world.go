@@ -120,6 +120,8 @@ type World struct {
 	Plan     string  // of the snapshot
 	Faults   []error // what could not be made of the configuration: there the last good stays
 
+	Spills []Spill // where load over a pool's capacity goes elsewhere
+
 	views   map[string]*View // by pool
 	objects *config.Objects
 	secrets map[string]Secret
@@ -153,6 +155,7 @@ func Build(prev *World, in Inputs) *World {
 	}
 	w.version = strconv.FormatUint(w.Revision, 10) + " plan " + w.Plan
 	spill := newSpill(in)
+	w.Spills = spill.spills()
 	for _, p := range in.Snapshot.Pools {
 		c := in.Objects.Pools[p.Name]
 		if c.Upstream == nil && c.Proxy == nil {

@@ -116,6 +116,23 @@ func TestViewpoints(t *testing.T) {
 	}
 }
 
+// TestSpills says what spills, and that nothing does while there is room.
+func TestSpills(t *testing.T) {
+	at := func(rate float64) []Spill {
+		return world(t, nil, fleet("[fe-eu1, fe-us]", ""), state{loads: []PoolLoad{{"gfe", "upstream", "fe-eu1", rate}}}).Spills
+	}
+	if got := at(90); len(got) != 0 {
+		t.Errorf("within capacity: %+v, want none", got)
+	}
+	got := at(150)
+	if len(got) != 1 || got[0].From != "gfe" || got[0].Upstream != "upstream" || got[0].Demand != 150 || !near(got[0].Placed["fe-eu1"], 100) || !near(got[0].Placed["fe-us"], 50) || got[0].Over > tiny {
+		t.Errorf("half over: %+v", got)
+	}
+	if got := at(600); len(got) != 1 || !near(got[0].Over, 100) {
+		t.Errorf("over all: %+v, want 100 over", got)
+	}
+}
+
 // TestSpillConserves checks over many demands that shares add up, that no pool is over its
 // capacity while another that is asked has room, and that more demand never moves traffic
 // back.

@@ -11,7 +11,18 @@ type Proxies struct {
 	Revision uint64      `json:"revision,omitempty"` // of the snapshot that is handed out; 0: none yet
 	Proxies  []Proxy     `json:"proxies"`
 	Loads    []PoolLoad  `json:"loads"`            // ordered by pool of the proxies, upstream, pool of the endpoints
+	Spills   []Spill     `json:"spills,omitempty"` // where load over a pool's capacity goes elsewhere
 	Faults   []LoadFault `json:"faults,omitempty"` // what was reported and not believed
+}
+
+// Spill says that the proxies of one pool ask an upstream for more than the pools that they
+// prefer have capacity for.
+type Spill struct {
+	From     string             `json:"from"`
+	Upstream string             `json:"upstream"`
+	Demand   float64            `json:"demand"` // requests per second
+	Placed   map[string]float64 `json:"placed"` // of them, by pool
+	Over     float64            `json:"over"`   // of them, what no pool has capacity for
 }
 
 // Proxy is one proxy that is connected to the config server.

@@ -351,6 +351,7 @@ func Check(path string) (warnings []string, err error) {
 	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
 	if err == nil {
 		_, err = zone.NewSet(zones, servicesIn(zones, s))
+		err = errors.Join(err, checkProxies(f, s))
 	}
 	return warnings, err
 }

@@ -119,7 +119,29 @@ func (p *proxies) feed(ctx context.Context) {
 		if old := p.server.World(); old == nil || !slices.EqualFunc(old.Faults, w.Faults, func(a, b error) bool { return a.Error() == b.Error() }) {
 			p.n.build.report("configuration of proxies", "their last good one stays", errors.Join(w.Faults...))
 		}
+		p.sayWhatSpills(p.server.World(), w)
 		p.server.Set(w)
+	}
+}
+
+// sayWhatSpills logs where load over a pool's capacity begins to go elsewhere, and ends to.
+func (p *proxies) sayWhatSpills(old, now *xds.World) {
+	was := map[[2]string]bool{}
+	if old != nil {
+		for _, s := range old.Spills {
+			was[[2]string{s.From, s.Upstream}] = true
+		}
+	}
+	for _, s := range now.Spills {
+		k := [2]string{s.From, s.Upstream}
+		if !was[k] {
+			p.n.log.Warn("load is over capacity and goes to the next pools", "from", s.From, "upstream", s.Upstream,
+				"revision", now.Revision, "demand", s.Demand, "placed", s.Placed, "over", s.Over)
+		}
+		delete(was, k)
+	}
+	for k := range was {
+		p.n.log.Info("load is within capacity again", "from", k[0], "upstream", k[1], "revision", now.Revision)
 	}
 }
 
@@ -156,6 +178,13 @@ func (p *proxies) faults() []string {
 			}
 		}
 	}
+	if w := p.server.World(); w != nil {
+		for _, s := range w.Spills {
+			if s.Over > s.Demand/100 {
+				out = append(out, fmt.Sprintf("proxies of pool %s: upstream %s is asked for %.0f requests a second, %.0f more than its pools have capacity for", s.From, s.Upstream, s.Demand, s.Over))
+			}
+		}
+	}
 	return out
 }
 
@@ -174,6 +203,9 @@ func (p *proxies) status() api.Proxies {
 	}
 	if w := p.server.World(); w != nil {
 		out.Revision = w.Revision
+		for _, s := range w.Spills {
+			out.Spills = append(out.Spills, api.Spill(s))
+		}
 	}
 	for _, c := range p.server.Clients() {
 		x := api.Proxy{
@@ -204,6 +236,17 @@ func (p *proxies) status() api.Proxies {
 		out.Faults = append(out.Faults, api.LoadFault(f))
 	}
 	return out
+}
+
+// checkProxies reports what of f cannot be said to proxies: raw fields that Envoy has not,
+// certificates that there are not.
+func checkProxies(f *config.File, s *gslb.Snapshot) error {
+	if !f.Node.XDS.Listen.IsValid() {
+		return nil
+	}
+	secrets, faults := xds.ReadSecrets(f.Node.XDS.Certificates)
+	w := xds.Build(nil, xds.Inputs{Snapshot: s, Objects: &f.Objects, Secrets: secrets})
+	return errors.Join(append(faults, w.Faults...)...)
 }
 
 // handlers are what the admin API serves of the config server.

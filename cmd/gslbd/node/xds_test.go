@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -142,5 +144,23 @@ func TestKeepGood(t *testing.T) {
 	}
 	if len(keepGood(nil, nil)) != 0 {
 		t.Error("something of nothing")
+	}
+}
+
+// TestCheckProxies wants the check of a file to find what proxies cannot be told.
+func TestCheckProxies(t *testing.T) {
+	for _, tt := range []struct{ name, upstream, want string }{
+		{"good", "{pools: {fe: }, envoy: {per_connection_buffer_limit_bytes: 1024}}", ""},
+		{"raw field", "{pools: {fe: }, envoy: {no_such: 1}}", `pool gfe: upstream upstream: envoy:`},
+		{"certificate", "{pools: {fe: }, tls: {ca: fe}}", `ca "fe": expected fe.ca in node.xds.certificates`},
+	} {
+		file := filepath.Join(t.TempDir(), "n1.yaml")
+		if err := os.WriteFile(file, []byte(strings.Replace(proxiesConfig, "upstream: fe", "upstream: "+tt.upstream, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Check(file)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
+		}
 	}
 }
