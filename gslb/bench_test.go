@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/meridian-gslb/meridian/geo"
 	"github.com/meridian-gslb/meridian/gslb/config"
@@ -88,16 +89,25 @@ var (
 // cpuPerOp adds the CPU time of an operation to a benchmark's figures: it holds on a machine
 // that others use too. Call what it returns after the loop.
 func cpuPerOp(b *testing.B) (end func()) {
-	used := func() int64 {
-		var u syscall.Rusage
-		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-			b.Fatal(err)
-		}
-		return u.Utime.Nano() + u.Stime.Nano()
-	}
 	runtime.GC()
-	start := used()
-	return func() { b.ReportMetric(float64(used()-start)/float64(b.N), "cpu-ns/op") }
+	start := cpuUsed(b)
+	return func() { b.ReportMetric(float64((cpuUsed(b)-start).Nanoseconds())/float64(b.N), "cpu-ns/op") }
+}
+
+// cpuUsed returns the CPU time that the process has used.
+func cpuUsed(tb testing.TB) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+func halfOfPools() (names []string) {
+	for i := range 25 {
+		names = append(names, fmt.Sprintf("pool-%02d", i))
+	}
+	return names
 }
 
 // BenchmarkDecide decides for random clients among 50 pools over 450,000 networks. Best is
@@ -111,6 +121,16 @@ func BenchmarkDecide(b *testing.B) {
 		{"nearest+select", []config.Stage{health, nearest, select2}},
 		{"failover/best", []config.Stage{health, {Failover: &config.FailoverStage{Order: [][]string{{"pool-07"}}}}}},
 		{"weighted50/worst", []config.Stage{health, weighted}},
+		{"six", []config.Stage{
+			{Fence: &config.FenceStage{Rules: []config.FenceRule{{When: config.Condition{Country: []string{"DE"}}, Deny: []string{"pool-01"}}}}},
+			health, {Shed: &config.ShedStage{Low: 0.8, High: 1}}, {Failover: &config.FailoverStage{Order: [][]string{halfOfPools()}}}, nearest, select2,
+		}},
+		{"six+sticky", []config.Stage{
+			{Fence: &config.FenceStage{Rules: []config.FenceRule{{When: config.Condition{Country: []string{"DE"}}, Deny: []string{"pool-01"}}}}},
+			health, {Shed: &config.ShedStage{Low: 0.8, High: 1}}, {Match: &config.MatchStage{Cases: []config.MatchCase{{If: config.Condition{Continent: []string{"EU"}},
+				Then: []config.Stage{{Failover: &config.FailoverStage{Order: [][]string{{"pool-03", "pool-04"}}}}}}}, Else: []config.Stage{{Failover: &config.FailoverStage{Order: [][]string{{"pool-05", "pool-06"}}}}}}},
+			{Sticky: &config.StickyStage{}}, select2,
+		}},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			in := benchInputs(b, bm.policy...)

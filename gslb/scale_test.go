@@ -89,18 +89,19 @@ func BenchmarkScale(b *testing.B) {
 			}
 			in := fleet(r.services, r.pools)
 			in.Geo = m
-			var compile, flip time.Duration
+			var compile, flip, cpu, flipCPU time.Duration
 			var held uint64
 			for b.Loop() {
 				var before, after runtime.MemStats
 				runtime.GC()
 				runtime.ReadMemStats(&before)
-				start := time.Now()
+				start, used := time.Now(), cpuUsed(b)
 				s, err := Build(nil, in)
 				if err != nil {
 					b.Fatal(err)
 				}
 				compile += time.Since(start)
+				cpu += cpuUsed(b) - used
 				runtime.GC()
 				runtime.ReadMemStats(&after)
 				held += after.HeapAlloc - min(before.HeapAlloc, after.HeapAlloc)
@@ -112,15 +113,18 @@ func BenchmarkScale(b *testing.B) {
 						next.Verdicts[id] = Down
 					}
 				}
-				start = time.Now()
+				start, used = time.Now(), cpuUsed(b)
 				if _, err := Build(s, next); err != nil {
 					b.Fatal(err)
 				}
 				flip += time.Since(start)
+				flipCPU += cpuUsed(b) - used
 				runtime.KeepAlive(s)
 			}
 			n := float64(b.N)
 			b.ReportMetric(compile.Seconds()*1000/n, "compile-ms")
+			b.ReportMetric(cpu.Seconds()*1000/n, "compile-cpu-ms")
+			b.ReportMetric(flipCPU.Seconds()*1000/n, "flip-cpu-ms")
 			b.ReportMetric(flip.Seconds()*1000/n, "flip-ms")
 			b.ReportMetric(float64(held)/n/(1<<20), "MiB")
 		})
