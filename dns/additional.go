@@ -190,7 +190,7 @@ func (a *answerer) addSteeredTargets(d *Data, owner []byte) {
 	}
 	if len(r.rdatas) == start {
 		r.outcome = zone.NoData
-		a.addSOA(owner)
+		a.addSOA(owner, a.d.TTL)
 		return
 	}
 	rdatas := r.rdatas[start:len(r.rdatas):len(r.rdatas)]

@@ -295,11 +295,11 @@ func (a *answerer) resolve(d *Data) {
 			a.addReferral(d, owner)
 			return
 		case zone.NoData:
-			a.addSOA(owner) // RFC 2308, section 2.2
+			a.addSOA(owner, maxTTL) // RFC 2308, section 2.2
 			return
 		case zone.NameError:
 			r.rcode = rcodeNameError
-			a.addSOA(owner) // RFC 2308, section 2.1
+			a.addSOA(owner, maxTTL) // RFC 2308, section 2.1
 			return
 		}
 		r.followed = true
@@ -426,7 +426,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 			r.scope = before // nobody gets any
 		}
 		r.outcome = zone.NoData
-		a.addSOA(owner)
+		a.addSOA(owner, a.d.TTL)
 		return nil
 	}
 	a.add(inAnswer, owner, rtype, a.d.TTL).addrs = a.follow.identify(d.Snapshot, &a.d, addrs, a.start)
@@ -436,7 +436,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 // flatten adds the addresses of target, a name in our zones, at owner, as if they were its own.
 // Elsewhere a resolver would have to be asked; we have none.
 func (a *answerer) flatten(d *Data, owner, target []byte) {
-	r, qtype := &a.r, a.q.qtype
+	r, qtype, ttl := &a.r, a.q.qtype, a.d.TTL
 	if qtype == typeANY {
 		qtype = typeA
 	}
@@ -445,21 +445,22 @@ func (a *answerer) flatten(d *Data, owner, target []byte) {
 	case n == nil:
 		r.rcode, r.aa, r.why = rcodeServFail, false, whyFlatten
 	case n.Service >= 0:
-		addrs, v6, ttl := a.along(d, n.Service)
+		addrs, v6, along := a.along(d, n.Service)
+		ttl = min(ttl, along)
 		if qtype == typeAAAA {
 			addrs = v6
 		}
 		if len(addrs) > 0 {
-			a.add(inAnswer, owner, qtype, min(ttl, a.d.TTL)).addrs = addrs
+			a.add(inAnswer, owner, qtype, ttl).addrs = addrs
 		}
 	default:
 		if rrset := n.RRset(qtype); rrset != nil {
-			a.add(inAnswer, owner, qtype, min(rrset.TTL, a.d.TTL)).rrset = rrset
+			a.add(inAnswer, owner, qtype, min(rrset.TTL, ttl)).rrset = rrset
 		}
 	}
 	if r.rcode == rcodeNoError && (r.n == 0 || r.sets[r.n-1].section != inAnswer || !equalFold(r.sets[r.n-1].owner, owner)) {
 		r.outcome = zone.NoData
-		a.addSOA(owner)
+		a.addSOA(owner, ttl)
 	}
 }
 
@@ -480,11 +481,14 @@ func (a *answerer) addRedirect(owner []byte) []byte {
 	return a.addCNAME(owner, dname.TTL, r.names[start:])
 }
 
+// maxTTL is as long as anything may be cached (RFC 2181, section 8).
+const maxTTL = 1<<31 - 1
+
 // addSOA adds the SOA of the zone that denies, to be cached for as long as RFC 2308, section
-// 5, allows.
-func (a *answerer) addSOA(owner []byte) {
+// 5, allows, but for ttl at most: what a decision denies holds no longer than what it grants.
+func (a *answerer) addSOA(owner []byte, ttl uint32) {
 	z := a.res.Zone
-	a.add(inAuthority, ending(owner, z.Origin), typeSOA, z.NegTTL).rrset = z.SOA
+	a.add(inAuthority, ending(owner, z.Origin), typeSOA, min(z.NegTTL, ttl)).rrset = z.SOA
 }
 
 // write writes the reply into buf, whose length is the limit: header, question, the sets that
