@@ -7,6 +7,7 @@ import (
 
 	"github.com/meridian-gslb/meridian/admin"
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/dns"
 	"github.com/meridian-gslb/meridian/gslb/store"
 )
 
@@ -56,8 +57,10 @@ func (n *Node) members() []api.Member {
 }
 
 // counters are what the DNS server has counted.
-func (n *Node) counters() api.Counters {
-	s := n.dns.Stats()
+func (n *Node) counters() api.Counters { return countersOf(n.dns.Stats()) }
+
+// countersOf puts s as the API has it: what is empty is there, and empty.
+func countersOf(s dns.Stats) api.Counters {
 	c := api.Counters{
 		Time:       time.Now(),
 		Queries:    s.UDP + s.TCP,
@@ -70,6 +73,7 @@ func (n *Node) counters() api.Counters {
 			"full-path": s.Full, "truncated": s.Truncated, "malformed": s.Malformed, "panics": s.Panics,
 			"tcp-accepted": s.TCPAccepted, "tcp-evicted": s.TCPEvicted, "tcp-refused": s.TCPRefused,
 		},
+		Answers: []api.Answers{},
 	}
 	for _, p := range s.Pools {
 		c.Answers = append(c.Answers, api.Answers{Service: p.Service, Pool: p.Pool, Count: p.Decisions})
