@@ -84,6 +84,8 @@ var (
 	mSpansExported  = counter("trace_spans_exported", "Spans that the collector took.")
 	mSpansPending   = gauge("trace_spans_pending", "Spans that wait for the collector.")
 	mTraceDropped   = counter("trace_dropped", "Queries and spans that were dropped rather than waited for, by cause.", "cause")
+	mTraceParents   = counter("trace_parents", "Queries with an EDNS TRACEPARENT option, by what became of it: taken, malformed, refused.", "result")
+	mLinks          = counter("trace_links", "Requests of proxies, by how they were linked to decisions: exact, guessed, unsure, forged; the last two are not.", "result")
 	mMembers        = gauge("gossip_members", "Members of the gossip by state.", "state")
 	mOtherPlan      = gauge("gossip_member_other_plan", "1 for a member that serves another plan than this node.", "member")
 	mAbstains       = gauge("health_abstains", "1 while what this node finds is not believed.")
@@ -173,6 +175,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		for cause, n := range t.Dropped {
 			send(mTraceDropped, float64(n), cause)
 		}
+		send(mTraceParents, float64(t.Parents.Taken), "taken")
+		send(mTraceParents, float64(t.Parents.Malformed), "malformed")
+		send(mTraceParents, float64(t.Parents.Refused), "refused")
+		send(mLinks, float64(t.Links.Exact), "exact")
+		send(mLinks, float64(t.Links.Guessed), "guessed")
+		send(mLinks, float64(t.Links.Unsure), "unsure")
+		send(mLinks, float64(t.Links.Forged), "forged")
 	}
 	members := map[string]int{}
 	for _, m := range st.Members {

@@ -47,7 +47,7 @@ func (l *Linker) Cause(local, client netip.Addr, at time.Time) (Cause, bool) {
 			return Cause{}, false
 		}
 		l.guessed.Add(1)
-		c := Cause{ID: g.ID, Age: at.Sub(g.At), Confidence: g.Confidence}
+		c := Cause{ID: g.ID, Age: at.Sub(g.At).Truncate(time.Millisecond), Confidence: g.Confidence}
 		c.TraceID, c.SpanID = s.Context(g.ID, 0)
 		return c, true
 	}
@@ -59,7 +59,7 @@ func (l *Linker) Cause(local, client netip.Addr, at time.Time) (Cause, bool) {
 		return Cause{}, false
 	}
 	l.exact.Add(1)
-	c := Cause{ID: id, Age: max(0, at.Sub(l.ids.since(id, at))), Confidence: 1}
+	c := Cause{ID: id, Age: max(0, at.Sub(l.ids.since(id, at))).Truncate(time.Millisecond), Confidence: 1}
 	c.TraceID, c.SpanID = s.Context(id, key)
 	return c, true
 }

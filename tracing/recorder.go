@@ -3,6 +3,7 @@ package tracing
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -268,6 +269,9 @@ func (r *Recorder) take(q *Query, now time.Time) {
 		describe = r.options.Brief
 	}
 	facts := describe(q)
+	if q.Decision != 0 && r.signer != nil {
+		r.sign(q.Decision, facts.Answers)
+	}
 	from := len(r.spans)
 	var n int
 	r.spans, n = r.maker.appendQuery(r.spans, q, trace, root, by, &facts)
@@ -280,6 +284,16 @@ func (r *Recorder) take(q *Query, now time.Time) {
 	}
 	if len(r.spans) >= batchOctets || r.inBatch >= batchSpans {
 		r.flush()
+	}
+}
+
+// sign puts id into the IPv6 addresses among answers: what was answered, rather than what is
+// configured.
+func (r *Recorder) sign(id AnswerID, answers []string) {
+	for i, text := range answers {
+		if addr, err := netip.ParseAddr(text); err == nil && addr.Is6() && !addr.Is4In6() {
+			answers[i] = r.signer.Addr(id, addr).String()
+		}
 	}
 }
 

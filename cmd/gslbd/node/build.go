@@ -42,6 +42,8 @@ type builder struct {
 	sources  map[string][32]byte // of zones: what they were read from
 	set      *zone.Set           // of zones, without services
 
+	again gslb.Decision // only the goroutine of the recorder
+
 	recent sync.Map // revision → *gslb.Snapshot, the last keepSnapshots: what tracing describes records with
 }
 

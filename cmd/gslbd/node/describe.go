@@ -10,21 +10,12 @@ import (
 // describe turns a record's indices into names, with the engine's reasons: it asks the
 // snapshot that decided to explain itself. Only sampled records come here.
 func (b *builder) describe(q *tracing.Query) tracing.Facts {
-	s := b.snapshot(q.Revision)
-	if s == nil || q.Service < 0 || int(q.Service) >= len(s.Services) {
+	s, c := b.recorded(q)
+	if s == nil {
 		return tracing.Facts{}
 	}
-	addr := netip.AddrFrom16(q.Client)
-	if !q.V6 {
-		addr = addr.Unmap()
-	}
-	e := s.Explain(s.Services[q.Service], gslb.Client{Addr: addr, Source: q.Source})
-	_, scope := s.Geo.Lookup(addr)
-	p := e.Place
-	f := tracing.Facts{Service: e.Service, Pool: e.Pool, Reason: e.Reason, Plan: e.Plan, Place: tracing.Place{
-		Continent: p.Continent, Country: p.Country, Subdivision: p.Subdivision, City: p.City, ASN: p.ASN,
-		Site: p.Site, Lat: p.Lat, Lon: p.Lon, Located: p.Located, Scope: scope,
-	}}
+	e := s.Explain(s.Services[q.Service], c)
+	f := tracing.Facts{Service: e.Service, Pool: e.Pool, Reason: e.Reason, Plan: e.Plan, Place: placeOf(s, c.Addr)}
 	for _, a := range e.Answers {
 		f.Answers = append(f.Answers, a.String())
 	}
@@ -39,4 +30,51 @@ func (b *builder) describe(q *tracing.Query) tracing.Facts {
 		}
 	}
 	return f
+}
+
+// brief is describe without the engine's reasons, of which an ordinary decision has none that
+// the policy does not tell: it only decides again. Only the goroutine of the recorder calls it.
+func (b *builder) brief(q *tracing.Query) tracing.Facts {
+	s, c := b.recorded(q)
+	if s == nil {
+		return tracing.Facts{}
+	}
+	d := &b.again
+	s.Decide(s.Services[q.Service], c, d)
+	f := tracing.Facts{Service: d.Service.Name, Reason: d.Reason.String(), Plan: s.Plan, Place: placeOf(s, c.Addr)}
+	if d.Pool != nil {
+		f.Pool = d.Pool.Name
+	}
+	for _, addrs := range [...][]netip.Addr{d.V4, d.V6} {
+		for _, a := range addrs {
+			f.Answers = append(f.Answers, a.String())
+		}
+	}
+	return f
+}
+
+// recorded returns the snapshot that decided a record, and for whom; nil if it is gone, or
+// nothing was steered.
+func (b *builder) recorded(q *tracing.Query) (*gslb.Snapshot, gslb.Client) {
+	s := b.snapshot(q.Revision)
+	if s == nil || q.Service < 0 || int(q.Service) >= len(s.Services) {
+		return nil, gslb.Client{}
+	}
+	addr := netip.AddrFrom16(q.Client)
+	if !q.V6 {
+		addr = addr.Unmap()
+	}
+	return s, gslb.Client{Addr: addr, Source: q.Source}
+}
+
+// placeOf is where s says that addr is.
+func placeOf(s *gslb.Snapshot, addr netip.Addr) tracing.Place {
+	if s.Geo == nil {
+		return tracing.Place{}
+	}
+	p, scope := s.Geo.Lookup(addr)
+	return tracing.Place{
+		Continent: p.Continent, Country: p.Country, Subdivision: p.Subdivision, City: p.City, ASN: p.ASN,
+		Site: p.Site, Lat: p.Lat, Lon: p.Lon, Located: p.Located, Scope: scope,
+	}
 }

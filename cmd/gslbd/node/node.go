@@ -111,6 +111,7 @@ func New(opts Options) (*Node, error) {
 		Site:     nc.Site,
 		Version:  opts.Version,
 		Describe: n.build.describe,
+		Brief:    n.build.brief,
 		Workers:  opts.Workers*len(nc.DNS) + 1, // one per UDP worker, and one for all of TCP
 		Logger:   n.log,
 		Parents:  follow.parents,

@@ -1,0 +1,174 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/tracing"
+)
+
+const traceConfig = `
+node:
+  name: ns1
+  site: eu
+  dns: ["127.0.0.1:0"]
+  admin: 127.0.0.1:0
+  otlp: {sample: 0}
+  tracing: {answerIds: {keys: [%q]}}
+sites: {eu: {lat: 50, lon: 8}}
+zones:
+  - name: example.com
+    records: |
+      @ 60 IN SOA ns hostmaster 1 60 60 60 60
+      @ 60 IN NS ns
+      ns 60 IN A 192.0.2.53
+pools:
+  gfe-eu: {site: eu, answerIds: true, endpoints: [{address: "2001:db8:2::11"}]}
+services:
+  www.example.com: {ttl: 30s, pools: {gfe-eu: {}}, policy: [health]}
+`
+
+// A running node from end to end: dig's span leads to ours, the answer's address to the
+// decision, a proxy's span comes back with a link to it, and the admin API tells the whole.
+// What the node did itself is there as well.
+func TestTracingEndToEnd(t *testing.T) {
+	key := []byte("sixteen octets!!")
+	path := filepath.Join(t.TempDir(), "gslb.yaml")
+	text := fmt.Sprintf(traceConfig, base64.StdEncoding.EncodeToString(key))
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := config.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := New(Options{File: file, Path: path, Log: slog.New(slog.DiscardHandler), Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- n.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	}()
+	<-n.Ready()
+
+	// The query, below a span of the resolver's.
+	parent := tracing.TraceParent{TraceID: tracing.TraceID{1, 15: 1}, Parent: tracing.SpanID{2}}
+	q := new(dns.Msg)
+	q.SetQuestion("www.example.com.", dns.TypeAAAA)
+	q.SetEdns0(1232, false)
+	q.IsEdns0().Option = append(q.IsEdns0().Option, &dns.EDNS0_LOCAL{Code: tracing.EDNSTraceParent, Data: tracing.AppendTraceParent(nil, parent.TraceID, parent.Parent)})
+	r, err := dns.Exchange(q, n.DNSAddrs()[0].String())
+	if err != nil || len(r.Answer) != 1 {
+		t.Fatalf("%v, %v, want one answer", r, err)
+	}
+	vip, _ := netip.AddrFromSlice(r.Answer[0].(*dns.AAAA).AAAA)
+	ids, err := tracing.NewAnswerIDs(tracing.DefaultEpoch, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer := ids.Signer()
+	id, _, genuine := signer.Read(vip)
+	if genuine != tracing.Genuine {
+		t.Fatalf("answer %v: carries no id of ours", vip)
+	}
+
+	// The request, of which a proxy without the key exports the span.
+	base := "http://" + n.AdminAddr().String()
+	provider, shutdown, err := tracing.SDK(t.Context(), "gfe", base, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, span := provider.Tracer("gfe").Start(t.Context(), "GET /", trace.WithSpanKind(trace.SpanKindServer),
+		trace.WithAttributes(attribute.String(tracing.AttrVIP, vip.String())))
+	span.End()
+	if err := shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	request := span.(sdktrace.ReadOnlySpan).SpanContext().TraceID()
+
+	var got api.Trace
+	eventually(t, "the query, the decision and the request", func() bool {
+		resp, err := http.Get(base + "/api/v1/traces/" + parent.TraceID.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		got = api.Trace{}
+		return json.NewDecoder(resp.Body).Decode(&got) == nil && len(got.Spans) == 3 && len(got.Linked) == 2
+	})
+	if answers := fmt.Sprint(got.Spans[0].Attributes[tracing.AttrAnswers]); answers != "["+vip.String()+"]" {
+		t.Errorf("answers %s, want [%v], as it was given", answers, vip)
+	}
+	if got.Spans[0].ParentID != parent.Parent || got.Spans[0].Attributes[tracing.AttrSampledBy] != tracing.SampledParent {
+		t.Errorf("query %+v, want a child of the resolver's span", got.Spans[0])
+	}
+	decision, linked := got.Linked[0], got.Linked[1]
+	if decision.Name != tracing.SpanDecision || decision.Attributes[tracing.AttrDecisionID] != id.String() {
+		t.Errorf("decision %+v, want that of answer id %v", decision, id)
+	}
+	if linked.TraceID != tracing.TraceID(request) || len(linked.Links) != 1 || linked.Links[0].SpanID != decision.SpanID || linked.Attributes[tracing.AttrAnswerAge] == nil {
+		t.Errorf("request %+v, want a link to the decision and the answer's age", linked)
+	}
+	if tree := strings.Join(got.Tree, "\n"); !strings.Contains(tree, "⇢ gslb.decision gfe-eu") || !strings.Contains(tree, "⇢ GET /") {
+		t.Errorf("tree\n%s\nwant the decision below the query, and the request below the decision", tree)
+	}
+
+	// The node's own work: it built, it was told to read again, it was asked to change.
+	if err := os.WriteFile(path, []byte(strings.Replace(text, "ttl: 30s", "ttl: 20s", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.reload()
+	resp, err := http.Post(base+"/api/v1/apply", "application/json", bytes.NewReader([]byte("{}")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	want := map[string]bool{"gslb.build": true, "config.reload": true, "admin POST": true}
+	eventually(t, "the spans of the node's work", func() bool {
+		for _, s := range n.traces.Memory().Traces(tracing.Filter{Service: "gslbd"}) {
+			delete(want, s.Name)
+		}
+		return len(want) == 0
+	})
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); !ok(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not after a minute", what)
+		}
+	}
+}
