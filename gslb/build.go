@@ -39,7 +39,7 @@ func Build(prev *Snapshot, in Inputs) (*Snapshot, error) {
 			return nil, err
 		}
 	}
-	b := builder{in: in, prev: prev, s: &Snapshot{
+	b := builder{in: in, prev: prev, refined: make(map[string]*routing), s: &Snapshot{
 		Revision: in.Revision, Plan: plan, Geo: in.Geo, in: in, worlds: make(map[string]*world), routings: make(map[string]*routing),
 	}}
 	b.pools()
@@ -72,13 +72,14 @@ func digest(o *config.Objects) (string, error) {
 
 // builder is the state of one Build.
 type builder struct {
-	in     Inputs
-	prev   *Snapshot
-	s      *Snapshot
-	ends   map[string]time.Time // when the first state of a pool, or of an endpoint of it, ends
-	steps  map[string]time.Time // when the next step of a pool's slow start comes
-	order  []orderedState       // of operators that hold now
-	faults []error
+	in      Inputs
+	prev    *Snapshot
+	s       *Snapshot
+	ends    map[string]time.Time // when the first state of a pool, or of an endpoint of it, ends
+	steps   map[string]time.Time // when the next step of a pool's slow start comes
+	order   []orderedState       // of operators that hold now
+	refined map[string]*routing  // by what services make of them
+	faults  []error
 }
 
 func (b *builder) fail(format string, args ...any) {
@@ -464,9 +465,13 @@ func (b *builder) outcomes(svc *Service, c config.Service) {
 		}
 	}
 	if svc.routing.rough {
-		svc.routing = svc.routing.refine(svc.outcomes, svc)
+		svc.routing = svc.routing.refine(svc.outcomes, svc, b.refined)
 	}
 }
+
+// maxSpare is how many routings are kept that no service uses: what fails comes back, and
+// then the last routings are right again.
+const maxSpare = 8
 
 // routings gives every service its routing: one of this snapshot's or the last's that is
 // equal, else one that is compiled now, as many at a time as there are cores.
@@ -491,7 +496,11 @@ func (b *builder) routings() {
 			svc.routing = r
 			continue
 		}
-		if r := b.prev.routings[key]; r != nil && r.world == w {
+		r := b.prev.routings[key]
+		if r == nil {
+			r = b.prev.spare[key]
+		}
+		if r != nil && r.world == w {
 			svc.routing, b.s.routings[key] = r, r
 			continue
 		}
@@ -516,6 +525,14 @@ func (b *builder) routings() {
 	for key, j := range todo {
 		b.s.routings[key] = j.routing
 	}
+	b.s.spare = make(map[string]*routing)
+	for _, from := range []map[string]*routing{b.prev.routings, b.prev.spare} {
+		for key, r := range from {
+			if b.s.routings[key] == nil && r.world == b.s.worlds[r.world.key] && len(b.s.spare) < maxSpare {
+				b.s.spare[key] = r
+			}
+		}
+	}
 	for svc, j := range waits {
 		svc.routing = j.routing
 	}
@@ -535,6 +552,7 @@ func (b *builder) world(marks []netip.Prefix) *world {
 			break
 		}
 		w = newWorld(like, b.in.Geo, b.in.Objects.Sites, marks)
+		w.key = key
 	}
 	b.s.worlds[key] = w
 	return w

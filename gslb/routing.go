@@ -1,6 +1,7 @@
 package gslb
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -16,6 +17,7 @@ type routing struct {
 	table   *geo.Table // to an index of choices; nil: always the first
 	choices []choice
 	values  []uint32 // by class of world: the index of its choice
+	kinds   []uint32 // by choice: the first with the same answers
 	rough   bool     // choices that differ may have the same answers, as the services see it
 }
 
@@ -58,7 +60,10 @@ func newRouting(s *steering, w *world) *routing {
 		values[i] = add(&at)
 	}
 	r.values = values
-	r.table = w.classes.Compile(values, class)
+	for i := range r.choices {
+		r.kinds = append(r.kinds, class(uint32(i)))
+	}
+	r.table = w.classes.Compile(values, func(v uint32) uint32 { return r.kinds[v] })
 	r.rough = slices.ContainsFunc(r.choices, func(ch choice) bool {
 		return ch.reason == ReasonAllDown || ch.shape != shape{} || slices.ContainsFunc(ch.picks, func(p pick) bool { return p.limits != 0 })
 	})
@@ -66,8 +71,8 @@ func newRouting(s *steering, w *world) *routing {
 }
 
 // refine returns r for one service, whose outcomes say which of the choices have the same
-// answers: then more addresses share a scope.
-func (r *routing) refine(outcomes []outcome, svc *Service) *routing {
+// answers: then more addresses share a scope. Services that agree share it by known.
+func (r *routing) refine(outcomes []outcome, svc *Service, known map[string]*routing) *routing {
 	first := make(map[string]uint32)
 	kinds := make([]uint32, len(outcomes))
 	for i := range outcomes {
@@ -79,7 +84,16 @@ func (r *routing) refine(outcomes []outcome, svc *Service) *routing {
 		}
 		kinds[i] = f
 	}
+	if slices.Equal(kinds, r.kinds) {
+		return r
+	}
+	key := fmt.Sprintf("%p %v", r, kinds)
+	if own := known[key]; own != nil {
+		return own
+	}
 	own := *r
+	known[key] = &own
+	own.kinds = kinds
 	own.table = r.world.classes.Compile(r.values, func(v uint32) uint32 { return kinds[v] })
 	return &own
 }

@@ -83,6 +83,7 @@ type Snapshot struct {
 	in       Inputs
 	worlds   map[string]*world   // geography as the stages see it, by the prefixes that they name
 	routings map[string]*routing // by what they depend on, for the next Build to share
+	spare    map[string]*routing // those of snapshots before that no service uses now
 }
 
 // Service is a compiled service.

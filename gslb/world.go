@@ -46,6 +46,7 @@ type world struct {
 	sites   map[string]config.Site
 	places  []geo.Place // of geo, with what the site of each adds
 	spots   []spot      // by place
+	key     string      // of the snapshot's worlds
 	marks   []netip.Prefix
 	classes *geo.Classes
 }

@@ -164,6 +164,46 @@ const DefaultUpstream = "upstream"
 // EffectiveRegion returns the region of the site of that name.
 func (s Site) EffectiveRegion(name string) string { return cmp.Or(s.Region, name) }
 
+// modal are the stages that leave the order of pools to their distance.
+var modal = []string{"health", "nearest", "fence", "select"}
+
+// ByDistance reports whether the policy leaves the order of pools to their distance, so that
+// a mode may arrange them. Otherwise they are used in the order of the policy.
+func (u Upstream) ByDistance() bool {
+	return !slices.ContainsFunc(u.Policy, func(s Stage) bool { return !slices.Contains(modal, s.Name()) })
+}
+
+// UsesLoad reports whether a stage of o asks how much of a pool's capacity is in use.
+func (o *Objects) UsesLoad() bool {
+	for _, c := range o.Chains {
+		if useLoad(c.Stages) {
+			return true
+		}
+	}
+	for _, s := range o.Services {
+		if useLoad(s.Policy) {
+			return true
+		}
+	}
+	for _, p := range o.Pools {
+		for _, u := range p.Upstreams() {
+			if useLoad(u.Policy) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func useLoad(stages []Stage) bool {
+	return slices.ContainsFunc(stages, func(s Stage) bool {
+		if s.Match == nil {
+			return s.Shed != nil
+		}
+		return useLoad(s.Match.Else) || slices.ContainsFunc(s.Match.Cases, func(c MatchCase) bool { return useLoad(c.Then) })
+	})
+}
+
 // isDefault reports whether u says nothing but its steering.
 func (u Upstream) isDefault() bool {
 	u.Steering = Steering{}
@@ -251,12 +291,8 @@ func (c *checker) xds(p path, x XDS) {
 func (c *checker) upstream(p path, u Upstream) {
 	c.steering(p, u.Steering)
 	oneOf(c, p.at("mode"), u.Mode, Modes)
-	if u.Mode == SprayToRegion || u.Mode == SprayToWorld {
-		for i, st := range u.Policy {
-			if st.Failover != nil || st.Weighted != nil {
-				c.fail(p.at("policy").item(i), "%s beside mode %s, which orders pools itself; expected one of them", st.Name(), u.Mode)
-			}
-		}
+	if u.Mode != "" && u.Mode != WaterfallByRegion && !u.ByDistance() {
+		c.fail(p.at("policy"), "orders pools beside mode %s, which does; expected stages of %s, or no mode", u.Mode, strings.Join(modal, ", "))
 	}
 	oneOf(c, p.at("lbPolicy"), u.LBPolicy, LBPolicies)
 	if u.ConnectTimeout != 0 {

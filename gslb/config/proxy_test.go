@@ -22,7 +22,7 @@ func TestProxyFaults(t *testing.T) {
 	}{
 		{"nothing", "", "", ""},
 		{"mode", "", up + ", mode: spray}", `pools.gfe.upstream.mode: "spray"; expected one of waterfall-by-region, waterfall-by-zone, spray-to-region, spray-to-world`},
-		{"mode and policy", "", up + ", mode: spray-to-world, policy: [health, weighted]}", "weighted beside mode spray-to-world"},
+		{"mode and policy", "", up + ", mode: spray-to-world, policy: [health, weighted]}", "policy: orders pools beside mode spray-to-world"},
 		{"mode and nearest", "", up + ", mode: spray-to-world, policy: [health, nearest]}", ""},
 		{"lbPolicy", "", up + ", lbPolicy: least}", `pools.gfe.upstream.lbPolicy: "least"`},
 		{"connect timeout", "", up + ", connectTimeout: 2m}", "connectTimeout: 2m0s; expected 1ms to 1m0s"},
@@ -116,5 +116,24 @@ func TestUpstreams(t *testing.T) {
 	}
 	if got := (Site{}).EffectiveRegion("eu-west"); got != "eu-west" {
 		t.Errorf("region %q, want the site's own name", got)
+	}
+}
+
+func TestUsesLoad(t *testing.T) {
+	for text, want := range map[string]bool{
+		"services: {x.test: {pools: {a: }, policy: [health, nearest]}}":                                          false,
+		"services: {x.test: {pools: {a: }, policy: [health, {shed: {low: 0.7, high: 0.9}}]}}":                    true,
+		"pools: {a: {site: s, upstream: {pools: {b: }, policy: [{shed: {low: 0.7, high: 0.9}}]}}}":               true,
+		"chains: {c: [{shed: {low: 0.7, high: 0.9}}]}":                                                           true,
+		"services: {x.test: {pools: {a: }, policy: [{match: {cases: [], else: [{shed: {low: 0.7, high: 1}}]}}]}}": true,
+	} {
+		o, err := ParseObjects("t.yaml", []byte(text))
+		if err != nil {
+			t.Logf("%s: %v", text, err)
+			continue
+		}
+		if got := o.UsesLoad(); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
 	}
 }
