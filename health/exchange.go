@@ -21,6 +21,8 @@ const (
 	// digestSlack is how much longer ago a peer may have heard of a node before it is sent
 	// what this node has: no less than words are on their way.
 	digestSlack = 3 * time.Second
+	// resultsEvery is in how many words of a node one carries results beside the bitmap.
+	resultsEvery = 4
 	// maxLists is how many lists of targets are kept, so that a change of the configuration
 	// does not make nodes that take it over at different times deaf to each other.
 	maxLists = 4
@@ -154,8 +156,11 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 	if r.Bits != nil {
 		r.Observations = r.observations(m.lists.byHash[r.Heading.List])
 	}
-	if v := m.table.nodes[r.Node]; v != nil && r.Heading.Version.Compare(v.heading.Version) <= 0 {
-		m.stats.repeated.Add(1)
+	before := Heading{Leaving: true}
+	if v := m.table.nodes[r.Node]; v != nil {
+		if before = v.heading; r.Heading.Version.Compare(before.Version) <= 0 {
+			m.stats.repeated.Add(1)
+		}
 	}
 	changed, refused := m.table.Merge(r)
 	m.stats.dropped[dropFull].Add(uint64(refused))
@@ -171,13 +176,28 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 			m.turnLocked(r.Node, c.ID, now)
 		}
 	}
-	m.doubtAt = time.Time{}
-	m.judgeLocked(now, idsOf(changed))
+	if h := m.headingOf(r.Node); h.Failing != before.Failing || h.Abstains != before.Abstains || h.Leaving != before.Leaving || h.Blind != before.Blind {
+		m.doubtAt = time.Time{}
+	}
+	if len(changed) > 0 {
+		m.judgeLocked(now, idsOf(changed))
+	}
 	m.mu.Unlock()
+	if m.gossip != nil {
+		m.gossip.heard(r.Node)
+	}
 	if relay && len(changed) == 1 && changed[0].Flip && m.gossip != nil {
 		m.gossip.broadcast(r.Node, changed[0].ID, e.append(nil))
 	}
 	return nil
+}
+
+// headingOf returns what node says of itself; the zero Heading of one that is not known.
+func (m *Monitor) headingOf(node string) Heading {
+	if v := m.table.nodes[node]; v != nil {
+		return v.heading
+	}
+	return Heading{}
 }
 
 // keep remembers a bitmap to pass on.
@@ -226,6 +246,7 @@ func (m *Monitor) ownLocked(now time.Time, all bool) [][]byte {
 	}
 	messages := encodeBits(&report, marks, now, maxPacket)
 	switch {
+	case !all && m.self.Version.Seq%resultsEvery != 0 && len(messages) > 0: // results are for people: now and then will do
 	case all, len(results) == 0:
 		messages = append(messages, encodeReport(&report, now, maxPacket)...)
 	default:

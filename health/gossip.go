@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -60,13 +61,15 @@ type gossip struct {
 
 	mu    sync.Mutex
 	peers map[string]memberlist.Node // guarded by mu; copies, since memberlist changes its own under its own lock
+	dead  map[string]deadPeer        // guarded by mu; peers that died not long ago, or are on the other side of a partition
+	again chan struct{}              // capacity 1: one of the dead was heard
 	ring  *memberlist.Keyring        // guarded by mu; nil: no key
 	next  int                        // guarded by mu: the peer that the next heartbeat starts with
 }
 
 func newGossip(name, site, role string, conf config.Gossip, transport memberlist.Transport, log *slog.Logger, s *stats) *gossip {
 	g := &gossip{name: name, site: site, role: role, conf: conf, transport: transport, log: log, stats: s,
-		peers: make(map[string]memberlist.Node)}
+		peers: make(map[string]memberlist.Node), dead: make(map[string]deadPeer), again: make(chan struct{}, 1)}
 	g.queue = &memberlist.TransmitLimitedQueue{RetransmitMult: 4, NumNodes: func() int { return g.size() + 1 }}
 	return g
 }
@@ -237,7 +240,31 @@ func (g *gossip) join(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(time.Duration((0.5 + rand.Float64()) * float64(pause))):
+		case <-g.again:
+			select { // not all of one side at once
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Duration(rand.Float64() * float64(rejoinFirst))):
+			}
+			g.reunite()
 		}
+	}
+}
+
+// reunite exchanges states with one of the dead, whose side of a partition tells of the rest.
+func (g *gossip) reunite() {
+	g.mu.Lock()
+	var addr string
+	for _, d := range g.dead { // any
+		addr = d.Address()
+		break
+	}
+	g.mu.Unlock()
+	if addr == "" {
+		return
+	}
+	if _, err := g.list.Join([]string{addr}); err != nil {
+		g.log.Debug("a peer that died does not answer yet", "address", addr, "error", err)
 	}
 }
 
@@ -322,6 +349,38 @@ func (g *gossip) size() int {
 	return len(g.peers)
 }
 
+// deadPeer is a member that was lost.
+type deadPeer struct {
+	memberlist.Node
+	at time.Time
+}
+
+// targets returns whom a beat is for: the peers, and those that died not long ago. If they
+// only were on the other side of a partition, they hear at once that it has healed.
+func (g *gossip) targets() []memberlist.Node {
+	peers := g.members()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(g.dead)) {
+		if d := g.dead[name]; time.Since(d.at) < forgetAfter {
+			peers = append(peers, d.Node)
+		} else {
+			delete(g.dead, name)
+		}
+	}
+	return peers
+}
+
+// heard says that a message of a node came: one of the dead is a reason to join it.
+func (g *gossip) heard(node string) {
+	g.mu.Lock()
+	_, was := g.dead[node]
+	g.mu.Unlock()
+	if was {
+		nudge(g.again)
+	}
+}
+
 // period returns how long a round over all peers takes with so many messages a heartbeat.
 func (g *gossip) period(messages int) time.Duration {
 	rounds := (g.size()*messages + sendBudget - 1) / sendBudget
@@ -331,7 +390,7 @@ func (g *gossip) period(messages int) time.Duration {
 // beat sends the messages to as many peers as the budget allows, and to the others with the
 // next beats. Nobody waits and nothing is repeated: the next beat says it all again.
 func (g *gossip) beat(messages [][]byte) {
-	peers := g.members()
+	peers := g.targets()
 	n := min(len(peers), max(1, sendBudget/max(1, len(messages))))
 	g.mu.Lock()
 	first := g.next
@@ -459,6 +518,7 @@ func (e *events) put(n *memberlist.Node) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.peers[n.Name] = peer
+	delete(e.dead, n.Name)
 	return true
 }
 
@@ -467,6 +527,9 @@ func (e *events) NotifyLeave(n *memberlist.Node) {
 		return
 	}
 	e.mu.Lock()
+	if p, ok := e.peers[n.Name]; ok && n.State != memberlist.StateLeft && len(e.dead) < maxNodes {
+		e.dead[n.Name] = deadPeer{p, time.Now()}
+	}
 	delete(e.peers, n.Name)
 	e.mu.Unlock()
 	verb := "died"
