@@ -353,7 +353,7 @@ func TestSimConstantWork(t *testing.T) {
 		defer w.stop()
 		w.until(40*time.Second, "all hear all", func() bool { return strings.Count(w.nodes[5].votes(), "+ns") == 6 })
 		measure := func() float64 {
-			time.Sleep(12 * time.Second)
+			time.Sleep(45 * time.Second)
 			var octets int
 			w.net.set(func() { w.net.bytes = 0 })
 			time.Sleep(20 * time.Second)
