@@ -88,8 +88,7 @@ func groups(in *Inputs, pool *gslb.Pool, name string, u *config.Upstream) []grou
 
 // arrange splits targets, which are in the order of the policy, into priorities.
 func arrange(targets []*target, u *config.Upstream, open bool) [][]*target {
-	ordered := slices.ContainsFunc(u.Policy, func(s config.Stage) bool { return s.Failover != nil || s.Weighted != nil })
-	if ordered || open {
+	if open || !u.ByDistance() {
 		return chunk(targets, func(a, b *target) bool { return a.hop.Priority == b.hop.Priority })
 	}
 	// The rank of a region is that of its nearest site, in each class.

@@ -176,7 +176,7 @@ func (u Upstream) ByDistance() bool {
 // UsesLoad reports whether a stage of o asks how much of a pool's capacity is in use.
 func (o *Objects) UsesLoad() bool {
 	for _, c := range o.Chains {
-		if useLoad(c.Stages) {
+		if useLoad(c.Policy) {
 			return true
 		}
 	}

@@ -121,16 +121,15 @@ func TestUpstreams(t *testing.T) {
 
 func TestUsesLoad(t *testing.T) {
 	for text, want := range map[string]bool{
-		"services: {x.test: {pools: {a: }, policy: [health, nearest]}}":                                          false,
-		"services: {x.test: {pools: {a: }, policy: [health, {shed: {low: 0.7, high: 0.9}}]}}":                    true,
-		"pools: {a: {site: s, upstream: {pools: {b: }, policy: [{shed: {low: 0.7, high: 0.9}}]}}}":               true,
-		"chains: {c: [{shed: {low: 0.7, high: 0.9}}]}":                                                           true,
-		"services: {x.test: {pools: {a: }, policy: [{match: {cases: [], else: [{shed: {low: 0.7, high: 1}}]}}]}}": true,
+		"services: {x.test: {pools: {a: }, policy: [health, nearest]}}":                                                                                 false,
+		"services: {x.test: {pools: {a: }, policy: [health, {shed: {low: 0.7, high: 0.9}}]}}":                                                           true,
+		"pools: {a: {site: s, upstream: {pools: {b: }, policy: [{shed: {low: 0.7, high: 0.9}}]}}}":                                                      true,
+		"chains: {c: [{shed: {low: 0.7, high: 0.9}}]}":                                                                                                  true,
+		"services: {x.test: {pools: {a: }, policy: [{match: {cases: [{if: {country: [DE]}, then: [nearest]}], else: [{shed: {low: 0.7, high: 1}}]}}]}}": true,
 	} {
 		o, err := ParseObjects("t.yaml", []byte(text))
 		if err != nil {
-			t.Logf("%s: %v", text, err)
-			continue
+			t.Fatalf("%s: %v", text, err)
 		}
 		if got := o.UsesLoad(); got != want {
 			t.Errorf("%s: %v, want %v", text, got, want)

@@ -225,6 +225,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 		Verdicts: verdicts,
 		Since:    gslb.Turned(prev, verdicts, start),
 		Flipping: n.health.Flipping(),
+		Load:     n.xds.engineLoad(),
 		Now:      start,
 	})
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,10 +15,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/tracing"
 	"github.com/meridian-gslb/meridian/xds"
 )
 
@@ -29,6 +32,7 @@ type proxies struct {
 	server *xds.Server // nil: the node has none
 	kick   chan struct{}
 	latest atomic.Pointer[offer]
+	load   atomic.Pointer[map[string]float64] // by pool, for the engine; nil: nobody reports
 }
 
 // offer is a snapshot with the objects that it was built from.
@@ -115,13 +119,61 @@ func (p *proxies) feed(ctx context.Context) {
 			read = time.Now()
 		}
 		loads = p.server.PoolLoads()
-		w := xds.Build(p.server.World(), xds.Inputs{Snapshot: o.snapshot, Objects: o.objects, Secrets: secrets, Loads: loads})
+		p.tellEngine(o.objects, loads)
+		start, before := time.Now(), p.server.World()
+		w := xds.Build(before, xds.Inputs{Snapshot: o.snapshot, Objects: o.objects, Secrets: secrets, Loads: loads})
 		if old := p.server.World(); old == nil || !slices.EqualFunc(old.Faults, w.Faults, func(a, b error) bool { return a.Error() == b.Error() }) {
 			p.n.build.report("configuration of proxies", "their last good one stays", errors.Join(w.Faults...))
 		}
 		p.sayWhatSpills(p.server.World(), w)
 		p.server.Set(w)
+		if before == nil || before.Revision != w.Revision {
+			p.n.cold.did("xds.push", start, attribute.Int64(tracing.AttrRevision, int64(w.Revision)))
+		}
 	}
+}
+
+// loadStep is the step in which the engine sees load: a change within one is noise to it.
+const loadStep = 0.05
+
+// tellEngine hands the engine the share of each pool's capacity that is in use, and asks for
+// a snapshot when that has changed for a stage that reads it.
+func (p *proxies) tellEngine(o *config.Objects, loads []xds.PoolLoad) {
+	if !o.UsesLoad() {
+		p.load.Store(nil)
+		return
+	}
+	now := shares(o, loads)
+	if old := p.load.Swap(&now); old == nil && len(now) > 0 || old != nil && !maps.Equal(*old, now) {
+		p.n.build.wake()
+	}
+}
+
+// shares returns, by pool with a capacity, the share of it that is in use, in whole steps: of
+// a pool of endpoints what all proxies ask of it, of a pool of proxies what they send on.
+func shares(o *config.Objects, loads []xds.PoolLoad) map[string]float64 {
+	in, out := map[string]float64{}, map[string]float64{}
+	for _, l := range loads {
+		in[l.To] += l.Rate
+		out[l.From] += l.Rate
+	}
+	now := map[string]float64{}
+	for _, rates := range []map[string]float64{in, out} {
+		for pool, rate := range rates {
+			if c := o.Pools[pool].Capacity; c > 0 {
+				now[pool] = max(now[pool], math.Round(rate/c/loadStep)*loadStep)
+			}
+		}
+	}
+	return now
+}
+
+// engineLoad is what the engine is told of load; nil for nothing.
+func (p *proxies) engineLoad() map[string]float64 {
+	if l := p.load.Load(); l != nil {
+		return *l
+	}
+	return nil
 }
 
 // sayWhatSpills logs where load over a pool's capacity begins to go elsewhere, and ends to.

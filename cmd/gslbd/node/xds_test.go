@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -162,5 +163,16 @@ func TestCheckProxies(t *testing.T) {
 		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: %v, want %q", tt.name, err, tt.want)
 		}
+	}
+}
+
+func TestShares(t *testing.T) {
+	f, err := config.Parse("n1.yaml", []byte(proxiesConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := shares(&f.Objects, []xds.PoolLoad{{From: "gfe", Upstream: "upstream", To: "fe", Rate: 4}, {From: "other", Upstream: "upstream", To: "fe", Rate: 5.1}})
+	if len(got) != 1 || math.Abs(got["fe"]-0.9) > 1e-9 {
+		t.Errorf("shares %v, want 0.9 of fe, and nothing of pools without a capacity", got)
 	}
 }
