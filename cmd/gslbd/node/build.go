@@ -40,6 +40,7 @@ type builder struct {
 	applied  *config.Objects
 	zones    map[string]*zone.Zone
 	sources  map[string][32]byte // of zones: what they were read from
+	looks    map[string]stamp    // of the zones' files, when they were read
 	set      *zone.Set           // of zones, without services
 
 	again gslb.Decision // only the goroutine of the recorder
@@ -64,6 +65,7 @@ func newBuilder(n *Node) *builder {
 		wrong:   map[string]string{},
 		zones:   map[string]*zone.Zone{},
 		sources: map[string][32]byte{},
+		looks:   map[string]stamp{},
 	}
 }
 
@@ -231,7 +233,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	set, err := b.set.WithServices(servicesIn(b.set.Zones(), s))
+	set, err := b.set.WithServices(servicesIn(b.set, s))
 	if err != nil {
 		return nil, err
 	}
@@ -256,6 +258,11 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 // version, and takes no other zone down.
 func (b *builder) readZones(o *config.Objects) error {
 	for name, z := range o.Zones {
+		look := stampOf(z.File)
+		if _, known := b.sources[name]; known && z.File != "" && look == b.looks[name] {
+			continue
+		}
+		b.looks[name] = look
 		text, file, err := zoneText(z)
 		if err != nil {
 			delete(b.sources, name) // whatever it is when it is there again, it is read
@@ -276,6 +283,7 @@ func (b *builder) readZones(o *config.Objects) error {
 	maps.DeleteFunc(b.sources, func(name string, _ [32]byte) bool {
 		if gone(name) {
 			b.report("zone "+name, "", nil)
+			delete(b.looks, name)
 		}
 		return gone(name)
 	})
@@ -310,15 +318,12 @@ func zoneText(z config.Zone) (text, file string, err error) {
 	return string(t), z.File, err
 }
 
-// servicesIn returns the services of s that lie in one of zones, by owner name.
-func servicesIn(zones []*zone.Zone, s *gslb.Snapshot) map[string]int32 {
+// servicesIn returns the services of s that lie in a zone of set, by owner name.
+func servicesIn(set *zone.Set, s *gslb.Snapshot) map[string]int32 {
 	in := map[string]int32{}
 	for _, svc := range s.Services {
-		for _, z := range zones {
-			if name := z.Name(); name == "" || svc.Name == name || strings.HasSuffix(svc.Name, "."+name) {
-				in[svc.Name] = int32(svc.Index)
-				break
-			}
+		if name, err := zone.FromString(svc.Name); err == nil && set.FindZone(zone.AppendLower(nil, name)) != nil {
+			in[svc.Name] = int32(svc.Index)
 		}
 	}
 	return in
@@ -353,7 +358,10 @@ func Check(path string) (warnings []string, err error) {
 	}
 	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
 	if err == nil {
-		_, err = zone.NewSet(zones, servicesIn(zones, s))
+		set, fault := zone.NewSet(zones, nil)
+		if err = fault; err == nil {
+			_, err = set.WithServices(servicesIn(set, s))
+		}
 		err = errors.Join(err, checkProxies(f, s))
 	}
 	return warnings, err

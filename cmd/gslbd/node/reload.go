@@ -2,8 +2,6 @@ package node
 
 import (
 	"context"
-	"io/fs"
-	"maps"
 	"os"
 	"os/signal"
 	"reflect"
@@ -12,6 +10,8 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 
+	"github.com/meridian-gslb/meridian/geo"
+	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/tracing"
 )
@@ -19,15 +19,22 @@ import (
 // lookEvery is how often the configuration and zone files are looked at.
 const lookEvery = time.Second
 
-// follow reloads the node's configuration on SIGHUP and when one of its files changed,
-// until ctx ends.
+// lookAtMost is how many zone files are looked at every lookEvery, one after the other: a node of
+// very many zones finds a change a little later, and need not look all the time. SIGHUP looks at
+// all of them at once.
+const lookAtMost = 2000
+
+// follow reloads the node's configuration on SIGHUP and when its file changed, and zones when
+// theirs did, until ctx ends.
 func (n *Node) follow(ctx context.Context) error {
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
-	seen := n.stamps()
+	var w watch
+	w.start(n.file.Load())
+	own := stampOf(n.opts.Path)
 	for {
 		select {
 		case <-ctx.Done():
@@ -35,13 +42,16 @@ func (n *Node) follow(ctx context.Context) error {
 		case <-hup:
 			n.log.Info("SIGHUP: reading the configuration again")
 		case <-look.C:
-			now := n.stamps()
-			if maps.Equal(now, seen) {
+			if stampOf(n.opts.Path) == own {
+				if w.changed(lookAtMost) {
+					n.build.reread()
+				}
 				continue
 			}
 		}
-		seen = n.stamps()
+		own = stampOf(n.opts.Path)
 		n.reload()
+		w.start(n.file.Load())
 	}
 }
 
@@ -51,25 +61,43 @@ type stamp struct {
 	mod  time.Time
 }
 
-// stamps returns the stamps of the files that the configuration is made of.
-func (n *Node) stamps() map[string]stamp {
-	paths := []string{n.opts.Path}
-	for _, z := range n.file.Load().Objects.Zones {
+// stampOf returns the stamp of a file; one that cannot be looked at has one of its own.
+func stampOf(path string) stamp {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return stamp{size: -1}
+	}
+	return stamp{fi.Size(), fi.ModTime()}
+}
+
+// watch looks at the zone files of a configuration in turn.
+type watch struct {
+	paths []string
+	seen  []stamp // of paths
+	next  int
+}
+
+// start begins with the files of f as they are now.
+func (w *watch) start(f *config.File) {
+	*w = watch{}
+	for _, z := range f.Objects.Zones {
 		if z.File != "" {
-			paths = append(paths, z.File)
+			w.paths = append(w.paths, z.File)
+			w.seen = append(w.seen, stampOf(z.File))
 		}
 	}
-	m := map[string]stamp{}
-	for _, p := range paths {
-		var fi fs.FileInfo
-		fi, err := os.Stat(p)
-		if err != nil {
-			m[p] = stamp{size: -1}
-			continue
+}
+
+// changed looks at the next files, at most so many, and tells whether one has changed.
+func (w *watch) changed(most int) (found bool) {
+	for range min(most, len(w.paths)) {
+		i := w.next
+		w.next = (w.next + 1) % len(w.paths)
+		if now := stampOf(w.paths[i]); now != w.seen[i] {
+			w.seen[i], found = now, true
 		}
-		m[p] = stamp{fi.Size(), fi.ModTime()}
 	}
-	return m
+	return found
 }
 
 // reload reads the configuration again. A faulty one changes nothing.
@@ -78,17 +106,25 @@ func (n *Node) reload() {
 	done(n.reread())
 }
 
-// reread is reload, and returns the fault, which was reported.
-func (n *Node) reread() error {
-	warnings, err := Check(n.opts.Path)
+// checkEngine reports what is wrong with f beyond its own text and its zones.
+func checkEngine(f *config.File) error {
+	m, err := geo.Open(geoConfig(f))
 	if err != nil {
-		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
 		return err
 	}
-	for _, w := range warnings {
-		n.log.Warn(w)
+	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
+	if err != nil {
+		return err
 	}
+	return checkProxies(f, s)
+}
+
+// reread is reload, and returns the fault, which was reported.
+func (n *Node) reread() error {
 	f, err := config.ReadFile(n.opts.Path)
+	if err == nil { // zones are read one by one: a faulty one is no reason to refuse the others
+		err = checkEngine(f)
+	}
 	if err != nil {
 		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
 		return err
