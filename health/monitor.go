@@ -42,6 +42,10 @@ type Options struct {
 	References []string           // host:port that accept TCP while this node's network works
 	Exec       string             // folder of the programs that exec probes may run; empty: none
 
+	// Attempted, if not nil, is told of every attempt of a probe: of what, when it began and what
+	// came of it. It is called by many goroutines at once and must not block.
+	Attempted func(t Target, start time.Time, r Result)
+
 	reference func(ctx context.Context, hostPort string) error // in place of the network, for tests
 	probe     func(context.Context, Target) Result             // in place of the network, for tests
 }
@@ -124,7 +128,7 @@ func New(o Options) *Monitor {
 	m.self.List = m.lists.add(nil)
 	m.prober = NewProber(ProberOptions{
 		Report: m.observe, MaxInFlight: o.MaxProbes, RootCAs: o.RootCAs,
-		Exec: o.Exec, Logger: m.log, stats: m.stats, probe: o.probe,
+		Exec: o.Exec, Logger: m.log, stats: m.stats, probe: o.probe, attempted: o.Attempted,
 	})
 	if o.Gossip.Listen.IsValid() || o.Transport != nil {
 		m.gossip = newGossip(o.Node, o.Site, o.Role, o.Gossip, o.Transport, m.log, m.stats)

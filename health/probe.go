@@ -40,8 +40,9 @@ type ProberOptions struct {
 	Exec        string         // folder of the programs that exec probes may run; empty: none
 	Logger      *slog.Logger   // nil logs nothing
 
-	stats *stats
-	probe func(context.Context, Target) Result // in place of the network, for tests
+	stats     *stats
+	probe     func(context.Context, Target) Result // in place of the network, for tests
+	attempted func(Target, time.Time, Result)      // as Options.Attempted
 }
 
 // Prober tests targets, each at its interval, and keeps their states. Its methods are safe
@@ -432,6 +433,7 @@ func (p *Prober) medianLocked(j *job) time.Duration {
 // attempt runs j's probe once. A panic in it is a bug of ours, but no reason for the node to
 // stop answering: it is logged, and says nothing of the endpoint.
 func (p *Prober) attempt(ctx context.Context, j *job) (r Result) {
+	start := time.Now()
 	defer func() {
 		if v := recover(); v != nil {
 			p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", v, "stack", string(debug.Stack()))
@@ -439,6 +441,9 @@ func (p *Prober) attempt(ctx context.Context, j *job) (r Result) {
 		}
 		if ctx.Err() == nil {
 			p.o.stats.probes[r.Class].Add(1)
+			if p.o.attempted != nil {
+				p.o.attempted(j.target, start, r)
+			}
 		}
 	}()
 	return j.probe(ctx)

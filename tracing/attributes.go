@@ -70,4 +70,6 @@ const (
 	AttrServices = "gslb.services" // int: services in the snapshot built
 	AttrPools    = "gslb.pools"    // int: pools in it
 	AttrFile     = "file.path"     // string: what was read
+
+	AttrProbeResult = "gslb.probe.result" // string: what an attempt of a probe came to: ok, timeout, refused …
 )

@@ -30,6 +30,7 @@ func (n *Node) healthOptions() (health.Options, error) {
 	return health.Options{
 		Node: nc.Name, Site: nc.Site, Role: nc.Health.Role, Gossip: nc.Gossip, Logger: n.log,
 		Key: key, References: nc.Health.References, Exec: nc.Health.Exec,
+		Attempted: n.cold.probed,
 	}, nil
 }
 

@@ -68,7 +68,8 @@ func New(opts Options) (*Node, error) {
 		opts.Workers = runtime.GOMAXPROCS(0)
 	}
 	nc := opts.File.Node
-	n := &Node{opts: opts, log: opts.Log.With("node", nc.Name), ready: make(chan struct{}), cold: noColdPaths()}
+	n := &Node{opts: opts, log: opts.Log.With("node", nc.Name), ready: make(chan struct{})}
+	n.cold.init()
 	n.file.Store(opts.File)
 	if nc.Data != "" {
 		if err := os.MkdirAll(nc.Data, 0o700); err != nil {

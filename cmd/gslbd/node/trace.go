@@ -3,7 +3,9 @@ package node
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -11,7 +13,9 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/health"
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
@@ -46,9 +50,12 @@ func newFollowing(c config.Tracing) (following, error) {
 
 // coldPaths are the spans of the node's own work, beside those of queries: what it read,
 // built and was told. It begins with Run, and until then there are none.
-type coldPaths struct{ tracer trace.Tracer }
+type coldPaths struct {
+	tracer  trace.Tracer // set before what uses it runs
+	results sync.Map     // probed → health.Class, of the last attempt
+}
 
-func noColdPaths() coldPaths { return coldPaths{noop.NewTracerProvider().Tracer("")} }
+func (c *coldPaths) init() { c.tracer = noop.NewTracerProvider().Tracer("") }
 
 const coldScope = "github.com/meridian-gslb/meridian/cmd/gslbd/node"
 
@@ -70,6 +77,34 @@ func (c *coldPaths) begin(r *tracing.Recorder) (end func()) {
 func (c *coldPaths) work(name string, attrs ...attribute.KeyValue) (trace.Span, func(error)) {
 	_, span := c.tracer.Start(context.Background(), name, trace.WithAttributes(attrs...))
 	return span, func(err error) { endSpan(span, err) }
+}
+
+// did records work that is done.
+func (c *coldPaths) did(name string, start time.Time, attrs ...attribute.KeyValue) {
+	_, span := c.tracer.Start(context.Background(), name, trace.WithTimestamp(start), trace.WithAttributes(attrs...))
+	span.End()
+}
+
+// probed is what an attempt is about: an endpoint may be tested in several ways.
+type probed struct {
+	endpoint gslb.EndpointID
+	at       netip.AddrPort
+}
+
+// probed records an attempt of a probe that came to something else than the one before: what
+// goes on as it was would drown everything.
+func (c *coldPaths) probed(t health.Target, start time.Time, r health.Result) {
+	last, known := c.results.Swap(probed{t.ID, t.Addr}, r.Class)
+	if known && last == r.Class {
+		return
+	}
+	_, span := c.tracer.Start(context.Background(), "health.probe", trace.WithTimestamp(start), trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(attribute.String(tracing.AttrPool, t.ID.Pool), attribute.String("server.address", t.Addr.Addr().String()),
+			attribute.Int("server.port", int(t.Addr.Port())), attribute.String(tracing.AttrProbeResult, r.Class.String())))
+	if r.Class != health.OK {
+		span.SetStatus(codes.Error, r.Detail)
+	}
+	span.End()
 }
 
 func endSpan(span trace.Span, err error) {

@@ -33,6 +33,7 @@ node:
   site: eu
   dns: ["127.0.0.1:0"]
   admin: 127.0.0.1:0
+  xds: {listen: 127.0.0.1:0}
   otlp: {sample: 0}
   tracing: {answerIds: {keys: [%q]}}
 sites: {eu: {lat: 50, lon: 8}}
@@ -42,9 +43,12 @@ zones:
       @ 60 IN SOA ns hostmaster 1 60 60 60 60
       @ 60 IN NS ns
       ns 60 IN A 192.0.2.53
+probes: {closed: {tcp: {port: 1}, interval: 200ms}}
 pools:
+  other: {site: eu, probe: closed, endpoints: [{address: 127.0.0.1}]}
   gfe-eu: {site: eu, answerIds: true, endpoints: [{address: "2001:db8:2::11"}]}
 services:
+  other.example.com: {ttl: 60s, pools: {other: {}}, policy: [health]}
   www.example.com: {ttl: 30s, pools: {gfe-eu: {}}, policy: [health]}
 `
 
@@ -152,7 +156,7 @@ func TestTracingEndToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	want := map[string]bool{"gslb.build": true, "config.reload": true, "admin POST": true}
+	want := map[string]bool{"gslb.build": true, "config.reload": true, "admin POST": true, "health.probe": true, "xds.push": true}
 	eventually(t, "the spans of the node's work", func() bool {
 		for _, s := range n.traces.Memory().Traces(tracing.Filter{Service: "gslbd"}) {
 			delete(want, s.Name)
