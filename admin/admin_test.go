@@ -613,6 +613,33 @@ func TestPools(t *testing.T) {
 	}
 }
 
+// TestApplyOverFaults: etcd holds other than what is served, since that is not valid. A file of
+// what is served differs from it.
+func TestApplyOverFaults(t *testing.T) {
+	n := newNode(t, nil)
+	n.view.Stored = n.view.Objects.Clone()
+	n.view.Stored.Pools["gfe-eu"] = config.Pool{Site: "nowhere"} // refers to nothing
+	n.view.Stored.Delete("pools", "gfe-us")                      // cannot be read
+	n.view.Stored.Pools["bad"] = config.Pool{Site: "nowhere"}    // is left out
+	text, err := config.MarshalYAML(n.view.Objects)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct{ query, want string }{
+		{"dryRun=1", "change pools/gfe-eu, add pools/gfe-us"},
+		{"dryRun=1&prune=1", "delete pools/bad, change pools/gfe-eu, add pools/gfe-us"},
+	} {
+		done := decodeTo[api.Applied](t, n.call("POST", "/api/v1/apply?"+r.query, string(text)))
+		var got []string
+		for _, d := range done.Diff {
+			got = append(got, d.Op+" "+d.Kind+"/"+d.Name)
+		}
+		if g := strings.Join(got, ", "); g != r.want {
+			t.Errorf("%s: got %s; want %s", r.query, g, r.want)
+		}
+	}
+}
+
 func TestConfirm(t *testing.T) {
 	n := newNode(t, nil)
 	if w := n.call("POST", "/api/v1/store/confirm", "{}"); w.Code != 409 {

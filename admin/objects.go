@@ -102,11 +102,10 @@ func (s *Server) apply(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c := edit{author: r.URL.Query().Get("author")}
-	var prune bool
 	for _, f := range []struct {
 		name string
 		on   *bool
-	}{{"dryRun", &c.dryRun}, {"force", &c.force}, {"prune", &prune}} {
+	}{{"dryRun", &c.dryRun}, {"force", &c.force}, {"prune", &c.prune}} {
 		if *f.on, ok = flag(w, r, f.name); !ok {
 			return
 		}
@@ -129,7 +128,7 @@ func (s *Server) apply(w http.ResponseWriter, r *http.Request) {
 	}
 	c.given = given
 	s.change(w, r, c, func(_ store.View, next *config.Objects) (*config.Objects, error) {
-		if prune {
+		if c.prune {
 			given.States = next.States
 			return given, nil
 		}
@@ -265,12 +264,14 @@ func setWeight(o *config.Objects, pool, service string, weight int) error {
 type edit struct {
 	author        string
 	dryRun, force bool
+	prune         bool // what is not given is deleted
 	at            int64
 	given         *config.Objects // to be in the store after, also where the node's file says the same; nil: none
 }
 
-// present returns the objects that e is compared with: those that are served, without those
-// that e moves from the node's file into the store.
+// present returns the objects that e is compared with: those that are served; of those that e
+// gives, what etcd holds, so that e moves them from the node's file into the store, and writes
+// over what is not valid there.
 func (e edit) present(v store.View) *config.Objects {
 	if e.given == nil || v.Stored == nil {
 		return v.Objects
@@ -278,9 +279,15 @@ func (e edit) present(v store.View) *config.Objects {
 	p := v.Objects.Clone()
 	for _, kind := range config.Kinds {
 		for _, name := range e.given.Names(kind) {
-			if _, stored := v.Stored.Object(kind, name); !stored {
+			if !p.Take(v.Stored, kind, name) {
 				p.Delete(kind, name)
 			}
+		}
+		if !e.prune || kind == "states" {
+			continue
+		}
+		for _, name := range v.Stored.Names(kind) {
+			p.Take(v.Stored, kind, name)
 		}
 	}
 	return p

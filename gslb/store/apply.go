@@ -137,30 +137,20 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 		_ = json.Unmarshal(meta.Kvs[0].Value, &last) // only for the author's name
 	}
 
-	before, mods, values := c.current(l)
-	if err := ch.conflict(touched, mods, last.Author, lastMod); err != nil {
+	now := c.current(l)
+	if err := ch.conflict(touched, now.mods, last.Author, lastMod); err != nil {
 		return 0, false, err
 	}
-	after := config.Merge(before, put)
 	for _, k := range ch.Delete {
-		if mods[k] == 0 {
+		if now.mods[k] == 0 {
 			return 0, false, c.notInStore(k)
 		}
-		after.Delete(k.Kind, k.Name)
 	}
-	c.mu.Lock()
-	base := c.base
-	c.mu.Unlock()
-	wholeAfter := config.Merge(base, after)
-	if err := config.Validate(wholeAfter); err != nil {
+	if err := ch.check(now, put, touched); err != nil {
 		return 0, false, err
 	}
-	if !ch.Force {
-		if err := guard(config.Merge(base, before), wholeAfter); err != nil {
-			return 0, false, err
-		}
-	}
 
+	mods, values := now.mods, now.values
 	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(lastChangeKey), "=", lastMod)}
 	var ops []clientv3.Op
 	var written []Key
@@ -203,21 +193,66 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 	return r.Header.Revision, r.Succeeded, nil
 }
 
-// current decodes a listing for Apply: the objects, and the revision and the value of every
-// key. What is not valid stands at its last good version, as in the view.
-func (c *Client) current(l *listing) (o *config.Objects, mods map[Key]int64, values map[Key]string) {
+// present is what Apply found: the file's objects, and what etcd holds.
+type present struct {
+	base   *config.Objects
+	good   *config.Objects // those of the current view; nil before there is one
+	stored *config.Objects // of etcd; what cannot be read is at its last good version
+	mods   map[Key]int64   // the revision of every key
+	values map[Key]string
+}
+
+// current decodes a listing for Apply.
+func (c *Client) current(l *listing) present {
 	c.mu.Lock()
-	good := c.good
+	p := present{base: c.base, good: c.good, stored: &config.Objects{}, mods: map[Key]int64{}, values: map[Key]string{}}
 	c.mu.Unlock()
-	o, mods, values = &config.Objects{}, map[Key]int64{}, map[Key]string{}
 	for _, kv := range l.kvs {
 		k := keyOf(kv.Key)
-		mods[k], values[k] = kv.ModRevision, string(kv.Value)
-		if err := config.DecodeObject(k.Kind, k.Name, kv.Value, o); err != nil && good != nil {
-			o.Take(good, k.Kind, k.Name)
+		p.mods[k], p.values[k] = kv.ModRevision, string(kv.Value)
+		if err := config.DecodeObject(k.Kind, k.Name, kv.Value, p.stored); err != nil && p.good != nil {
+			p.stored.Take(p.good, k.Kind, k.Name)
 		}
 	}
-	return o, mods, values
+	return p
+}
+
+// check refuses ch when an object that it touches would not be served as it says, or, without
+// ch.Force, when guard does. Objects of others that are not valid do not stand in the way:
+// they are kept at their last good version, as in the view.
+func (ch Change) check(now present, put *config.Objects, touched []Key) error {
+	before, _, faultBefore := sound(now.base, now.good, now.stored)
+	next := config.Merge(now.stored, put)
+	for _, k := range ch.Delete {
+		next.Delete(k.Kind, k.Name)
+	}
+	after, kept, fault := sound(now.base, before, next)
+	if after == nil {
+		return fault
+	}
+	if slices.ContainsFunc(kept, func(k Key) bool { return slices.Contains(touched, k) }) {
+		return news(faultBefore, fault)
+	}
+	if ch.Force {
+		return nil
+	}
+	return guard(config.Merge(now.base, before), config.Merge(now.base, after))
+}
+
+// news returns the faults of after that are not in before: those that a change makes. Where
+// there are none it returns after.
+func news(before, after error) error {
+	known := config.Faults(before)
+	var errs []error
+	for _, f := range config.Faults(after) {
+		if !slices.Contains(known, f) {
+			errs = append(errs, f)
+		}
+	}
+	if len(errs) == 0 {
+		return after
+	}
+	return errors.Join(errs...)
 }
 
 // conflict returns a ConflictError for the first touched object that is newer than ch.At.

@@ -95,6 +95,70 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestApplyBesideFaults: what someone wrote past Apply and is not valid can be written over or
+// deleted, and stands in the way of no other change.
+func TestApplyBesideFaults(t *testing.T) {
+	for _, bad := range []struct{ name, value string }{
+		{"cannot be read", "{{"},
+		{"refers to nothing", `{"site":"nowhere"}`},
+	} {
+		t.Run(bad.name, func(t *testing.T) {
+			e := startEtcd(t, t.TempDir(), socket(t))
+			e.put(world...)
+			r := start(t, external(e.listen, ""), nil)
+			good := r.view("the world", hasPool("a")).Objects.Pools["a"]
+			e.put("pools/a", bad.value, "pools/bad", bad.value)
+			v := r.view("the faults", func(v View) bool { return len(v.Faults) == 2 })
+
+			put := &config.Objects{States: map[string]config.State{"b": {Pool: "b", State: "drain"}}}
+			if _, err := r.Apply(t.Context(), Change{At: v.Revision, Author: "ann", Put: put}); err != nil {
+				t.Errorf("drain of another pool: %v", err)
+			}
+			_, err := r.Apply(t.Context(), Change{Put: objects(t, "services: {x.example.com: {pools: {bad: }}}")})
+			if fs := config.Faults(err); len(fs) == 0 || !strings.Contains(err.Error(), "pools.bad") {
+				t.Errorf("a service on what is left out: %v, want a fault with pools.bad", err)
+			}
+			v = r.view("the drain", func(v View) bool { return len(v.Objects.States) == 1 })
+			if _, err := r.Apply(t.Context(), Change{At: v.Revision, Put: &config.Objects{Pools: map[string]config.Pool{"a": good}}}); err != nil {
+				t.Errorf("writing over it: %v", err)
+			}
+			if _, err := r.Apply(t.Context(), Change{Delete: []Key{{"pools", "bad"}}}); err != nil {
+				t.Errorf("deleting it: %v", err)
+			}
+			r.view("no faults", func(v View) bool { return len(v.Faults) == 0 && v.Stored.Pools["a"].Site == "eu" })
+		})
+	}
+}
+
+func TestSound(t *testing.T) {
+	const head = "sites: {s: {lat: 0, lon: 0}}\nzones: [{name: x, records: y}]\n"
+	tests := []struct{ name, good, next, pools, held string }{
+		{"valid", "pools: {a: {site: s}}", "pools: {b: {site: s}}", "b", ""},
+		{"one of two", "pools: {a: {site: s}}", "pools: {a: {site: gone}, b: {site: s}}", "a b", "[pools/a]"},
+		{"a new one", "", "pools: {a: {site: gone}, b: {site: s}}", "b", "[pools/a]"},
+		{"what leads to it", "", "pools: {a: {site: gone}, b: {site: s}}\nservices: {www.x: {pools: {a: }}, api.x: {pools: {b: }}}", "b", "[pools/a services/www.x]"},
+		{"deleted in use", "pools: {a: {site: s}, b: {site: s}}\nservices: {www.x: {pools: {a: }}}", "services: {www.x: {pools: {a: }}}", "a", "[pools/a]"},
+		{"deleted with its user, beside a fault", "pools: {a: {site: s}, b: {site: s}}\nservices: {www.x: {pools: {a: }}}", "pools: {b: {site: gone}}", "b", "[pools/b]"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			out, held, fault := sound(objects(t, head), objects(t, head+tt.good), objects(t, head+tt.next))
+			if got := strings.Join(out.Names("pools"), " "); got != tt.pools {
+				t.Errorf("pools %s, want %s", got, tt.pools)
+			}
+			if got := fmt.Sprint(held); (fault != nil || tt.held != "") && got != tt.held {
+				t.Errorf("held %s, want %s", got, tt.held)
+			}
+			if err := config.Validate(config.Merge(objects(t, head), out)); err != nil {
+				t.Errorf("not valid: %v", err)
+			}
+		})
+	}
+	if out, _, fault := sound(nil, nil, objects(t, "pools: {a: {site: gone}}")); out != nil || fault == nil {
+		t.Errorf("with nothing to stand on: %+v, %v; want nothing and the fault", out, fault)
+	}
+}
+
 func keysOf(kvs []string) (out []Key) {
 	for i := 0; i < len(kvs); i += 2 {
 		kind, name, _ := strings.Cut(kvs[i], "/")

@@ -63,13 +63,13 @@ type Client struct {
 
 	mu        sync.Mutex
 	base      *config.Objects
-	good      *config.Objects  // the store's objects, each at its last good version; nil before the first reading
+	good      *config.Objects  // the store's objects of the current view: the last that were valid; nil before the first reading
 	cli       *clientv3.Client // nil while etcd is not followed
 	confirmed bool             // the operator takes whatever etcd holds
 	broken    error            // the embedded etcd gave up for good
 	status    Status
-	faults    map[Key]string // of single objects
-	whole     []string       // of the merged whole
+	faults    map[Key]string // of objects that cannot be read
+	whole     []string       // of the others together
 	view      *View          // the current one
 }
 

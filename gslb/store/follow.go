@@ -20,7 +20,8 @@ type follower struct {
 	// What is known of etcd: nothing while cluster is 0.
 	cluster  uint64
 	revision int64
-	good     *config.Objects // each object at its last good version
+	latest   *config.Objects // as they stand there, valid together or not; those that cannot be read are left out
+	good     *config.Objects // those of the current view: the last that were valid as a whole
 	entries  map[Key]entry   // of every key, good or not
 	reported string          // what was last logged as wrong with the whole
 }
@@ -28,12 +29,12 @@ type follower struct {
 // entry is what is known of one key.
 type entry struct {
 	mod   int64  // etcd's revision of it
-	fault string // why its value is not used; "" when it is
+	fault string // why its value cannot be read; "" when it can
 }
 
 // runFile hands on the file's objects, and again when they are replaced.
 func (f *follower) runFile(ctx context.Context) {
-	f.good = &config.Objects{}
+	f.latest = &config.Objects{}
 	for {
 		f.publish(false)
 		select {
@@ -67,11 +68,9 @@ func (f *follower) boot() {
 			f.c.log.Warn("snapshot on disk is not used", "revision", s.Revision, "error", err)
 			continue
 		}
-		f.cluster, f.revision, f.good = s.Cluster, s.Revision, s.Store
-		if f.good == nil {
-			f.good = &config.Objects{}
-		}
-		f.hand(merged, true)
+		f.cluster, f.revision = s.Cluster, s.Revision
+		f.latest = s.Store.Clone()
+		f.hand(f.latest, merged, true)
 		if unfit != nil {
 			f.c.setWhole(unfit)
 		}
@@ -103,7 +102,7 @@ func (f *follower) run(ctx context.Context, s *session) {
 			f.publish(true)
 		case <-f.c.rebase:
 			// Before the first reading, what etcd holds is not known: wait for it.
-			if f.good != nil {
+			if f.latest != nil {
 				f.publish(f.cluster != 0)
 			}
 		case <-grace:
@@ -119,11 +118,11 @@ func (f *follower) serveBase() {
 	f.c.mu.Lock()
 	base := f.c.base
 	f.c.mu.Unlock()
-	if f.good != nil || base.Len() == 0 {
+	if f.latest != nil || base.Len() == 0 {
 		return
 	}
 	f.c.log.Warn("nothing from etcd or disk; the file's objects are served alone")
-	f.hand(base, false)
+	f.hand(nil, base, false)
 }
 
 // hold decides whether l may be applied. It may not when etcd went back or is another
@@ -157,23 +156,22 @@ func (f *follower) hold(l *listing) (why string) {
 	return why
 }
 
-// take replaces everything by l and reports whether anything is different. An object that
-// is not valid stays at its last good version.
+// take replaces everything by l and reports whether anything is different.
 func (f *follower) take(l *listing) (changed bool) {
 	next := &config.Objects{}
 	entries := make(map[Key]entry, len(l.kvs))
 	for _, kv := range l.kvs {
 		f.read(kv, next, entries)
 	}
-	changed = f.good == nil || f.c.viewRevision() == 0 || len(config.Diff(f.good, next)) > 0 || !maps.Equal(faultsOf(f.entries), faultsOf(entries))
-	f.good, f.entries, f.cluster, f.revision = next, entries, l.cluster, l.revision
-	f.c.setGood(next, faultsOf(entries), !changed)
+	changed = f.latest == nil || f.c.viewRevision() == 0 || len(config.Diff(f.latest, next)) > 0 || !maps.Equal(faultsOf(f.entries), faultsOf(entries))
+	f.latest, f.entries, f.cluster, f.revision = next, entries, l.cluster, l.revision
+	f.c.setFaults(faultsOf(entries), !changed)
 	return changed
 }
 
 // apply takes the events of b that are news, and reports whether there were any.
 func (f *follower) apply(b batch) bool {
-	next, news := f.good.Clone(), false
+	next, news := f.latest.Clone(), false
 	for _, ev := range b.events {
 		if ev.Kv.ModRevision <= f.revision {
 			continue
@@ -188,33 +186,32 @@ func (f *follower) apply(b batch) bool {
 		f.read(ev.Kv, next, f.entries)
 	}
 	if news {
-		f.good, f.revision = next, b.revision
-		f.c.setGood(next, faultsOf(f.entries), false)
+		f.latest, f.revision = next, b.revision
+		f.c.setFaults(faultsOf(f.entries), false)
 	}
 	return news
 }
 
 // read decodes kv into next and entries. What was read before at the same revision is
-// reused; what is not valid leaves the last good version.
+// reused; what cannot be read is in neither table of objects.
 func (f *follower) read(kv *mvccpb.KeyValue, next *config.Objects, entries map[Key]entry) {
 	key := keyOf(kv.Key)
-	last := f.good
-	if last == nil {
-		last = &config.Objects{}
-	}
 	before, known := f.entries[key]
 	if known && before.mod == kv.ModRevision {
 		entries[key] = before
-		next.Take(last, key.Kind, key.Name)
+		if before.fault == "" {
+			next.Take(f.latest, key.Kind, key.Name)
+		}
 		return
 	}
 	e := entry{mod: kv.ModRevision}
+	next.Delete(key.Kind, key.Name)
 	if err := config.DecodeObject(key.Kind, key.Name, kv.Value, next); err != nil {
-		e.fault = strings.ReplaceAll(err.Error(), "\n", "; ")
-		if next.Take(last, key.Kind, key.Name) {
-			e.fault += " (the last good version stays)"
-		} else {
-			e.fault += " (left out)"
+		e.fault = strings.ReplaceAll(err.Error(), "\n", "; ") + " (left out)"
+		if f.good != nil {
+			if _, ok := f.good.Object(key.Kind, key.Name); ok {
+				e.fault = strings.TrimSuffix(e.fault, " (left out)") + " (the last good version stays)"
+			}
 		}
 		f.c.log.Warn("object in etcd is not valid", "key", string(kv.Key), "revision", kv.ModRevision, "fault", e.fault)
 	}
@@ -232,24 +229,36 @@ func faultsOf(entries map[Key]entry) map[Key]string {
 	return faults
 }
 
-// publish hands on the store's objects over the file's, if they are valid together, and
-// saves them when they are from etcd. Otherwise the last view stays.
+// publish hands on the store's objects over the file's, and saves them when they are from
+// etcd. Those that cannot be read or are not valid among the others stay at their last good
+// version; where there is none to stand on, the last view stays as a whole.
 func (f *follower) publish(save bool) {
 	c := f.c
 	c.mu.Lock()
 	base := c.base
 	c.mu.Unlock()
-	merged := config.Merge(base, f.good)
-	if err := config.Validate(merged); err != nil {
-		c.setWhole(err)
-		if err.Error() != f.reported {
-			f.reported = err.Error()
-			c.log.Error("the objects are not valid together; the configuration stays as it is", "revision", f.revision, "error", err)
+	next := f.latest.Clone()
+	if f.good != nil {
+		for key, e := range f.entries {
+			if e.fault != "" {
+				next.Take(f.good, key.Kind, key.Name)
+			}
 		}
+	}
+	next, kept, err := sound(base, f.good, next)
+	c.setWhole(err)
+	reported := ""
+	if err != nil {
+		reported = err.Error()
+		if reported != f.reported {
+			c.log.Error("the objects are not valid together; those stay as they were", "revision", f.revision, "objects", kept, "error", err)
+		}
+	}
+	f.reported = reported
+	if next == nil {
 		return
 	}
-	f.reported = ""
-	f.hand(merged, false)
+	f.hand(next, config.Merge(base, next), false)
 	if save && c.disk.dir != "" {
 		s := &snapshot{Saved: time.Now().UTC(), Cluster: f.cluster, Revision: f.revision, Base: base, Store: f.good}
 		select {
@@ -260,42 +269,43 @@ func (f *follower) publish(save bool) {
 	}
 }
 
-// hand makes merged the current view and hands it on.
-func (f *follower) hand(merged *config.Objects, fromDisk bool) {
+// hand makes merged, of which good are the store's, the current view and hands it on.
+func (f *follower) hand(good, merged *config.Objects, fromDisk bool) {
 	c := f.c
+	f.good = good
 	c.mu.Lock()
-	v := View{Revision: f.revision, Objects: merged, Stored: f.good, Faults: faultTexts(c.faults)}
+	v := View{Revision: f.revision, Objects: merged, Stored: f.latest, Faults: append(faultTexts(c.faults), c.whole...)}
 	if c.mode == ModeFile {
 		v.Stored = nil
 	}
 	c.view = &v
-	c.whole = nil
+	c.good = good
 	c.status.Revision = v.Revision
 	c.status.LastChange = time.Now()
 	c.status.FromDisk = fromDisk
-	if c.good == nil {
-		c.good = f.good
-	}
 	c.mu.Unlock()
 	f.update(v)
 }
 
-// setGood makes the store's objects known to Apply and SetBase; same says that they are
-// those of the current view, which etcd thereby confirms.
-func (c *Client) setGood(good *config.Objects, faults map[Key]string, same bool) {
+// setFaults records which objects cannot be read; same says that etcd holds what the current
+// view was made of.
+func (c *Client) setFaults(faults map[Key]string, same bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.good, c.faults = good, faults
+	c.faults = faults
 	if same {
 		c.status.FromDisk = false
 	}
 }
 
-// setWhole records what is wrong with the objects together.
+// setWhole records what is wrong with the objects together; nil: nothing.
 func (c *Client) setWhole(err error) {
 	c.mu.Lock()
-	c.whole = strings.Split(err.Error(), "\n")
-	c.mu.Unlock()
+	defer c.mu.Unlock()
+	c.whole = nil
+	if err != nil {
+		c.whole = strings.Split(err.Error(), "\n")
+	}
 }
 
 // viewRevision returns the revision of the current view; 0 before the first from the store.

@@ -181,22 +181,38 @@ func TestBadObjects(t *testing.T) {
 		t.Errorf("faults %q, pool a %+v; want its last good version", v.Faults, v.Objects.Pools["a"])
 	}
 
-	// Objects that are not valid together leave the last view.
-	r.mu.Lock()
-	r.views = nil
-	r.mu.Unlock()
-	e.put("services/x.example.com", `{"pools":{"gone":{}}}`, "pools/c", `{"site":"eu"}`)
-	s := r.status("a fault of the whole", func(s Status) bool { return len(s.Faults) == 2 })
-	if !strings.Contains(s.Faults[1], "services.x.example.com.pools.gone: no such pool") {
-		t.Errorf("faults %q", s.Faults)
-	}
-	if n := r.count(); n != 0 {
-		t.Errorf("%d views of an invalid whole", n)
-	}
-	e.put("services/x.example.com", "", "pools/a", world[5])
+	// Objects that are not valid among the others are left out, or stay at their last version
+	// that was; the others go on.
+	e.put("services/x.example.com", `{"pools":{"gone":{}}}`, "pools/b", `{"site":"nowhere"}`)
+	rev := e.put("pools/c", `{"site":"eu"}`)
 	v = r.view("pool c", hasPool("c"))
-	if len(v.Faults) != 0 || len(r.Status().Faults) != 0 {
-		t.Errorf("faults %q, %q; want none", v.Faults, r.Status().Faults)
+	if len(v.Faults) != 3 || !strings.Contains(strings.Join(v.Faults, "\n"), "services.x.example.com.pools.gone: no such pool") || len(r.Status().Faults) != 3 {
+		t.Errorf("faults %q, status %q; want those of pools a and b and of service x", v.Faults, r.Status().Faults)
+	}
+	if got := names(v, "services"); v.Revision != rev || got != "www.example.com" || v.Objects.Pools["b"].Site != "eu" {
+		t.Errorf("revision %d, services %s, pool b %+v; want %d, www.example.com, the last good b", v.Revision, got, v.Objects.Pools["b"], rev)
+	}
+	if _, ok := v.Stored.Services["x.example.com"]; !ok || v.Stored.Pools["b"].Site != "nowhere" {
+		t.Errorf("stored %+v, want it as it stands in etcd", v.Stored)
+	}
+
+	// What could be read and was not valid is not the last good version.
+	e.put("pools/b", "no object")
+	v = r.view("the fault of b", func(v View) bool { return strings.Contains(strings.Join(v.Faults, "\n"), "pools/b: pools.b") })
+	if v.Objects.Pools["b"].Site != "eu" {
+		t.Errorf("pool b %+v, want the version that was served", v.Objects.Pools["b"])
+	}
+
+	// What others need stays when it is deleted.
+	e.put("services/x.example.com", "", "pools/a", world[5], "pools/b", world[7], "sites/eu", "")
+	v = r.view("a site that stays", func(v View) bool { return len(v.Faults) == 3 && len(v.Stored.Sites) == 0 })
+	if got := names(v, "sites"); got != "eu" {
+		t.Errorf("sites %s, want eu", got)
+	}
+	e.put(world[:2]...)
+	v = r.view("no faults again", func(v View) bool { return len(v.Faults) == 0 })
+	if len(r.Status().Faults) != 0 {
+		t.Errorf("status %q; want no faults", r.Status().Faults)
 	}
 }
 

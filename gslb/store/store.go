@@ -18,7 +18,7 @@ import (
 type View struct {
 	Revision int64           // etcd's revision that the objects were read at; 0: the file or disk only
 	Objects  *config.Objects // valid: those of the file, and those of etcd before them
-	Stored   *config.Objects // those of etcd alone; nil without etcd
+	Stored   *config.Objects // those of etcd alone as they stand there, also where Objects has a last good version; those that cannot be read are left out; nil without etcd
 	Faults   []string        // objects that did not validate and were left out or kept at their last good version, each with its reason
 }
 
