@@ -16,8 +16,9 @@ import (
 
 // Apply checks what the objects would be after c, the file's among them, and writes the
 // change in one transaction that holds only if nothing that it was checked against has
-// moved; if something has, it is checked again. It returns the new revision, or the current
-// one when there is nothing to write.
+// moved; if something has, it is checked again. It returns the new revision once the view of
+// it was handed on, or after some seconds, so that who changes something reads it here and may
+// change it again; or the current revision when there is nothing to write.
 //
 // It refuses, with nothing written: a whole that is not valid (config.Faults gives the
 // particulars); an object newer than c.At (ErrConflict); without c.Force a service that no
@@ -190,7 +191,29 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 		}
 		return 0, false, fmt.Errorf("write %d objects: %w", len(written), err)
 	}
+	if r.Succeeded {
+		c.settled(ctx, r.Header.Revision)
+	}
 	return r.Header.Revision, r.Succeeded, nil
+}
+
+// settled returns once the view of revision was handed on, timing.settle is over or ctx ends.
+func (c *Client) settled(ctx context.Context, revision int64) {
+	ctx, cancel := context.WithTimeout(ctx, c.timing.settle)
+	defer cancel()
+	for {
+		c.mu.Lock()
+		handed, moved := c.handed, c.moved
+		c.mu.Unlock()
+		if handed >= revision {
+			return
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // present is what Apply found: the file's objects, and what etcd holds.

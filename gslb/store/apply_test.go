@@ -95,6 +95,25 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestApplyIsReadBack: a change is in the view once Apply returns, so that the next one may be
+// made for it.
+func TestApplyIsReadBack(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	r := start(t, external(e.listen, ""), nil)
+	r.view("the world", hasPool("a"))
+	for i := range 5 {
+		v, _ := r.Latest()
+		rev, err := r.Apply(t.Context(), Change{At: v.Revision, Put: &config.Objects{Pools: map[string]config.Pool{"c": {Site: "eu", Capacity: float64(i + 1)}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, _ = r.Latest(); v.Revision != rev || v.Objects.Pools["c"].Capacity != float64(i+1) {
+			t.Errorf("view of revision %d with pool c %+v after Apply at %d", v.Revision, v.Objects.Pools["c"], rev)
+		}
+	}
+}
+
 // TestApplyBesideFaults: what someone wrote past Apply and is not valid can be written over or
 // deleted, and stands in the way of no other change.
 func TestApplyBesideFaults(t *testing.T) {

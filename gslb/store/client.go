@@ -29,6 +29,7 @@ type timing struct {
 	silence    time.Duration // without a sign for so long, the client is built anew
 	relist     time.Duration // how often everything is read again, whatever the watch said
 	timeout    time.Duration // of one request
+	settle     time.Duration // for a change of this node to come back in its own view
 	grace      time.Duration // for etcd at the start, before the file's objects are served alone
 	hold       time.Duration // how often a held store is read again
 	backoffMin time.Duration
@@ -41,6 +42,7 @@ var defaultTiming = timing{
 	silence:    30 * time.Second,
 	relist:     10 * time.Minute,
 	timeout:    5 * time.Second,
+	settle:     3 * time.Second,
 	grace:      5 * time.Second,
 	hold:       5 * time.Second,
 	backoffMin: 100 * time.Millisecond,
@@ -71,6 +73,8 @@ type Client struct {
 	faults    map[Key]string // of objects that cannot be read
 	whole     []string       // of the others together
 	view      *View          // the current one
+	handed    int64          // the revision of the last view that was handed on, and taken
+	moved     chan struct{}  // closed when handed moves, and replaced
 }
 
 var _ Store = (*Client)(nil)
@@ -79,7 +83,7 @@ var _ Store = (*Client)(nil)
 func Open(o Options) (*Client, error) {
 	c := &Client{
 		etcd: o.Etcd, data: o.Data, mode: ModeFile, disk: disk{o.Data}, log: o.Log, timing: defaultTiming,
-		wake: make(chan struct{}, 1), rebase: make(chan struct{}, 1), up: make(chan struct{}, 1), base: o.Base,
+		wake: make(chan struct{}, 1), rebase: make(chan struct{}, 1), up: make(chan struct{}, 1), moved: make(chan struct{}), base: o.Base,
 	}
 	if c.log == nil {
 		c.log = slog.Default()

@@ -285,6 +285,11 @@ func (f *follower) hand(good, merged *config.Objects, fromDisk bool) {
 	c.status.FromDisk = fromDisk
 	c.mu.Unlock()
 	f.update(v)
+	c.mu.Lock()
+	c.handed = v.Revision
+	close(c.moved)
+	c.moved = make(chan struct{})
+	c.mu.Unlock()
 }
 
 // setFaults records which objects cannot be read; same says that etcd holds what the current

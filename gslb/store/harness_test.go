@@ -125,7 +125,7 @@ var world = []string{
 // fastTiming reacts within a test's patience.
 var fastTiming = timing{
 	coalesce: 5 * time.Millisecond, progress: 200 * time.Millisecond, silence: 30 * time.Second,
-	relist: time.Hour, timeout: 2 * time.Second, grace: time.Hour, hold: 50 * time.Millisecond,
+	relist: time.Hour, timeout: 2 * time.Second, settle: 2 * time.Second, grace: time.Hour, hold: 50 * time.Millisecond,
 	backoffMin: 10 * time.Millisecond, backoffMax: 200 * time.Millisecond,
 }
 
