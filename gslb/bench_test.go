@@ -17,7 +17,7 @@ import (
 	"github.com/meridian-gslb/meridian/testdata/geo/makedb"
 )
 
-// benchMap is a random world of 450,000 networks.
+// benchMap is a random world of 1,000,000 networks.
 var benchMap = sync.OnceValues(func() (*geo.Map, error) {
 	dir, err := os.MkdirTemp("", "meridian-bench")
 	if err != nil {
@@ -30,7 +30,7 @@ var benchMap = sync.OnceValues(func() (*geo.Map, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if err := makedb.Write(f, makedb.DefaultType, makedb.Synthetic(450_000, 1)); err != nil {
+	if err := makedb.Write(f, makedb.DefaultType, makedb.Synthetic(1_000_000, 1)); err != nil {
 		return nil, err
 	}
 	return geo.Open(geo.Config{City: path})
@@ -110,7 +110,7 @@ func halfOfPools() (names []string) {
 	return names
 }
 
-// BenchmarkDecide decides for random clients among 50 pools over 450,000 networks. Best is
+// BenchmarkDecide decides for random clients among 50 pools over 1,000,000 networks. Best is
 // a service that does not depend on the client; worst is a split over all 50 pools.
 func BenchmarkDecide(b *testing.B) {
 	for _, bm := range []struct {
