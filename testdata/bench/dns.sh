@@ -1,15 +1,15 @@
 #!/bin/bash
 # CPU time per query and queries per second of a steered A with client subnets, on one core:
-# Meridian beside gdnsd (same pools, same database), a bare recvmmsg/sendmmsg loop and a bare
-# miekg/dns handler. Every server runs on core 0, the client on core 1, and they are asked in
+# Meridian beside gdnsd (same pools, same database), Knot DNS with mod-geoip (same database, an
+# address for each continent), a bare recvmmsg/sendmmsg loop and a bare miekg/dns handler. Every server runs on core 0, the client on core 1, and they are asked in
 # turn, round after round, so that what else the machine does hits all of them alike.
 #
 #   testdata/bench/dns.sh                   prints the table and writes results/dns.md
 #   ROUNDS=5 SECONDS_EACH=10 testdata/bench/dns.sh
 #   OUT=/dev/null ROUNDS=1 SECONDS_EACH=1 NETWORKS=50000 testdata/bench/dns.sh
 #
-# It needs Linux with two cores, Go, taskset, and Debian's gdnsd and dnsperf; without one of
-# the last two it says so and leaves it out, unless REQUIRE_ALL=1. Everything is on loopback,
+# It needs Linux with two cores, Go, taskset, and Debian's gdnsd, knot, knot-module-geoip and
+# dnsperf; without one of these it says so and leaves it out, unless REQUIRE_ALL=1. Everything is on loopback,
 # in a folder of its own; it ends only what it started.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -19,7 +19,7 @@ SECONDS_EACH=${SECONDS_EACH:-5}
 NETWORKS=${NETWORKS:-450000}
 NAMES=${NAMES:-16}
 OUT=${OUT:-testdata/bench/results/dns.md}
-PORT=${PORT:-15300} # and the next three
+PORT=${PORT:-15300} # and the next five
 
 say() { printf '%s %s\n' "$(date +%T)" "$*" >&2; }
 die() { say "dns.sh: $*"; exit 1; }
@@ -100,9 +100,46 @@ printf '$ORIGIN example.com.\n%s\n' "$zone" >"$dir/example.com.zone"
 	echo ' } } } } }'
 } >"$dir/gdnsd/config"
 
+mkdir -p "$dir/knot"
+{
+	echo "$zone"
+	for ((n = 0; n < NAMES; n++)); do echo "s$n 30 A 192.0.2.9"; done # where the continent is not known
+} >"$dir/knot/example.com.zone"
+for ((n = 0; n < NAMES; n++)); do
+	echo "s$n.example.com:"
+	i=0
+	for continent in NA SA EU AF AS OC AN; do printf '  - geo: "%s"\n    A: 192.0.2.%d\n' $continent $((++i)); done
+done >"$dir/knot/geo.conf"
+cat >"$dir/knot/knot.conf" <<EOF
+server:
+  rundir: $dir/knot
+  pidfile: $dir/knot/pid
+  listen: 127.0.0.1@$((PORT + 5))
+  udp-workers: 1
+  tcp-workers: 1
+  background-workers: 1
+  edns-client-subnet: on
+database:
+  storage: $dir/knot
+mod-geoip:
+  - id: geo
+    config-file: $dir/knot/geo.conf
+    ttl: 30
+    mode: geodb
+    geodb-file: $dir/gdnsd/geoip/city.mmdb
+    geodb-key: continent/code
+zone:
+  - domain: example.com
+    file: $dir/knot/example.com.zone
+    zonefile-sync: -1
+    journal-content: none
+    zonefile-load: whole
+    module: mod-geoip/geo
+EOF
+
 # ---- the servers
 
-declare -A port=([meridian]=$PORT [gdnsd]=$((PORT + 1)) [floor]=$((PORT + 2)) [miekg/dns]=$((PORT + 3)))
+declare -A port=([meridian]=$PORT [gdnsd]=$((PORT + 1)) [floor]=$((PORT + 2)) [miekg/dns]=$((PORT + 3)) [knot]=$((PORT + 5)))
 declare -A start_s
 start() { # name, command …
 	local name=$1 began; shift
@@ -131,6 +168,10 @@ start meridian "$dir/gslbd" -config "$dir/gslb.yaml"
 if have gdnsd; then
 	servers+=(gdnsd)
 	start gdnsd gdnsd -c "$dir/gdnsd" start
+fi
+if have knotd; then
+	servers+=(knot)
+	start knot knotd -c "$dir/knot/knot.conf"
 fi
 start floor "$dir/floor" -listen "127.0.0.1:${port[floor]}"
 start miekg/dns "$dir/miekghandler" -listen "127.0.0.1:${port[miekg/dns]}"
@@ -215,7 +256,7 @@ module() { go list -m -f '{{.Version}}' "$1"; }
 	echo "- floor: a bare recvmmsg/sendmmsg loop. miekg/dns: a handler that always answers the same."
 	echo "- Machine: $(nproc) cores, $(awk -F': ' '/^model name/ { print $2; exit }' /proc/cpuinfo), $(awk '/^MemTotal/ { printf "%.1f GiB", $2 / 1048576 }' /proc/meminfo), Linux $(uname -r), $(uname -m)."
 	echo "- Load of the machine at the end (1 min): $(cut -d' ' -f1 /proc/loadavg)."
-	echo "- Versions: $(go env GOVERSION), miekg/dns $(module github.com/miekg/dns), gdnsd $(version gdnsd), dnsperf $(version dnsperf); Meridian $(git describe --always --dirty 2>/dev/null || echo '?')."
+	echo "- Versions: $(go env GOVERSION), miekg/dns $(module github.com/miekg/dns), gdnsd $(version gdnsd), knot $(version knot), dnsperf $(version dnsperf); Meridian $(git describe --always --dirty 2>/dev/null || echo '?')."
 } >"$dir/dns.md"
 cat "$dir/dns.md"
 if [[ $OUT != /dev/null ]]; then
