@@ -232,6 +232,14 @@ func runEnvoy(t testing.TB, b bootstrap.Proxy) *envoyProcess {
 			}
 		}
 	})
+	eventually(t, 60*time.Second, func() string {
+		c, err := net.Dial("tcp", b.Admin)
+		if err != nil {
+			return "envoy does not run: " + err.Error()
+		}
+		c.Close()
+		return ""
+	})
 	return p
 }
 
