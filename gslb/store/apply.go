@@ -74,7 +74,7 @@ func (c *Client) writable() (*clientv3.Client, error) {
 
 // cause makes an error of the connection an ErrUnavailable; refusals stay as they are.
 func (c *Client) cause(err error) error {
-	for _, refusal := range []error{ErrConflict, ErrGuard, ErrNotFound, ErrUnavailable, context.Canceled} {
+	for _, refusal := range []error{ErrConflict, ErrGuard, ErrNotFound, ErrHeld, ErrUnavailable, context.Canceled} {
 		if errors.Is(err, refusal) {
 			return err
 		}
@@ -125,6 +125,9 @@ func (ch Change) prepare(now time.Time) (put *config.Objects, touched []Key, err
 func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *config.Objects, touched []Key) (rev int64, done bool, err error) {
 	l, err := list(ctx, cli, c.timing.timeout)
 	if err != nil {
+		return 0, false, err
+	}
+	if err := c.sameHistory(l); err != nil {
 		return 0, false, err
 	}
 	meta, err := get(ctx, cli, c.timing.timeout, lastChangeKey, clientv3.WithRev(l.revision))
@@ -195,6 +198,21 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 		c.settled(ctx, r.Header.Revision)
 	}
 	return r.Header.Revision, r.Succeeded, nil
+}
+
+// sameHistory refuses an etcd that is not the one that is followed, or is behind it: it was
+// replaced a moment ago, and the follower is about to hold it.
+func (c *Client) sameHistory(l *listing) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.cluster == 0:
+	case l.cluster != c.cluster:
+		return fmt.Errorf("%w: etcd is cluster %x; the one that is followed is %x", ErrHeld, l.cluster, c.cluster)
+	case l.revision < c.revision:
+		return fmt.Errorf("%w: etcd went back to revision %d; it is followed since %d", ErrHeld, l.revision, c.revision)
+	}
+	return nil
 }
 
 // settled returns once the view of revision was handed on, timing.settle is over or ctx ends.

@@ -67,6 +67,8 @@ type Client struct {
 	base      *config.Objects
 	good      *config.Objects  // the store's objects of the current view: the last that were valid; nil before the first reading
 	cli       *clientv3.Client // nil while etcd is not followed
+	cluster   uint64           // that is followed; 0 before the first reading
+	revision  int64            // that cluster was last read as a whole at
 	confirmed bool             // the operator takes whatever etcd holds
 	broken    error            // the embedded etcd gave up for good
 	status    Status

@@ -166,6 +166,7 @@ func (f *follower) take(l *listing) (changed bool) {
 	changed = f.latest == nil || f.c.viewRevision() == 0 || len(config.Diff(f.latest, next)) > 0 || !maps.Equal(faultsOf(f.entries), faultsOf(entries))
 	f.latest, f.entries, f.cluster, f.revision = next, entries, l.cluster, l.revision
 	f.c.setFaults(faultsOf(entries), !changed)
+	f.c.setHistory(l.cluster, l.revision)
 	return changed
 }
 
@@ -301,6 +302,13 @@ func (c *Client) setFaults(faults map[Key]string, same bool) {
 	if same {
 		c.status.FromDisk = false
 	}
+}
+
+// setHistory records which cluster is followed, and up to where.
+func (c *Client) setHistory(cluster uint64, revision int64) {
+	c.mu.Lock()
+	c.cluster, c.revision = cluster, revision
+	c.mu.Unlock()
 }
 
 // setWhole records what is wrong with the objects together; nil: nothing.

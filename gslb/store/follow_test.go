@@ -138,6 +138,37 @@ func TestSilence(t *testing.T) {
 	r.status("no error", func(s Status) bool { return s.Connected && s.Error == "" })
 }
 
+// TestConnectionLost: an etcd that closes its connections is known to be gone at once, not when
+// it has been silent for long.
+func TestConnectionLost(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	r := start(t, external(e.listen, ""), func(tm *timing) { tm.progress, tm.silence = time.Hour, time.Hour })
+	r.view("the world", hasPool("a"))
+	r.status("a watch", func(s Status) bool { return s.Connected })
+	e.stop()
+	if s := r.status("an error", func(s Status) bool { return !s.Connected && s.Error != "" }); s.Held != "" || s.FromDisk {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// TestApplyToAnother: between two looks of the follower etcd was replaced. Nothing is written
+// to what took its place.
+func TestApplyToAnother(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	r := start(t, external(e.listen, ""), nil)
+	r.view("the world", hasPool("a"))
+	other := startEtcd(t, t.TempDir(), socket(t))
+	put, touched, err := (Change{Put: objects(t, "sites: {us: {lat: 1, lon: 1}}")}).prepare(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := r.try(t.Context(), other.raw, Change{Put: put}, put, touched); !isErr(err, ErrHeld) || !strings.Contains(err.Error(), "etcd is cluster") {
+		t.Errorf("written to another cluster: %v, want ErrHeld", err)
+	}
+}
+
 // TestQuiet: an etcd in which nothing happens is heard all the same, and not taken for gone.
 func TestQuiet(t *testing.T) {
 	var log bytes.Buffer

@@ -10,6 +10,8 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 )
 
 // session talks to etcd: list, then watch from there, again and again. What it reads it
@@ -104,6 +106,12 @@ func (s *session) watch(ctx context.Context, cli *clientv3.Client, l *listing) e
 	silence := s.c.timing.silence
 	watchdog := time.AfterFunc(silence, func() { cancel(fmt.Errorf("watch: no sign of etcd for %v", silence)) })
 	defer watchdog.Stop()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		whenLost(ctx, cli.ActiveConnection(), cancel)
+	}()
+	defer func() { cancel(nil); <-stopped }()
 	// From the listing's own revision, not from the one after it: etcd tells the progress of
 	// no watch that begins in the future, and on a quiet day would seem to be gone. What it
 	// repeats of that revision is known and left out.
@@ -148,6 +156,21 @@ func (s *session) watch(ctx context.Context, cli *clientv3.Client, l *listing) e
 			return errRelist
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+	}
+}
+
+// whenLost waits until conn leads to no server any more, which it tells lost, or ctx ends. A
+// watch alone does not tell: its client goes on trying in silence.
+func whenLost(ctx context.Context, conn *grpc.ClientConn, lost context.CancelCauseFunc) {
+	for {
+		state := conn.GetState()
+		if state != connectivity.Ready {
+			lost(errors.New("watch: the connection to etcd is lost"))
+			return
+		}
+		if !conn.WaitForStateChange(ctx, state) {
+			return
 		}
 	}
 }
