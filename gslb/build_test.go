@@ -242,6 +242,8 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 		nearestThree,
 		"pools: {us: {}, eu: {}, ap: {}}, policy: [health, weighted]",
 		"pools: {us: {}}, policy: [select: {answers: 1}]",
+		"pools: {us: {}, eu: {}}, policy: [health, shed: {low: 0, high: 1}, trickle: {to: [us], share: 0.3}, capacity: {shares: {eu: 0.5}}, nearest, select: {answers: 1}], https: {pools: 2}",
+		"pools: {us: {}, eu: {}}, policy: [fence: [{when: {prefix: [198.51.100.0/25]}, deny: [us]}], match: [{if: {prefix: [192.0.0.0/8]}, then: [sticky: {ipv4: 16}]}], nearest]",
 		"pools: {idle: {}}",
 		"pools: {idle: {}}, allDown: {fallback: [sorry.example]}",
 	} {

@@ -1,0 +1,78 @@
+package gslb
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+)
+
+// TestSelection checks answers that are made of several pools or failure domains, for many
+// clients: how many of what, never one twice, and as often as weights say.
+func TestSelection(t *testing.T) {
+	const domains = "}\npools:\n  big: {site: us, endpoints: [{address: 10.8.0.1, domain: a}, {address: 10.8.0.2, domain: a}, {address: 10.8.0.3, domain: b, weight: 2}, {address: 'fd00:8::1', domain: b}]}\n"
+	tests := []struct {
+		name, service string
+		pools         map[string][2]int // least and most IPv4 addresses of each pool in an answer
+		total         [2]int
+	}{
+		{"several", "pools: {us: {}, eu: {}, ap: {}}, policy: [health, weighted: {answers: several}]", map[string][2]int{"us": {2, 2}, "eu": {2, 2}, "ap": {2, 2}}, [2]int{6, 6}},
+		{"several, cut", "pools: {us: {}, eu: {}, ap: {}}, policy: [health, weighted: {answers: several}, select: {answers: 2}]", map[string][2]int{"us": {0, 1}, "eu": {0, 1}, "ap": {0, 1}}, [2]int{2, 2}},
+		{"one per site", "pools: {us: {}, us2: {}, eu: {}}, policy: [health, weighted: {answers: several}, select: {answers: 4, perSite: 1}]", map[string][2]int{"eu": {1, 1}, "us": {0, 1}, "us2": {0, 1}}, [2]int{2, 2}},
+		{"two pools in order", "pools: {us: {}, eu: {}, ap: {}}, policy: [health, failover: [ap, eu, us], select: {answers: 3, pools: 2}]", map[string][2]int{"ap": {2, 2}, "eu": {1, 1}, "us": {0, 0}}, [2]int{3, 3}},
+		{"one domain", "pools: {big: {}}, policy: [health, weighted: {answers: grouped-single}]" + domains, map[string][2]int{"big": {1, 2}}, [2]int{1, 2}},
+		{"each domain", "pools: {big: {}}, policy: [health, weighted: {answers: grouped-multi}]" + domains, map[string][2]int{"big": {2, 2}}, [2]int{2, 2}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			service, beside := tt.service, ""
+			if i := len(service) - len(domains); i > 0 && service[i:] == domains {
+				service, beside = service[:i], domains[len("}\npools:\n"):]
+				beside = "pools:\n" + beside
+			}
+			s := mustBuild(t, nil, testInputs(t, service, beside, "", ""))
+			svc := s.Service("w.example")
+			owner := map[netip.Addr]string{}
+			for _, p := range s.Pools {
+				for _, e := range p.Endpoints {
+					owner[e.Addr] = p.Name
+				}
+			}
+			var d, again Decision
+			counts := map[string]int{}
+			const clients = 3000
+			for i := range clients {
+				c := Client{netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 9}), 32}
+				s.Decide(svc, c, &d)
+				got := map[string]int{}
+				for j, a := range d.V4 {
+					got[owner[a]]++
+					if slices.Contains(d.V4[:j], a) {
+						t.Fatalf("%s: %s twice", c.Addr, a)
+					}
+				}
+				if owner[d.V4[0]] != d.Pool.Name || len(d.V4) < tt.total[0] || len(d.V4) > tt.total[1] {
+					t.Fatalf("%s: %s; want %v answers, those of the pool first", c.Addr, d.line(), tt.total)
+				}
+				for p, want := range tt.pools {
+					if got[p] < want[0] || got[p] > want[1] {
+						t.Fatalf("%s: %d addresses of %s in %s; want %v", c.Addr, got[p], p, d.line(), want)
+					}
+				}
+				s.Decide(svc, Client{c.Addr.Next(), 32}, &again)
+				if again.line() != d.line() {
+					t.Fatalf("%s: %s, its neighbour %s; want the same", c.Addr, d.line(), again.line())
+				}
+				counts[d.V4[0].String()]++
+			}
+			if tt.name == "one domain" {
+				if n := counts["10.8.0.3"]; n < clients*5/10 || n > clients*7/10 { // domain b has 3 of 5
+					t.Errorf("domain b for %d of %d clients, want three fifths", n, clients)
+				}
+			}
+			asks := client(newYork)
+			if n := testing.AllocsPerRun(100, func() { s.Decide(svc, asks, &d) }); n != 0 {
+				t.Errorf("%v allocations, want 0", n)
+			}
+		})
+	}
+}
