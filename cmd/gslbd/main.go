@@ -23,7 +23,6 @@ import (
 	"github.com/meridian-gslb/meridian/cmd/gslbd/app"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/demo"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/node"
-	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 const usage = `gslbd is Meridian's daemon: an authoritative DNS server that steers users.
@@ -100,7 +99,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // serve runs one node until ctx ends.
 func serve(ctx context.Context, path string, workers int, log *slog.Logger, stdout io.Writer) error {
-	f, err := config.ReadFile(path)
+	f, _, err := node.Load(path) // what it warns of is logged by who serves it
 	if err != nil {
 		return err
 	}

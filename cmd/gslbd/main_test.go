@@ -229,6 +229,48 @@ func TestReload(t *testing.T) {
 	n.stop()
 }
 
+// TestReloadIncluded: what a zone includes is followed like the zone, and SIGHUP reads it even
+// if nothing shows that it changed.
+func TestReloadIncluded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := write(t, dir, "gslb.yaml", small("192.0.2.11"))
+	write(t, dir, "example.com.zone", zoneFile("one")+"$INCLUDE part.zone\n")
+	part := write(t, dir, "part.zone", "part TXT one\n")
+	n := startNode(t, path)
+	txt := func() string { return answers(n.ask("udp", "part.example.com", dns.TypeTXT, "")) }
+	if got := txt(); got != `TXT "one"` {
+		t.Fatalf("got %s, want TXT one", got)
+	}
+	write(t, dir, "part.zone", "part TXT longer\n")
+	eventually(t, "after what is included changed", `TXT "longer"`, txt)
+
+	write(t, dir, "part.zone", "part TYPO x\n")
+	eventually(t, "named in the status", "true", func() string {
+		return strconv.FormatBool(strings.Contains(n.reasons(), "part.zone:1"))
+	})
+	if got := txt(); got != `TXT "longer"` {
+		t.Errorf("with a fault in what is included: got %s, want the running one", got)
+	}
+	write(t, dir, "part.zone", "part TXT good\n")
+	eventually(t, "after it is good again", `TXT "good"`, txt)
+
+	fi, err := os.Stat(part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := write(t, dir, "next.zone", "part TXT evil\n")
+	if err := os.Chtimes(next, fi.ModTime(), fi.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, part); err != nil {
+		t.Fatal(err)
+	}
+	n.signal(syscall.SIGHUP)
+	eventually(t, "after SIGHUP", `TXT "evil"`, txt)
+	n.stop()
+}
+
 // TestDrain sends queries and SIGTERM right after: every one is answered.
 func TestDrain(t *testing.T) {
 	t.Parallel()
@@ -350,13 +392,22 @@ zones:
 // TestCheckAgrees: what check refuses does not start either, and says the same.
 func TestCheckAgrees(t *testing.T) {
 	t.Parallel()
-	path := write(t, t.TempDir(), "gslb.yaml", "node: {name: ns1}\npools: {web: {site: eu}}\n")
-	check, start := launch(t, "check", "-config", path), launch(t, "-config", path)
-	if c, s := check.wait(), start.wait(); c != 1 || s != 1 {
-		t.Errorf("exit codes: got %d of check, %d of the start; want 1 and 1", c, s)
-	}
-	if c, s := check.log.String(), strings.TrimPrefix(start.log.String(), "gslbd: "); c != s || strings.Count(c, "\n") < 3 {
-		t.Errorf("faults: got %q of check, %q of the start; want the same three and more", c, s)
+	dir := t.TempDir()
+	write(t, dir, "example.com.zone", zoneFile("one")+"a A 192.0.2.500\nb TYPO x\nc A\n")
+	for _, tt := range []struct{ name, text string }{
+		{"objects", "node: {name: ns1}\npools: {web: {site: eu}}\n"},
+		{"zone", small("192.0.2.1")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := write(t, dir, tt.name+".yaml", tt.text)
+			check, start := launch(t, "check", "-config", path), launch(t, "-config", path)
+			if c, s := check.wait(), start.wait(); c != 1 || s != 1 {
+				t.Errorf("exit codes: got %d of check, %d of the start; want 1 and 1", c, s)
+			}
+			if c, s := check.log.String(), strings.TrimPrefix(start.log.String(), "gslbd: "); c != s || strings.Count(c, "\n") < 3 {
+				t.Errorf("faults: got %q of check, %q of the start; want the same three and more", c, s)
+			}
+		})
 	}
 }
 

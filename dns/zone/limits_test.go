@@ -120,3 +120,25 @@ func TestHeap(t *testing.T) {
 	}
 	runtime.KeepAlive(text)
 }
+
+// TestParseFiles: what $INCLUDE named is known, also what is not there and with a fault.
+func TestParseFiles(t *testing.T) {
+	dir := t.TempDir()
+	there, missing := filepath.Join(dir, "there"), filepath.Join(dir, "missing")
+	if err := os.WriteFile(there, []byte("a TXT b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const text = "$TTL 300\n@ SOA ns.invalid. h 1 2 3 4 5\n@ NS ns.invalid.\n$INCLUDE there\n"
+	for _, more := range []string{"", "$INCLUDE missing\n"} {
+		z, files, _, err := ParseFiles(strings.NewReader(text+more), filepath.Join(dir, "zone"), "example.com")
+		if (err != nil) != (more != "") || (z == nil) != (err != nil) {
+			t.Errorf("with %q: got %v, %v; want a zone, or else an error", more, z, err)
+		}
+		if info := files[there]; info == nil || info.Size() != 8 {
+			t.Errorf("with %q: got %v of the file that is there, want 8 octets", more, info)
+		}
+		if info, ok := files[missing]; info != nil || ok != (more != "") {
+			t.Errorf("with %q: got %v, %v of the missing file, want nil if it is named", more, info, ok)
+		}
+	}
+}

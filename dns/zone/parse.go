@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -39,18 +40,30 @@ func Parse(r io.Reader, file, origin string) (*Zone, []Warning, error) {
 	return parse(r, file, origin, defaultLimits)
 }
 
+// ParseFiles is Parse, and returns the files that $INCLUDE named, by their paths: each as it
+// was when it was opened, or nil where it could not be. They are known with an error too.
+func ParseFiles(r io.Reader, file, origin string) (*Zone, map[string]fs.FileInfo, []Warning, error) {
+	return parseFiles(r, file, origin, defaultLimits)
+}
+
 func parse(r io.Reader, file, origin string, lim limits) (*Zone, []Warning, error) {
+	z, _, warnings, err := parseFiles(r, file, origin, lim)
+	return z, warnings, err
+}
+
+func parseFiles(r io.Reader, file, origin string, lim limits) (*Zone, map[string]fs.FileInfo, []Warning, error) {
 	var rep report
 	name, err := FromString(origin)
 	if err != nil {
 		rep.fault(file, 0, "zone's %v", err)
 		warnings, err := rep.end(file)
-		return nil, warnings, err
+		return nil, nil, warnings, err
 	}
 	p := &parser{
-		report:  &rep,
-		limits:  lim,
-		builder: newBuilder(&rep, name),
+		report:   &rep,
+		limits:   lim,
+		builder:  newBuilder(&rep, name),
+		included: map[string]fs.FileInfo{},
 	}
 	wire := wires.Get().(*[wireSize]byte)
 	defer wires.Put(wire)
@@ -65,22 +78,23 @@ func parse(r io.Reader, file, origin string, lim limits) (*Zone, []Warning, erro
 	z := p.builder.build(file)
 	warnings, err := rep.end(file)
 	if err != nil {
-		return nil, warnings, err
+		z = nil
 	}
-	return z, warnings, nil
+	return z, p.included, warnings, err
 }
 
 // parser reads master files into a builder.
 type parser struct {
 	*report
-	limits  limits
-	builder *builder
-	folder  string   // where $INCLUDE may read; empty: nowhere
-	root    *os.Root // folder, open since the first $INCLUDE
-	depth   int      // of $INCLUDE
-	files   int      // read for $INCLUDE
-	read    int      // RRs
-	wire    []byte   // scratch for one RR
+	limits   limits
+	builder  *builder
+	folder   string                 // where $INCLUDE may read; empty: nowhere
+	root     *os.Root               // folder, open since the first $INCLUDE
+	depth    int                    // of $INCLUDE
+	files    int                    // read for $INCLUDE
+	included map[string]fs.FileInfo // those files; nil: it could not be opened
+	read     int                    // RRs
+	wire     []byte                 // scratch for one RR
 }
 
 // wireSize is the size of any RR, and room to see that a relative name made one too long.
@@ -275,13 +289,18 @@ func (p *parser) include(args []string, file string, line int, c context) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(file), path)
 	}
+	p.included[path] = nil
 	f, err := p.open(path)
 	if err != nil {
 		p.fault(file, line, "$INCLUDE %q: %v; expected a file in %s", args[0], err, p.folder)
 		return
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+	info, err := f.Stat()
+	if err == nil {
+		p.included[path] = info
+	}
+	if err != nil || !info.Mode().IsRegular() {
 		p.fault(file, line, "$INCLUDE %q: expected a regular file", args[0])
 		return
 	}

@@ -22,6 +22,7 @@ func (n *Node) adminOptions() admin.Options {
 		Token:    nc.AdminToken,
 		Log:      n.log,
 		Snapshot: n.Snapshot,
+		Ready:    n.serves,
 		At:       n.build.snapshot,
 		Recent:   n.dns.Recent,
 		View: func() store.View {
@@ -43,6 +44,17 @@ func (n *Node) adminOptions() admin.Options {
 		Extra:       n.xds.handlers(n.opts.Extra),
 		Metrics:     []prometheus.Collector{n.xds},
 	}
+}
+
+// serves says whether queries are answered from any zone.
+func (n *Node) serves() (ok bool, reason string) {
+	switch d := n.data.Load(); {
+	case d == nil:
+		return false, "nothing to serve yet"
+	case len(d.Zones.Zones()) == 0:
+		return false, "no zone is served"
+	}
+	return true, ""
 }
 
 // members are the nodes of the gossip, this one included.

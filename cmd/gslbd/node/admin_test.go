@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/meridian-gslb/meridian/dns"
+	"github.com/meridian-gslb/meridian/dns/zone"
 )
 
 // TestCountersOf: a server that was asked nothing has empty lists, which pages go through.
@@ -18,5 +19,36 @@ func TestCountersOf(t *testing.T) {
 	s.Pools = []dns.PoolCount{{Service: "www.test", Pool: "a", Decisions: 7}}
 	if a := countersOf(s).Answers; len(a) != 1 || a[0].Service != "www.test" || a[0].Pool != "a" || a[0].Count != 7 {
 		t.Errorf("answers: got %+v, want 7 of www.test from a", a)
+	}
+}
+
+// TestServes: a node is ready once it answers from a zone, and as long as it does.
+func TestServes(t *testing.T) {
+	z, _, err := zone.Parse(strings.NewReader("@ 60 SOA ns.invalid. h 1 2 3 4 5\n@ 60 NS ns.invalid.\n"), "", "example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := func(zones ...*zone.Zone) *dns.Data {
+		s, err := zone.NewSet(zones, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &dns.Data{Zones: s}
+	}
+	for _, tt := range []struct {
+		name   string
+		data   *dns.Data
+		ok     bool
+		reason string
+	}{
+		{"nothing", nil, false, "nothing to serve yet"},
+		{"no zone", set(), false, "no zone is served"},
+		{"a zone", set(z), true, ""},
+	} {
+		n := new(Node)
+		n.data.Store(tt.data)
+		if ok, reason := n.serves(); ok != tt.ok || reason != tt.reason {
+			t.Errorf("%s: got %v, %q, want %v, %q", tt.name, ok, reason, tt.ok, tt.reason)
+		}
 	}
 }

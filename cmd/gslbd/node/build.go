@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -33,15 +34,19 @@ type builder struct {
 	mu     sync.Mutex
 	latest *store.View       // what the store said last; nil before it said anything
 	stale  bool              // the zone files may have changed
+	forced bool              // they are read again even if nothing shows a change
 	wrong  map[string]string // what is refused now, by what it is: the last good one stays
 
 	// Only the run goroutine.
 	revision uint64
 	applied  *config.Objects
 	zones    map[string]*zone.Zone
-	sources  map[string][32]byte // of zones: what they were read from
-	looks    map[string]stamp    // of the zones' files, when they were read
-	set      *zone.Set           // of zones, without services
+	sources  map[string][32]byte         // of zones: what they were read from
+	looks    map[string]stamp            // of the zones' files, when they were read
+	parts    map[string]map[string]stamp // of the files that zones include, likewise; not of zones without
+	set      *zone.Set                   // of zones, without services
+
+	included atomic.Pointer[map[string]stamp] // parts of all zones together; not to be changed
 
 	again gslb.Decision // only the goroutine of the recorder
 
@@ -66,6 +71,7 @@ func newBuilder(n *Node) *builder {
 		zones:   map[string]*zone.Zone{},
 		sources: map[string][32]byte{},
 		looks:   map[string]stamp{},
+		parts:   map[string]map[string]stamp{},
 	}
 }
 
@@ -77,10 +83,10 @@ func (b *builder) view(v store.View) {
 	b.wake()
 }
 
-// reread asks for the zone files to be read again.
-func (b *builder) reread() {
+// reread asks for the zone files to be read again: those that changed, or with forced all.
+func (b *builder) reread(forced bool) {
 	b.mu.Lock()
-	b.stale = true
+	b.stale, b.forced = true, b.forced || forced
 	b.mu.Unlock()
 	b.wake()
 }
@@ -119,13 +125,14 @@ func (b *builder) lastView() *store.View {
 	return b.latest
 }
 
-// zonesStale says whether the zones of o must be read, and forgets that they had to.
-func (b *builder) zonesStale(o *config.Objects) bool {
+// zonesStale says whether the zones of o must be read, and whether all of them, and forgets
+// that they had to.
+func (b *builder) zonesStale(o *config.Objects) (stale, forced bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	stale := b.stale || b.applied != o
-	b.stale = false
-	return stale
+	stale, forced = b.stale || b.applied != o, b.forced
+	b.stale, b.forced = false, false
+	return stale, forced
 }
 
 // run compiles a snapshot whenever something asks for one, until ctx ends.
@@ -208,12 +215,15 @@ func (b *builder) run(ctx context.Context) error {
 // rebuild compiles v with the present places and verdicts, and stores the result.
 func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 	n := b.n
-	if b.zonesStale(v.Objects) {
-		if err := b.readZones(v.Objects); err != nil {
+	if stale, forced := b.zonesStale(v.Objects); stale {
+		if err := b.readZones(v.Objects, forced); err != nil {
 			return nil, err
 		}
 	}
 	b.applied = v.Objects
+	if n.data.Load() == nil && len(b.zones) == 0 {
+		return nil, errors.New("not one of the zones can be served")
+	}
 	start := time.Now()
 	var prev *gslb.Snapshot
 	if d := n.data.Load(); d != nil {
@@ -254,12 +264,13 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 	return s, nil
 }
 
-// readZones reads the zones that changed. A zone that has a fault keeps its last good
-// version, and takes no other zone down.
-func (b *builder) readZones(o *config.Objects) error {
+// readZones reads the zones that changed, or with forced all of them. A zone that has a fault
+// keeps its last good version, and takes no other zone down.
+func (b *builder) readZones(o *config.Objects, forced bool) error {
+	defer b.gatherParts()
 	for name, z := range o.Zones {
 		look := stampOf(z.File)
-		if _, known := b.sources[name]; known && z.File != "" && look == b.looks[name] {
+		if _, known := b.sources[name]; !forced && known && z.File != "" && look == b.looks[name] && same(b.parts[name]) {
 			continue
 		}
 		b.looks[name] = look
@@ -267,7 +278,7 @@ func (b *builder) readZones(o *config.Objects) error {
 		if err != nil {
 			delete(b.sources, name) // whatever it is when it is there again, it is read
 		} else {
-			if b.sources[name] == sha256.Sum256([]byte(text)) {
+			if !forced && b.sources[name] == sha256.Sum256([]byte(text)) && same(b.parts[name]) {
 				continue // as it was, good or bad
 			}
 			err = b.readZone(name, file, text)
@@ -284,6 +295,7 @@ func (b *builder) readZones(o *config.Objects) error {
 		if gone(name) {
 			b.report("zone "+name, "", nil)
 			delete(b.looks, name)
+			delete(b.parts, name)
 		}
 		return gone(name)
 	})
@@ -297,7 +309,11 @@ func (b *builder) readZones(o *config.Objects) error {
 // readZone parses text to the zone of that name.
 func (b *builder) readZone(name, file, text string) error {
 	b.sources[name] = sha256.Sum256([]byte(text)) // a faulty text is reported once
-	z, warnings, err := zone.Parse(strings.NewReader(text), file, name)
+	z, files, warnings, err := zone.ParseFiles(strings.NewReader(text), file, name)
+	delete(b.parts, name)
+	if len(files) > 0 {
+		b.parts[name] = stampsOf(files)
+	}
 	for _, w := range warnings {
 		b.n.log.Warn("zone", "zone", name, "warning", w.String())
 	}
@@ -306,6 +322,18 @@ func (b *builder) readZone(name, file, text string) error {
 	}
 	b.zones[name] = z
 	return nil
+}
+
+// gatherParts makes the parts of all zones known to who looks at files.
+func (b *builder) gatherParts() {
+	if b.included.Load() == nil && len(b.parts) == 0 {
+		return
+	}
+	all := map[string]stamp{}
+	for _, parts := range b.parts {
+		maps.Copy(all, parts)
+	}
+	b.included.Store(&all)
 }
 
 // zoneText returns the master file's text of z, and the file that it is in; none lets
@@ -340,9 +368,15 @@ func (b *builder) snapshot(revision uint64) *gslb.Snapshot {
 // Check reports every fault of the configuration file at path, its zones and its databases
 // together, and what else is worth a warning.
 func Check(path string) (warnings []string, err error) {
-	f, err := config.ReadFile(path)
+	_, warnings, err = Load(path)
+	return warnings, err
+}
+
+// Load reads the configuration file at path for a node. Its error is that of Check.
+func Load(path string) (f *config.File, warnings []string, err error) {
+	f, err = config.ReadFile(path)
 	if f == nil {
-		return nil, err
+		return nil, nil, err
 	}
 	faults := []error{err}
 	zones, warnings, err := checkZones(&f.Objects)
@@ -354,7 +388,7 @@ func Check(path string) (warnings []string, err error) {
 	m, err := geo.Open(places)
 	faults = append(faults, err)
 	if errors.Join(faults...) != nil {
-		return warnings, errors.Join(faults...)
+		return f, warnings, errors.Join(faults...)
 	}
 	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
 	if err == nil {
@@ -364,7 +398,7 @@ func Check(path string) (warnings []string, err error) {
 		}
 		err = errors.Join(err, checkProxies(f, s))
 	}
-	return warnings, err
+	return f, warnings, err
 }
 
 // checkZones reads the zones of o and reports every fault in them.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"os/signal"
 	"reflect"
@@ -36,21 +37,24 @@ func (n *Node) follow(ctx context.Context) error {
 	w.start(n.file.Load())
 	own := stampOf(n.opts.Path)
 	for {
+		hupped := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-hup:
 			n.log.Info("SIGHUP: reading the configuration again")
+			hupped = true
 		case <-look.C:
 			if stampOf(n.opts.Path) == own {
+				w.include(n.build.included.Load())
 				if w.changed(lookAtMost) {
-					n.build.reread()
+					n.build.reread(false)
 				}
 				continue
 			}
 		}
 		own = stampOf(n.opts.Path)
-		n.reload()
+		n.reload(hupped)
 		w.start(n.file.Load())
 	}
 }
@@ -70,11 +74,36 @@ func stampOf(path string) stamp {
 	return stamp{fi.Size(), fi.ModTime()}
 }
 
+// stampsOf returns the stamps of files as they were opened, or as they are if they could not be.
+func stampsOf(files map[string]fs.FileInfo) map[string]stamp {
+	m := make(map[string]stamp, len(files))
+	for path, fi := range files {
+		if fi == nil {
+			m[path] = stampOf(path)
+		} else {
+			m[path] = stamp{fi.Size(), fi.ModTime()}
+		}
+	}
+	return m
+}
+
+// same tells whether the files still are as they were.
+func same(files map[string]stamp) bool {
+	for path, was := range files {
+		if stampOf(path) != was {
+			return false
+		}
+	}
+	return true
+}
+
 // watch looks at the zone files of a configuration in turn.
 type watch struct {
-	paths []string
-	seen  []stamp // of paths
+	paths []string // of zones, and then of what they include
+	seen  []stamp  // of paths
 	next  int
+	zones int // of paths
+	parts *map[string]stamp
 }
 
 // start begins with the files of f as they are now.
@@ -86,6 +115,19 @@ func (w *watch) start(f *config.File) {
 			w.seen = append(w.seen, stampOf(z.File))
 		}
 	}
+	w.zones = len(w.paths)
+}
+
+// include goes on with the files that the zones include, as they were read; nil is none.
+func (w *watch) include(parts *map[string]stamp) {
+	if parts == w.parts {
+		return
+	}
+	w.parts, w.paths, w.seen = parts, w.paths[:w.zones], w.seen[:w.zones]
+	for path, read := range *parts {
+		w.paths, w.seen = append(w.paths, path), append(w.seen, read)
+	}
+	w.next %= max(1, len(w.paths))
 }
 
 // changed looks at the next files, at most so many, and tells whether one has changed.
@@ -100,10 +142,11 @@ func (w *watch) changed(most int) (found bool) {
 	return found
 }
 
-// reload reads the configuration again. A faulty one changes nothing.
-func (n *Node) reload() {
+// reload reads the configuration again, with forced also the zones that show no change. A faulty
+// one changes nothing.
+func (n *Node) reload(forced bool) {
 	_, done := n.cold.work("config.reload", attribute.String(tracing.AttrFile, n.opts.Path))
-	done(n.reread())
+	done(n.reread(forced))
 }
 
 // checkEngine reports what is wrong with f beyond its own text and its zones.
@@ -120,7 +163,7 @@ func checkEngine(f *config.File) error {
 }
 
 // reread is reload, and returns the fault, which was reported.
-func (n *Node) reread() error {
+func (n *Node) reread(forced bool) error {
 	f, err := config.ReadFile(n.opts.Path)
 	if err == nil { // zones are read one by one: a faulty one is no reason to refuse the others
 		err = checkEngine(f)
@@ -154,7 +197,7 @@ func (n *Node) reread() error {
 		n.log.Warn("node: some settings changed that only a restart applies", "file", n.opts.Path)
 	}
 	n.build.report("configuration "+n.opts.Path, "", nil)
-	n.build.reread()
+	n.build.reread(forced)
 	n.log.Info("configuration read", "file", n.opts.Path)
 	return nil
 }

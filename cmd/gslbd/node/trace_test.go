@@ -150,7 +150,7 @@ func TestTracingEndToEnd(t *testing.T) {
 	if err := os.WriteFile(path, []byte(strings.Replace(text, "ttl: 30s", "ttl: 20s", 1)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.reload()
+	n.reload(false)
 	resp, err := http.Post(base+"/api/v1/apply", "application/json", bytes.NewReader([]byte("{}")))
 	if err != nil {
 		t.Fatal(err)
