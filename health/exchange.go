@@ -416,6 +416,10 @@ func (m *Monitor) assign() {
 	defer m.setting.Unlock()
 	m.mu.Lock()
 	now := time.Now()
+	if !m.reassign && !m.shared {
+		m.mu.Unlock()
+		return
+	}
 	mine := m.assignLocked(now)
 	same := m.assigned != nil && len(mine) == len(m.assigned)
 	for i := 0; same && i < len(mine); i++ {

@@ -81,6 +81,8 @@ type Monitor struct {
 	told      int       // how many of its results a round of beats has told
 	assigned  []Target  // that this node probes; nil before the first
 	reassign  bool      // whatever is assigned is new
+	shared    bool      // a target wants only some vantages of a site
+	counted   time.Time // when countLocked was last
 	unknown   int       // of judged: without a vote yet
 	public    *verdicts // of judged; nil when out of date
 	restored  map[gslb.EndpointID]gslb.Verdict
@@ -288,6 +290,10 @@ func (m *Monitor) setTargets(targets []Target) {
 		m.changeLocked()
 	}
 	m.targets = next
+	m.shared = false
+	for _, t := range targets {
+		m.shared = m.shared || t.Probe.Vantages > 0
+	}
 	m.self.List = m.lists.add(next)
 	m.reassign = true
 	m.judgeLocked(now, maps.Keys(next))
@@ -390,7 +396,9 @@ func (m *Monitor) speak() {
 	now := time.Now()
 	var report Report
 	if len(news) > 0 {
-		m.countLocked(now)
+		if now.Sub(m.counted) >= heartbeat/10 {
+			m.countLocked(now)
+		}
 		m.sayLocked(now) // a newer heading, that peers see this node is alive
 		report = m.table.Report(m.o.Node, slices.Collect(maps.Keys(news))...)
 	}
