@@ -130,19 +130,8 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 	if err := c.sameHistory(l); err != nil {
 		return 0, false, err
 	}
-	meta, err := get(ctx, cli, c.timing.timeout, lastChangeKey, clientv3.WithRev(l.revision))
-	if err != nil {
-		return 0, false, err
-	}
-	var last lastChange
-	var lastMod int64
-	if len(meta.Kvs) > 0 {
-		lastMod = meta.Kvs[0].ModRevision
-		_ = json.Unmarshal(meta.Kvs[0].Value, &last) // only for the author's name
-	}
-
 	now := c.current(l)
-	if err := ch.conflict(touched, now.mods, last.Author, lastMod); err != nil {
+	if err := ch.conflict(touched, now.mods, now.author, now.lastMod); err != nil {
 		return 0, false, err
 	}
 	for _, k := range ch.Delete {
@@ -155,7 +144,7 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 	}
 
 	mods, values := now.mods, now.values
-	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(lastChangeKey), "=", lastMod)}
+	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(lastChangeKey), "=", now.lastMod)}
 	var ops []clientv3.Op
 	var written []Key
 	for _, k := range touched {
@@ -179,7 +168,7 @@ func (c *Client) try(ctx context.Context, cli *clientv3.Client, ch Change, put *
 	if len(ops) == 0 {
 		return l.revision, true, nil
 	}
-	note, err := json.Marshal(lastChange{ch.Author, time.Now().UTC().Truncate(time.Second), written})
+	note, err := json.Marshal(lastChange{ch.Author, time.Now().UTC().Truncate(time.Second), written, now.left(put, ch.Delete)})
 	if err != nil {
 		return 0, false, err
 	}
@@ -241,14 +230,50 @@ type present struct {
 	stored *config.Objects // of etcd; what cannot be read is at its last good version
 	mods   map[Key]int64   // the revision of every key
 	values map[Key]string
+	lost   string // why the store is held, since most objects are gone; "" when it is not
+
+	// Of the last change through Apply; zero when there was none.
+	author  string
+	lastMod int64
+}
+
+// left returns how many objects of vitalKinds there are once put is written and deleted are gone.
+func (p present) left(put *config.Objects, deleted []Key) map[string]int {
+	keys := map[Key]bool{}
+	for k := range p.mods {
+		keys[k] = true
+	}
+	n := map[string]int{}
+	for _, kind := range vitalKinds {
+		for _, name := range put.Names(kind) {
+			keys[Key{kind, name}] = true
+		}
+		n[kind] = 0
+	}
+	for _, k := range deleted {
+		delete(keys, k)
+	}
+	for k := range keys {
+		if _, vital := n[k.Kind]; vital {
+			n[k.Kind]++
+		}
+	}
+	return n
 }
 
 // current decodes a listing for Apply.
 func (c *Client) current(l *listing) present {
 	c.mu.Lock()
-	p := present{base: c.base, good: c.good, stored: &config.Objects{}, mods: map[Key]int64{}, values: map[Key]string{}}
+	p := present{base: c.base, good: c.good, lost: c.lost, stored: &config.Objects{}, mods: map[Key]int64{}, values: map[Key]string{}}
 	c.mu.Unlock()
 	for _, kv := range l.kvs {
+		if string(kv.Key) == lastChangeKey {
+			p.lastMod = kv.ModRevision
+			if last := readLastChange(kv.Value); last != nil {
+				p.author = last.Author
+			}
+			continue
+		}
 		k := keyOf(kv.Key)
 		p.mods[k], p.values[k] = kv.ModRevision, string(kv.Value)
 		if err := config.DecodeObject(k.Kind, k.Name, kv.Value, p.stored); err != nil && p.good != nil {
@@ -273,6 +298,9 @@ func (ch Change) check(now present, put *config.Objects, touched []Key) error {
 	}
 	if slices.ContainsFunc(kept, func(k Key) bool { return slices.Contains(touched, k) }) {
 		return news(faultBefore, fault)
+	}
+	if gone := mostGone(config.Merge(now.base, now.good), config.Merge(now.base, after)); now.lost != "" && len(gone) > 0 {
+		return fmt.Errorf("%w: %s; write them again, or confirm it first", ErrHeld, now.lost)
 	}
 	if ch.Force {
 		return nil
@@ -337,7 +365,19 @@ func guard(before, after *config.Objects) error {
 			errs = append(errs, fmt.Errorf("%s: %s", f.Path, f.Msg))
 		}
 	}
-	for _, kind := range []string{"zones", "pools", "services"} {
+	for _, gone := range mostGone(before, after) {
+		errs = append(errs, errors.New("removes "+gone))
+	}
+	if len(errs) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrGuard, errors.Join(errs...))
+}
+
+// mostGone says of which of vitalKinds more than half of the objects of before are not in after:
+// 3 of 5 pools.
+func mostGone(before, after *config.Objects) (out []string) {
+	for _, kind := range vitalKinds {
 		names := before.Names(kind)
 		gone := 0
 		for _, name := range names {
@@ -346,11 +386,8 @@ func guard(before, after *config.Objects) error {
 			}
 		}
 		if 2*gone > len(names) {
-			errs = append(errs, fmt.Errorf("removes %d of %d %s", gone, len(names), kind))
+			out = append(out, fmt.Sprintf("%d of %d %s", gone, len(names), kind))
 		}
 	}
-	if len(errs) == 0 {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", ErrGuard, errors.Join(errs...))
+	return out
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,7 @@ type Client struct {
 	timing timing
 	wake   chan struct{} // ends the wait of a held session
 	rebase chan struct{} // the base was replaced
+	accept chan struct{} // the operator takes the loss of most objects
 	up     chan struct{} // the embedded etcd began to serve
 
 	mu        sync.Mutex
@@ -70,6 +72,7 @@ type Client struct {
 	cluster   uint64           // that is followed; 0 before the first reading
 	revision  int64            // that cluster was last read as a whole at
 	confirmed bool             // the operator takes whatever etcd holds
+	lost      string           // of which kinds etcd lost most objects, so that the view stays; "" when it did not
 	broken    error            // the embedded etcd gave up for good
 	status    Status
 	faults    map[Key]string // of objects that cannot be read
@@ -85,7 +88,7 @@ var _ Store = (*Client)(nil)
 func Open(o Options) (*Client, error) {
 	c := &Client{
 		etcd: o.Etcd, data: o.Data, mode: ModeFile, disk: disk{o.Data}, log: o.Log, timing: defaultTiming,
-		wake: make(chan struct{}, 1), rebase: make(chan struct{}, 1), up: make(chan struct{}, 1), moved: make(chan struct{}), base: o.Base,
+		wake: make(chan struct{}, 1), rebase: make(chan struct{}, 1), accept: make(chan struct{}, 1), up: make(chan struct{}, 1), moved: make(chan struct{}), base: o.Base,
 	}
 	if c.log == nil {
 		c.log = slog.Default()
@@ -233,13 +236,17 @@ func (c *Client) SetBase(base *config.Objects) error {
 	return nil
 }
 
-// Confirm takes what etcd holds although it went back or is another cluster: see
-// Status.Held. It does nothing to a store that is not held.
+// Confirm takes what etcd holds although it went back, is another cluster or lost most objects:
+// see Status.Held. It does nothing to a store that is not held.
 func (c *Client) Confirm() {
 	c.mu.Lock()
 	c.confirmed = c.status.Held != ""
+	lost := c.lost != ""
 	c.mu.Unlock()
 	poke(c.wake)
+	if lost {
+		poke(c.accept)
+	}
 }
 
 // poke sends on a channel of one slot unless it is full.
@@ -255,6 +262,7 @@ func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.status
+	s.Held = cmp.Or(s.Held, c.lost)
 	s.Faults = append(faultTexts(c.faults), c.whole...)
 	return s
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,16 +20,40 @@ import (
 	grpcbackoff "google.golang.org/grpc/backoff"
 )
 
-// lastChangeKey holds who made the last change through Apply. Every Apply writes it and
-// compares it, so that two that touch different objects still go one after the other: each
-// is checked as a whole against what the other left.
-const lastChangeKey = "/meridian/last-change"
+// lastChangeKey holds who made the last change through Apply, and what it left. Every Apply
+// writes it and compares it, so that two that touch different objects still go one after the
+// other: each is checked as a whole against what the other left. It stands among the objects, so
+// that it is read and watched at one revision with them.
+const lastChangeKey = config.Root + "meta/last-change"
 
 // lastChange is its value.
 type lastChange struct {
-	Author string    `json:"author"`
-	Time   time.Time `json:"time"`
-	Keys   []Key     `json:"keys"`
+	Author string         `json:"author"`
+	Time   time.Time      `json:"time"`
+	Keys   []Key          `json:"keys"`
+	Left   map[string]int `json:"left"` // how many objects of each of vitalKinds there are after it
+}
+
+// vitalKinds are the kinds that answers depend on: where most of one goes at once, that is most
+// likely a mistake.
+var vitalKinds = []string{"zones", "pools", "services"}
+
+// readLastChange decodes the value of lastChangeKey; nil when it is none.
+func readLastChange(data []byte) *lastChange {
+	l := &lastChange{}
+	if json.Unmarshal(data, l) != nil {
+		return nil
+	}
+	return l
+}
+
+// meant reports whether the objects of which count says how many there are of a kind are those
+// that the last Apply left: it was asked whether that is meant. A nil l is no Apply.
+func (l *lastChange) meant(count func(kind string) int) bool {
+	return l != nil && !slices.ContainsFunc(vitalKinds, func(kind string) bool {
+		left, ok := l.Left[kind]
+		return !ok || left != count(kind)
+	})
 }
 
 // keyOf returns the object that an etcd key under config.Root names. A key of another shape

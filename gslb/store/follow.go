@@ -23,6 +23,8 @@ type follower struct {
 	latest   *config.Objects // as they stand there, valid together or not; those that cannot be read are left out
 	good     *config.Objects // those of the current view: the last that were valid as a whole
 	entries  map[Key]entry   // of every key, good or not
+	last     *lastChange     // the last change through Apply; nil when there was none
+	accept   bool            // the loss of most objects is taken: the operator said so
 	reported string          // what was last logged as wrong with the whole
 }
 
@@ -92,6 +94,7 @@ func (f *follower) run(ctx context.Context, s *session) {
 				coalesce = nil
 				f.publish(true)
 			}
+			f.accept = false
 			l.applied <- held == ""
 		case b := <-s.batches:
 			if f.apply(b) && coalesce == nil {
@@ -100,6 +103,10 @@ func (f *follower) run(ctx context.Context, s *session) {
 		case <-coalesce:
 			coalesce = nil
 			f.publish(true)
+		case <-f.c.accept:
+			f.accept = true
+			f.publish(true)
+			f.accept = false
 		case <-f.c.rebase:
 			// Before the first reading, what etcd holds is not known: wait for it.
 			if f.latest != nil {
@@ -142,6 +149,7 @@ func (f *follower) hold(l *listing) (why string) {
 	if why != "" && c.confirmed {
 		why = ""
 		clear(f.entries) // their revisions are of another history
+		f.accept = true
 	}
 	c.confirmed = false
 	c.status.Held = why
@@ -160,6 +168,7 @@ func (f *follower) hold(l *listing) (why string) {
 func (f *follower) take(l *listing) (changed bool) {
 	next := &config.Objects{}
 	entries := make(map[Key]entry, len(l.kvs))
+	f.last = nil
 	for _, kv := range l.kvs {
 		f.read(kv, next, entries)
 	}
@@ -180,6 +189,9 @@ func (f *follower) apply(b batch) bool {
 		news = true
 		key := keyOf(ev.Kv.Key)
 		if ev.Type == mvccpb.DELETE {
+			if string(ev.Kv.Key) == lastChangeKey {
+				f.last = nil
+			}
 			next.Delete(key.Kind, key.Name)
 			delete(f.entries, key)
 			continue
@@ -196,6 +208,10 @@ func (f *follower) apply(b batch) bool {
 // read decodes kv into next and entries. What was read before at the same revision is
 // reused; what cannot be read is in neither table of objects.
 func (f *follower) read(kv *mvccpb.KeyValue, next *config.Objects, entries map[Key]entry) {
+	if string(kv.Key) == lastChangeKey {
+		f.last = readLastChange(kv.Value)
+		return
+	}
 	key := keyOf(kv.Key)
 	before, known := f.entries[key]
 	if known && before.mod == kv.ModRevision {
@@ -259,7 +275,11 @@ func (f *follower) publish(save bool) {
 	if next == nil {
 		return
 	}
-	f.hand(next, config.Merge(base, next), false)
+	merged := config.Merge(base, next)
+	if f.loses(base, merged) {
+		return
+	}
+	f.hand(next, merged, false)
 	if save && c.disk.dir != "" {
 		s := &snapshot{Saved: time.Now().UTC(), Cluster: f.cluster, Revision: f.revision, Base: base, Store: f.good}
 		select {
@@ -268,6 +288,42 @@ func (f *follower) publish(save bool) {
 		}
 		f.saves <- s // the only sender, into a free slot
 	}
+}
+
+// loses reports whether most of what answers depend on would go with the view of merged, though
+// no Apply left it so: someone deleted it in etcd itself, or restored half. Then the reason stands
+// in the status until the objects are back, or the operator confirms.
+func (f *follower) loses(base, merged *config.Objects) bool {
+	var gone []string
+	if f.good != nil && !f.accept && !f.last.meant(f.count) {
+		gone = mostGone(config.Merge(base, f.good), merged)
+	}
+	why := ""
+	if len(gone) > 0 {
+		why = fmt.Sprintf("etcd lost %s at revision %d, and no apply did that", strings.Join(gone, " and "), f.revision)
+	}
+	c := f.c
+	c.mu.Lock()
+	was := c.lost
+	c.lost = why
+	c.mu.Unlock()
+	switch {
+	case why != "" && was == "":
+		c.log.Error("store is held: what etcd has is not applied until it is confirmed or the objects are back", "reason", why)
+	case why == "" && was != "":
+		c.log.Info("store is no longer held")
+	}
+	return why != ""
+}
+
+// count returns how many keys of a kind etcd holds.
+func (f *follower) count(kind string) (n int) {
+	for k := range f.entries {
+		if k.Kind == kind {
+			n++
+		}
+	}
+	return n
 }
 
 // hand makes merged, of which good are the store's, the current view and hands it on.
@@ -299,7 +355,7 @@ func (c *Client) setFaults(faults map[Key]string, same bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.faults = faults
-	if same {
+	if same && c.lost == "" {
 		c.status.FromDisk = false
 	}
 }

@@ -363,6 +363,87 @@ func TestHeldOtherCluster(t *testing.T) {
 	}
 }
 
+// TestHeldLoss: most objects were deleted in etcd itself. The view stays until they are back, by
+// whatever way, or the operator confirms.
+func TestHeldLoss(t *testing.T) {
+	var gone []string
+	for i := 0; i < len(world); i += 2 {
+		gone = append(gone, world[i], "")
+	}
+	all := objects(t, `{sites: {eu: {lat: 50, lon: 8}}, zones: [{name: example.com, records: "@ SOA"}],
+pools: {a: {site: eu, endpoints: [{address: 192.0.2.1}]}, b: {site: eu, endpoints: [{address: 192.0.2.2}]}}, services: {www.example.com: {pools: {a: , b: }}}}`)
+	for _, tt := range []struct {
+		name    string
+		release func(*etcd, *running)
+		pools   string
+	}{
+		{"confirmed", func(_ *etcd, r *running) { r.Confirm() }, ""},
+		{"written back past Apply", func(e *etcd, _ *running) { e.put(append(world, "sites/us", `{"lat":1,"lon":1}`)...) }, "a b"},
+		{"written back by Apply", func(_ *etcd, r *running) {
+			if _, err := r.Apply(t.Context(), Change{Put: all}); err != nil {
+				t.Error(err)
+			}
+		}, "a b"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := startEtcd(t, t.TempDir(), socket(t))
+			r := start(t, external(e.listen, ""), nil)
+			r.view("nothing", func(v View) bool { return true })
+			if _, err := r.Apply(t.Context(), Change{Author: "ann", Put: all}); err != nil {
+				t.Fatal(err)
+			}
+			r.view("the world", hasPool("a"))
+			e.put(append(gone, "meta/last-change", "")...)
+			s := r.status("held", func(s Status) bool { return s.Held != "" })
+			if want := "etcd lost 1 of 1 zones and 2 of 2 pools and 1 of 1 services at revision"; !strings.Contains(s.Held, want) {
+				t.Errorf("held: %q, want %q", s.Held, want)
+			}
+			if v, _ := r.Latest(); names(v, "pools") != "a b" || r.count() != 0 {
+				t.Errorf("pools %s, %d more views; want a b and none", names(v, "pools"), r.count())
+			}
+			for _, force := range []bool{false, true} {
+				if _, err := r.Apply(t.Context(), Change{Force: force, Put: objects(t, "sites: {us: {lat: 1, lon: 1}}")}); !isErr(err, ErrHeld) {
+					t.Errorf("something else, force %v: %v, want ErrHeld", force, err)
+				}
+			}
+			tt.release(e, r)
+			v := r.view("what is taken", func(View) bool { return true })
+			if got := names(v, "pools"); got != tt.pools {
+				t.Errorf("pools %q, want %q", got, tt.pools)
+			}
+			if s := r.Status(); s.Held != "" {
+				t.Errorf("still held: %q", s.Held)
+			}
+		})
+	}
+}
+
+// TestLossThatIsMeant: another node, and one that was away meanwhile, take what a forced change
+// left, and hold what was deleted after it.
+func TestLossThatIsMeant(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	data := t.TempDir()
+	away := start(t, external(e.listen, data), nil)
+	away.view("the world", hasPool("a"))
+	away.status("a snapshot", func(s Status) bool { return !s.DiskSavedAt.IsZero() })
+	away.stop()
+	one, other := start(t, external(e.listen, ""), nil), start(t, external(e.listen, ""), nil)
+	one.view("the world", hasPool("a"))
+	other.view("the world", hasPool("a"))
+	if _, err := one.Apply(t.Context(), Change{Force: true, Delete: []Key{{"services", "www.example.com"}, {"pools", "a"}, {"pools", "b"}}}); err != nil {
+		t.Fatal(err)
+	}
+	empty := func(v View) bool { return len(v.Objects.Pools) == 0 && len(v.Objects.Services) == 0 }
+	one.view("what is left, here", empty)
+	other.view("what is left, there", empty)
+	away = start(t, external(e.listen, data), nil)
+	away.view("the world, from disk", hasPool("a"))
+	away.view("what is left, after a while", empty)
+	e.put("zones/example.com", "")
+	other.status("held", func(s Status) bool { return strings.Contains(s.Held, "1 of 1 zones") })
+}
+
 // TestHeldBackup: etcd was restored from a backup and lacks the last changes.
 func TestHeldBackup(t *testing.T) {
 	dir, backup, listen, data := t.TempDir(), t.TempDir(), socket(t), t.TempDir()

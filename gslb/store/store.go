@@ -63,7 +63,7 @@ type Status struct {
 	Revision    int64     `json:"revision"`             // of the current view
 	LastChange  time.Time `json:"lastChange,omitzero"`  // when the current view was handed on
 	LastContact time.Time `json:"lastContact,omitzero"` // when etcd was last heard
-	Held        string    `json:"held,omitempty"`       // why what etcd holds is not applied until Confirm; "" when it is
+	Held        string    `json:"held,omitempty"`       // why what etcd holds is not applied until Confirm, or until etcd has again what it had; "" when it is
 	FromDisk    bool      `json:"fromDisk,omitempty"`   // the current view is that of the disk: etcd was not heard since the start
 	Faults      []string  `json:"faults,omitempty"`     // what was not applied because it is not valid
 	Error       string    `json:"error,omitempty"`      // the last error of etcd, until it is heard again
