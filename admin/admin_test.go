@@ -222,7 +222,7 @@ func TestPaths(t *testing.T) {
 		{"unknown api", "GET", "/api/v1/statsu", "", 404, "the API is under /api/v1/"},
 		{"write to a read", "POST", "/api/v1/status", "{}", 405, "use GET"},
 		{"read of a write", "GET", "/api/v1/apply", "", 405, "use POST"},
-		{"delete", "DELETE", "/api/v1/objects/pools/gfe-eu", "", 405, "use GET"},
+		{"delete", "DELETE", "/api/v1/objects/pools", "", 405, "use GET"},
 		{"head", "HEAD", "/api/v1/status", "", 200, ""},
 		{"healthz", "GET", "/healthz", "", 200, "ok"},
 		{"readyz", "GET", "/readyz", "", 200, "ready"},
@@ -610,6 +610,44 @@ func TestPools(t *testing.T) {
 		if w := n.call("POST", "/api/v1/pools/gfe-us/"+op, `{"author":"ann"}`); w.Code != 409 || !strings.Contains(w.Body.String(), "forced down by bob") {
 			t.Errorf("%s of a forced pool: got %d %s; want 409", op, w.Code, w.Body)
 		}
+	}
+}
+
+func TestDelete(t *testing.T) {
+	n := newNode(t, nil)
+	runRows(t, n, []requestRow{
+		{"unknown", "DELETE", "/api/v1/objects/pools/gfe-ue?author=ann", "", 404, `did you mean \"gfe-eu\"?`},
+		{"no author", "DELETE", "/api/v1/objects/services/api.example.com", "", 400, "author is missing"},
+		{"in use", "DELETE", "/api/v1/objects/pools/gfe-eu?author=ann", "", 422, "no such pool"},
+		{"dry run", "DELETE", "/api/v1/objects/services/api.example.com?dryRun=1", "", 200, `"dryRun": true`},
+	})
+	if len(n.changes()) != 0 {
+		t.Fatalf("wrote %v", n.changes())
+	}
+
+	// A forced state comes and goes. Given again without its stamps it is the same.
+	const down = `{"states":{"gfe-eu":{"pool":"gfe-eu","state":"down","author":"me"}}}`
+	decodeTo[api.Applied](t, n.call("POST", "/api/v1/apply?author=ann", down))
+	st := n.view.Objects.States["gfe-eu"]
+	st.Since = at
+	n.view.Objects.States["gfe-eu"] = st // as the store stamps it
+	if again := decodeTo[api.Applied](t, n.call("POST", "/api/v1/apply?author=ann", down)); len(again.Diff) != 0 {
+		t.Errorf("given again: got %+v; want no difference", again.Diff)
+	}
+	if other := decodeTo[api.Applied](t, n.call("POST", "/api/v1/apply?dryRun=1", strings.Replace(down, "down", "up", 1))); len(other.Diff) != 1 {
+		t.Errorf("given otherwise: got %+v; want one difference", other.Diff)
+	}
+	decodeTo[api.Applied](t, n.call("DELETE", "/api/v1/objects/state/gfe-eu?author=ann", ""))
+	if got := n.view.Objects.States; len(got) != 0 {
+		t.Errorf("states: got %v; want none", got)
+	}
+
+	// What cannot be read in etcd is not served, and can be deleted all the same.
+	n.view.Faults = []string{"/meridian/v1/pools/bad: not YAML (left out)"}
+	before := len(n.changes())
+	n.call("DELETE", "/api/v1/objects/pools/bad?author=ann", "")
+	if c := n.changes()[before:]; len(c) != 1 || len(c[0].Delete) != 1 || c[0].Delete[0] != (store.Key{Kind: "pools", Name: "bad"}) {
+		t.Errorf("changes %+v; want the deletion of pools/bad", c)
 	}
 }
 

@@ -83,6 +83,32 @@ func (s *Server) object(w http.ResponseWriter, r *http.Request) {
 	reply(w, o)
 }
 
+// deleteObject takes one object out of the store, also one that is not served since it is not
+// valid there.
+func (s *Server) deleteObject(w http.ResponseWriter, r *http.Request) {
+	kind, ok := kindOf(w, r)
+	if !ok {
+		return
+	}
+	name := r.PathValue("name")
+	if kind == "services" || kind == "zones" {
+		name = config.CanonicalName(name)
+	}
+	c := edit{author: r.URL.Query().Get("author"), remove: &store.Key{Kind: kind, Name: name}}
+	if c.dryRun, ok = flag(w, r, "dryRun"); !ok {
+		return
+	}
+	if c.force, ok = flag(w, r, "force"); !ok {
+		return
+	}
+	s.change(w, r, c, func(v store.View, next *config.Objects) (*config.Objects, error) {
+		if !next.Delete(kind, name) && len(v.Faults) == 0 { // what has a fault may be in the store alone
+			return nil, &notFound{strings.TrimSuffix(kind, "s"), name, v.Objects.Names(kind)}
+		}
+		return next, nil
+	})
+}
+
 // kindOf reads the kind of the path, singular or plural.
 func kindOf(w http.ResponseWriter, r *http.Request) (kind string, ok bool) {
 	asked := strings.ToLower(r.PathValue("kind"))
@@ -127,13 +153,34 @@ func (s *Server) apply(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c.given = given
-	s.change(w, r, c, func(_ store.View, next *config.Objects) (*config.Objects, error) {
+	s.change(w, r, c, func(v store.View, next *config.Objects) (*config.Objects, error) {
+		keepStamps(given.States, v.Objects.States)
 		if c.prune {
 			given.States = next.States
 			return given, nil
 		}
 		return config.Merge(next, given), nil
 	})
+}
+
+// keepStamps gives states that leave out who set them since when what present says of the same
+// state: left out, that is no difference.
+func keepStamps(given, present map[string]config.State) {
+	for name, st := range given {
+		was, ok := present[name]
+		if !ok {
+			continue
+		}
+		if st.Author == "" {
+			st.Author = was.Author
+		}
+		if st.Since.IsZero() {
+			st.Since = was.Since
+		}
+		if config.Equal(st, was) {
+			given[name] = st
+		}
+	}
 }
 
 // noFiles refuses zones that name a file: it would be one of this node, not of the caller.
@@ -203,7 +250,7 @@ func notForced(o *config.Objects, name string) error {
 	if !ok || st.State == stateDrain {
 		return nil
 	}
-	return &refusal{http.StatusConflict, fmt.Sprintf("%s is forced %s by %s", name, st.State, st.Author), "change states/" + name + " with apply if that is meant"}
+	return &refusal{http.StatusConflict, fmt.Sprintf("%s is forced %s by %s", name, st.State, st.Author), "to take that back: gslbctl delete state " + name}
 }
 
 // weight sets the weight of a pool in one service, or in each that names it.
@@ -266,6 +313,7 @@ type edit struct {
 	dryRun, force bool
 	prune         bool // what is not given is deleted
 	at            int64
+	remove        *store.Key      // to be gone from the store, also where it is not served; nil: none
 	given         *config.Objects // to be in the store after, also where the node's file says the same; nil: none
 }
 
@@ -354,6 +402,13 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, e edit, do func(
 		return
 	}
 	out := api.Applied{Revision: v.Revision, DryRun: e.dryRun, Diff: config.Diff(e.present(v), next)}
+	if k := e.remove; k != nil && len(out.Diff) == 0 {
+		d := config.Change{Kind: k.Kind, Name: k.Name, Op: config.OpDelete}
+		if v.Stored != nil {
+			d.Before, _ = v.Stored.Object(k.Kind, k.Name)
+		}
+		out.Diff = append(out.Diff, d)
+	}
 	if out.Diff == nil {
 		out.Diff = []config.Change{}
 	}

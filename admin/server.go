@@ -11,6 +11,7 @@
 //	GET  /api/v1/explain?name=&client=&type=&at=&if=
 //	POST /api/v1/plan?if=&prune=    objects in YAML: what they would change for decisions that were made
 //	GET  /api/v1/objects[/kind[/name]]
+//	DELETE /api/v1/objects/{kind}/{name}?dryRun=&force=&author=
 //	POST /api/v1/apply?dryRun=&force=&prune=&author=&at=
 //	POST /api/v1/store/confirm
 //	POST /api/v1/pools/{pool}/drain|undrain|weight
@@ -239,7 +240,7 @@ func (s *Server) routes() http.Handler {
 	handle("/api/v1/explain", methods{"GET": s.explain})
 	handle("/api/v1/objects", methods{"GET": s.objects})
 	handle("/api/v1/objects/{kind}", methods{"GET": s.objectsOfKind})
-	handle("/api/v1/objects/{kind}/{name}", methods{"GET": s.object})
+	handle("/api/v1/objects/{kind}/{name}", methods{"GET": s.object, "DELETE": s.deleteObject})
 	handle("/api/v1/plan", methods{"POST": s.plan})
 	handle("/api/v1/apply", methods{"POST": s.apply})
 	handle("/api/v1/store/confirm", methods{"POST": s.confirm})
@@ -278,7 +279,7 @@ func (m methods) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var allow []string
-	for _, method := range []string{"GET", "POST"} {
+	for _, method := range []string{"GET", "POST", "DELETE"} {
 		if _, ok := m[method]; ok {
 			allow = append(allow, method)
 		}

@@ -149,6 +149,17 @@ func (c *Client) Apply(ctx context.Context, objects []byte, o ApplyOptions) (*Ap
 	return call[Applied](ctx, c, http.MethodPost, "/api/v1/apply", q, "application/yaml", objects)
 }
 
+// Delete takes one object out of the store. Of o, Author, Force and DryRun count.
+func (c *Client) Delete(ctx context.Context, kind, name string, o ApplyOptions) (*Applied, error) {
+	q := query("author", o.Author)
+	for key, on := range map[string]bool{"dryRun": o.DryRun, "force": o.Force} {
+		if on {
+			q.Set(key, "1")
+		}
+	}
+	return call[Applied](ctx, c, http.MethodDelete, "/api/v1/objects/"+url.PathEscape(kind)+"/"+url.PathEscape(name), q, "", nil)
+}
+
 // Confirm takes what the store holds although the node held it back: see Store.Held.
 func (c *Client) Confirm(ctx context.Context) error {
 	_, err := post[struct{}](ctx, c, "/api/v1/store/confirm", struct{}{})

@@ -183,6 +183,7 @@ Exit codes: 0 ok, 1 error or different, 2 usage, 3 node not reachable, 4 node de
 		a.getCommand(),
 		a.applyCommand(),
 		a.diffCommand(),
+		a.deleteCommand(),
 		a.confirmCommand(),
 		a.healthCommand(),
 		a.traceCommand(),

@@ -38,7 +38,7 @@ type fakeNode struct {
 
 func (n *fakeNode) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	key := r.Method + " " + r.URL.Path
-	if r.Method == http.MethodPost {
+	if r.Method != http.MethodGet {
 		b, _ := io.ReadAll(r.Body)
 		n.writes = append(n.writes, key+"?"+r.URL.RawQuery+" "+string(b))
 	}
@@ -173,8 +173,9 @@ func exampleNode() *fakeNode {
 			{Kind: "pools", Name: "gfe-eu", Op: "change", Before: exampleObjects().Pools["gfe-eu"], After: config.Pool{Site: "eu-west", Capacity: 50000, Endpoints: []config.Endpoint{{Address: addr("192.0.2.12")}}}},
 			{Kind: "states", Name: "gfe-us", Op: "delete", Before: config.State{Pool: "gfe-us", State: "drain", Author: "bob", Since: at}},
 		}},
-		"POST /api/v1/store/confirm": struct{}{},
-		"POST /api/v1/demo/stop":     map[string]string{"message": "gfe-eu is stopped: 2 proxies; start it again with gslbctl demo start gfe-eu"},
+		"DELETE /api/v1/objects/states/gfe-eu": api.Applied{Revision: 48, Diff: []config.Change{{Kind: "states", Name: "gfe-eu", Op: "delete", Before: config.State{Pool: "gfe-eu", State: "down", Author: "bob", Since: at}}}},
+		"POST /api/v1/store/confirm":           struct{}{},
+		"POST /api/v1/demo/stop":               map[string]string{"message": "gfe-eu is stopped: 2 proxies; start it again with gslbctl demo start gfe-eu"},
 	}}
 }
 
@@ -208,6 +209,7 @@ func TestGolden(t *testing.T) {
 		{"health", "health", ExitOK},
 		{"top", "top --count 2", ExitOK},
 		{"top-json", "top --count 1 -o json", ExitOK},
+		{"delete", "delete state gfe-eu", ExitOK},
 		{"confirm", "confirm", ExitOK},
 		{"demo-stop", "demo stop gfe-eu", ExitOK},
 		{"help", "--help", ExitOK},
@@ -273,6 +275,7 @@ func TestFaults(t *testing.T) {
 		{"for and until", exampleNode(), "", "pool drain gfe-eu --until 15:00 --for 1h", ExitUsage, "--for and --until say the same twice"},
 		{"bad server", exampleNode(), "", "status --server ftp://x", ExitUsage, `server "ftp://x": expected http://host:port`},
 		{"kind", exampleNode(), "", "get poools", ExitUsage, `no kind "poools"; there are: sites`},
+		{"kind to delete", exampleNode(), "", "delete all x", ExitUsage, `no kind "all"; there are: sites`},
 		{"apply without file", exampleNode(), "", "apply", ExitUsage, "-f FILE is missing"},
 		{"apply of faults", exampleNode(), "sites: {eu: {lat: 95, lon: 0}}\nwhat: 1\n", "apply -f -", ExitError, "stdin has 2 faults"},
 		{"apply refused", refused, "sites: {eu: {lat: 5, lon: 0}}\n", "apply -f -", ExitError, "the configuration has 2 faults\n  body:2: sites: bad\n  body:3: pools: worse\nnothing was written"},
@@ -323,6 +326,7 @@ func TestRequests(t *testing.T) {
 			"POST /api/v1/plan?prune=1 {sites: {eu: {lat: 5, lon: 0}}}\n",
 			"POST /api/v1/apply?at=44&author=ann&force=1&prune=1 {sites: {eu: {lat: 5, lon: 0}}}\n",
 		}},
+		{"delete state gfe-eu --force", []string{"DELETE /api/v1/objects/states/gfe-eu?author=ann&force=1 "}},
 		{"demo stop gfe-eu", []string{"POST /api/v1/demo/stop?name=gfe-eu "}},
 	}
 	for _, r := range rows {

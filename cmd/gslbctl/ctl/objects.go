@@ -23,17 +23,12 @@ func (a *app) getCommand() *cobra.Command {
 		Long:    "Show the objects that the node serves: sites, zones, probes, pools, services, states, or all.\nWhat is shown can be given to apply again.",
 		Example: "  gslbctl get pools\n  gslbctl get pool gfe-eu\n  gslbctl get all > backup.yaml",
 		Args:    args("KIND", "[NAME]"),
-		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-			switch len(args) {
-			case 0:
-				return append([]string{"all"}, config.Kinds...), cobra.ShellCompDirectiveNoFileComp
-			case 1:
-				o, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Objects, error) { return c.Objects(ctx) })
-				if kind, ok := kindOf(args[0]); err == nil && ok {
-					return o.Objects.Names(kind), cobra.ShellCompDirectiveNoFileComp
-				}
+		ValidArgsFunction: func(c *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			names, directive := a.completeObjects(c, args, word)
+			if len(args) == 0 {
+				names = append([]string{"all"}, names...)
 			}
-			return nil, cobra.ShellCompDirectiveNoFileComp
+			return names, directive
 		},
 		RunE: func(c *cobra.Command, args []string) error {
 			kind, ok := kindOf(args[0])
@@ -41,7 +36,7 @@ func (a *app) getCommand() *cobra.Command {
 			case args[0] == "all" && len(args) == 1:
 				return a.getAll(c.Context())
 			case !ok:
-				return &exitError{code: ExitUsage, err: fmt.Errorf("no kind %q", args[0]), hint: "there are: " + strings.Join(config.Kinds, ", ") + " and all"}
+				return noKind(args[0], " and all")
 			}
 			name := ""
 			if len(args) == 2 {
@@ -222,6 +217,56 @@ node section of a configuration file is left out; zone files are sent along.`,
 	c.Flags().BoolVar(&f.DryRun, "dry-run", false, "only check and show the differences")
 	c.Flags().BoolVar(&f.Force, "force", false, "even if a service is left without an endpoint")
 	return c
+}
+
+// deleteCommand takes one object out of the store.
+func (a *app) deleteCommand() *cobra.Command {
+	var o api.ApplyOptions
+	c := &cobra.Command{
+		Use:   "delete KIND NAME",
+		Short: "Delete an object of the store",
+		Long: `Delete an object of the store: also one that is not served, since it is not valid, and a state
+that forces a pool or an endpoint. What others refer to is refused.`,
+		Example:           "  gslbctl delete state gfe-eu\n  gslbctl delete pool gfe-old",
+		Args:              args("KIND", "NAME"),
+		ValidArgsFunction: a.completeObjects,
+		RunE: func(c *cobra.Command, args []string) error {
+			kind, ok := kindOf(args[0])
+			if !ok {
+				return noKind(args[0], "")
+			}
+			done, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Applied, error) {
+				return c.Delete(ctx, kind, args[1], o)
+			})
+			if err != nil {
+				return err
+			}
+			return a.show(done, func() { a.printDiff(done.Diff); a.printSummary(done) })
+		},
+	}
+	c.Flags().StringVar(&o.Author, "author", author(), "who, for the history")
+	c.Flags().BoolVar(&o.DryRun, "dry-run", false, "only check and show the difference")
+	c.Flags().BoolVar(&o.Force, "force", false, "even if a service is left without an endpoint")
+	return c
+}
+
+// noKind is a fault of the command line; all names what is allowed beside the kinds.
+func noKind(word, all string) error {
+	return &exitError{code: ExitUsage, err: fmt.Errorf("no kind %q", word), hint: "there are: " + strings.Join(config.Kinds, ", ") + all}
+}
+
+// completeObjects offers kinds, and then the names of the objects of one.
+func (a *app) completeObjects(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	switch len(args) {
+	case 0:
+		return config.Kinds, cobra.ShellCompDirectiveNoFileComp
+	case 1:
+		o, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Objects, error) { return c.Objects(ctx) })
+		if kind, ok := kindOf(args[0]); err == nil && ok {
+			return o.Objects.Names(kind), cobra.ShellCompDirectiveNoFileComp
+		}
+	}
+	return nil, cobra.ShellCompDirectiveNoFileComp
 }
 
 // confirmCommand takes what the store holds.
