@@ -348,6 +348,8 @@ zones:
   - {name: example.com, file: bad.zone}
   - {name: example.org, file: missing.zone}
 `)
+	write(t, dir, "example.com.zone", zoneFile("one"))
+	both := write(t, dir, "both.yaml", strings.Replace(small("192.0.2.1"), "services:\n", "services:\n  ns.example.com: {pools: {web: {}}}\n", 1))
 	for _, tt := range []struct {
 		name, path string
 		code       int
@@ -359,11 +361,12 @@ zones:
 			`many.yaml:2: sites.eu.lat: 500`, `many.yaml:7: pools.web.site: no such site`,
 			`many.yaml:7: pools.web.probe: no such probe`, `many.yaml:7: pools.web.endpoints[1].address: `,
 			`many.yaml:9: services.www.example.com.pools.wbe: no such pool`, `many.yaml:9: services.www.example.com.ttl: `,
-			`bad.zone:4: `, `bad.zone:5: `, `many.yaml:5: zones.example.org.file: `, `missing.mmdb`,
+			`bad.zone:4: `, `bad.zone:5: `, `many.yaml:5: zones.example.org.file: `, `many.yaml:1: node.geo.city: `,
 		}},
 		{"zones and databases", deep, 1, []string{
-			`bad.zone:4: `, `bad.zone:5: `, `deep.yaml:5: zones.example.org.file: `, `missing.mmdb`,
+			`bad.zone:4: `, `bad.zone:5: `, `deep.yaml:5: zones.example.org.file: `, `deep.yaml:1: node.geo.city: `,
 		}},
+		{"a service where the zone has addresses", both, 1, []string{`both.yaml:5: services.ns.example.com: zone example.com has A at `}},
 		{"no file", filepath.Join(dir, "none.yaml"), 1, []string{"none.yaml: no such file"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -35,6 +35,31 @@ type decoder struct {
 	faults faultList
 	places *places
 	visits int
+	again  []repeated
+}
+
+// repeated is an object that is given once more: it is not used, but its faults are told.
+type repeated struct {
+	path path
+	node *yaml.Node
+}
+
+// repeatedFaults returns what is wrong with the objects that are given once more.
+func (d *decoder) repeatedFaults() (faults faultList) {
+	for _, r := range d.again {
+		one := newDecoder(d.places.file)
+		one.visits = d.visits
+		var o Objects
+		table := o.table(r.path[0])
+		v := reflect.New(table.Type().Elem()).Elem()
+		one.value(r.node, v, r.path)
+		d.visits = one.visits
+		table.Set(reflect.MakeMap(table.Type()))
+		table.SetMapIndex(reflect.ValueOf(r.path[1]), v)
+		o.placeAll(one.places)
+		faults = append(faults, append(one.faults, one.faults.unexplained(o.check(false))...)...)
+	}
+	return faults
 }
 
 // parse returns the root of the document in data; nil when it is empty or has a fault that
@@ -324,6 +349,9 @@ func (d *decoder) pairs(n *yaml.Node, p path) []pair {
 			continue
 		case first[k.Value] != 0:
 			d.fail(k, p.at(k.Value), "given twice; first on line %d", first[k.Value])
+			if len(p) == 1 && slices.Contains(Kinds, p[0]) {
+				d.again = append(d.again, repeated{p.at(k.Value), v})
+			}
 			continue
 		}
 		first[k.Value] = max(1, k.Line)

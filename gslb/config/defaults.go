@@ -52,6 +52,14 @@ func (p Probe) WithDefaults() Probe {
 	return p
 }
 
+// EffectiveAdmin returns the address of the HTTP API.
+func (n Node) EffectiveAdmin() netip.AddrPort {
+	if !n.Admin.IsValid() {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 8053)
+	}
+	return n.Admin
+}
+
 // EffectiveTTL returns the TTL that s is answered with at most.
 func (s Service) EffectiveTTL() time.Duration {
 	if s.TTL == 0 {

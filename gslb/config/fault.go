@@ -56,6 +56,18 @@ func Faults(err error) []Fault {
 	return out
 }
 
+// Fault returns what is wrong with the value that those keys of f lead to, and where it stands:
+// for faults that are found by who uses f.
+func (f *File) Fault(err error, keys ...string) Fault {
+	p := path(keys)
+	pl := f.places
+	if len(p) >= 2 && f.Objects.places[objectKey{p[0], p[1]}] != nil {
+		pl = f.Objects.places[objectKey{p[0], p[1]}]
+	}
+	file, line := pl.find(p)
+	return Fault{File: file, Line: line, Path: p.String(), Msg: err.Error()}
+}
+
 // path leads to a value: keys, and list indexes written as "[2]".
 type path []string
 

@@ -41,7 +41,7 @@ type Node struct {
 	Site       string           `json:"site"`                 // the site that its probes speak for
 	Data       string           `json:"data,omitempty"`       // folder for the last known good snapshot and the embedded etcd
 	DNS        []netip.AddrPort `json:"dns,omitempty"`        // UDP and TCP
-	Admin      netip.AddrPort   `json:"admin,omitzero"`       // HTTP API, metrics, OTLP receiver
+	Admin      netip.AddrPort   `json:"admin,omitzero"`       // HTTP API, metrics, OTLP receiver; default 127.0.0.1:8053
 	AdminToken string           `json:"adminToken,omitempty"` // bearer token that a change must carry; required where admin is not on loopback
 	Gossip     Gossip           `json:"gossip,omitzero"`
 	Etcd       Etcd             `json:"etcd,omitzero"`

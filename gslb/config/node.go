@@ -66,11 +66,9 @@ func (c *checker) node(p path, n Node) {
 	for i, a := range n.DNS {
 		listen(p.at("dns").item(i), a)
 	}
-	if n.Admin.IsValid() {
-		listen(p.at("admin"), n.Admin)
-		if !n.Admin.Addr().IsLoopback() && n.AdminToken == "" {
-			c.missing(p.at("adminToken"), "no value; expected a token, since admin is not on loopback: %s", n.Admin)
-		}
+	listen(p.at("admin"), n.EffectiveAdmin())
+	if !n.EffectiveAdmin().Addr().IsLoopback() && n.AdminToken == "" {
+		c.missing(p.at("adminToken"), "no value; expected a token, since admin is not on loopback: %s", n.Admin)
 	}
 	if strings.ContainsFunc(n.AdminToken, isSpaceOrControl) {
 		c.fail(p.at("adminToken"), "expected no spaces or control characters")

@@ -340,7 +340,7 @@ func (c *checker) probe(p path, pr Probe) {
 		v   int
 		max int
 	}{{"rise", pr.Rise, 100}, {"fall", pr.Fall, 100}, {"vantages", pr.Vantages, 100}} {
-		if n.v != 0 {
+		if n.v != 0 || n.key != "vantages" && c.written(p.at(n.key)) {
 			between(c, p.at(n.key), n.v, 1, n.max)
 		}
 	}

@@ -52,7 +52,7 @@ func Parse(name string, data []byte) (*File, error) {
 		return nil, d.faults.err()
 	}
 	f.Objects.placeAll(d.places)
-	all := append(d.faults, d.faults.unexplained(f.check())...)
+	all := append(append(d.faults, d.faults.unexplained(f.check())...), d.repeatedFaults()...)
 	f.resolve(filepath.Dir(name))
 	return f, all.err()
 }
@@ -71,7 +71,7 @@ func ParseObjects(name string, data []byte) (*Objects, error) {
 	}
 	o := &f.Objects
 	o.placeAll(d.places)
-	if all := append(d.faults, d.faults.unexplained(o.check(false))...); len(all) > 0 {
+	if all := append(append(d.faults, d.faults.unexplained(o.check(false))...), d.repeatedFaults()...); len(all) > 0 {
 		return nil, all.err()
 	}
 	for name, z := range o.Zones {

@@ -109,6 +109,15 @@ func (c *checker) place(p path) (file string, line int) {
 	return c.places.find(p)
 }
 
+// written tells whether there is a value at p in the text that it was read from.
+func (c *checker) written(p path) bool {
+	pl := c.places
+	if len(p) >= 2 && c.o.places[objectKey{p[0], p[1]}] != nil {
+		pl = c.o.places[objectKey{p[0], p[1]}]
+	}
+	return pl != nil && pl.lines[p.key()] != 0
+}
+
 func (c *checker) add(p path, absent bool, format string, args ...any) {
 	file, line := c.place(p)
 	c.faults.add(fault{Fault: Fault{File: file, Line: line, Msg: fmt.Sprintf(format, args...)}, path: p, absent: absent})

@@ -15,7 +15,7 @@ import (
 func (n *Node) adminOptions() admin.Options {
 	nc := n.opts.File.Node
 	return admin.Options{
-		Addr: nc.Admin.String(),
+		Addr: nc.EffectiveAdmin().String(),
 		Node: api.Node{
 			Name: nc.Name, Site: nc.Site, Version: n.opts.Version, Started: time.Now(), DNS: nc.DNS,
 		},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -386,7 +387,7 @@ func Load(path string) (f *config.File, warnings []string, err error) {
 		places.Overrides = nil // their faults are told already
 	}
 	m, err := geo.Open(places)
-	faults = append(faults, err)
+	faults = append(faults, placed(f, err))
 	if errors.Join(faults...) != nil {
 		return f, warnings, errors.Join(faults...)
 	}
@@ -398,7 +399,37 @@ func Load(path string) (f *config.File, warnings []string, err error) {
 		}
 		err = errors.Join(err, checkProxies(f, s))
 	}
-	return f, warnings, err
+	return f, warnings, placed(f, err)
+}
+
+// aboutObject is how an error begins that is about an object.
+var aboutObject = regexp.MustCompile(`^(site|zone|probe|pool|chain|service) (\S+): `)
+
+// placed gives each error that names an object of f, or a file of its databases, the line where
+// that stands.
+func placed(f *config.File, err error) error {
+	if err == nil {
+		return nil
+	}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, placed(f, e))
+		}
+		return errors.Join(all...)
+	}
+	text := err.Error()
+	if m := aboutObject.FindStringSubmatch(text); m != nil {
+		if _, ok := f.Object(m[1]+"s", m[2]); ok {
+			return f.Fault(errors.New(text[len(m[0]):]), m[1]+"s", m[2])
+		}
+	}
+	for key, file := range map[string]string{"city": f.Node.Geo.City, "asn": f.Node.Geo.ASN} {
+		if rest, ok := strings.CutPrefix(text, "geo: "+file+": "); ok && file != "" {
+			return f.Fault(fmt.Errorf("%s: %s", file, rest), "node", "geo", key)
+		}
+	}
+	return err
 }
 
 // checkZones reads the zones of o and reports every fault in them.

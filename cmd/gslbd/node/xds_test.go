@@ -152,7 +152,7 @@ func TestKeepGood(t *testing.T) {
 func TestCheckProxies(t *testing.T) {
 	for _, tt := range []struct{ name, upstream, want string }{
 		{"good", "{pools: {fe: }, envoy: {per_connection_buffer_limit_bytes: 1024}}", ""},
-		{"raw field", "{pools: {fe: }, envoy: {no_such: 1}}", `pool gfe: upstream upstream: envoy:`},
+		{"raw field", "{pools: {fe: }, envoy: {no_such: 1}}", `pools.gfe: upstream upstream: envoy:`},
 		{"certificate", "{pools: {fe: }, tls: {ca: fe}}", `ca "fe": expected fe.ca in node.xds.certificates`},
 	} {
 		file := filepath.Join(t.TempDir(), "n1.yaml")
