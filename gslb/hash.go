@@ -64,19 +64,19 @@ func negLog2(h uint64) float64 {
 }
 
 // key returns what a client is hashed by: its source prefix at the sticky length.
-func (s *Service) key(addr netip.Addr) uint64 { return s.hash(addr, s.sticky(addr)) }
+func (svc *Service) key(addr netip.Addr) uint64 { return svc.hash(addr, svc.sticky(addr)) }
 
 // hash returns what a client is hashed by, at that length.
-func (s *Service) hash(addr netip.Addr, length uint8) uint64 {
-	return mix(prefix64(addr)&^(^uint64(0)>>length) ^ s.seed)
+func (svc *Service) hash(addr netip.Addr, length uint8) uint64 {
+	return mix(prefix64(addr)&^(^uint64(0)>>length) ^ svc.seed)
 }
 
 // sticky returns the length of the prefix that key hashes.
-func (s *Service) sticky(addr netip.Addr) uint8 {
+func (svc *Service) sticky(addr netip.Addr) uint8 {
 	if addr.Is4() {
-		return s.sticky4
+		return svc.sticky4
 	}
-	return s.sticky6
+	return svc.sticky6
 }
 
 // prefix64 returns the first 64 bits of addr; an IPv4 address is followed by zeros.

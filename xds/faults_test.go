@@ -128,8 +128,8 @@ func noneFailed(t testing.TB, stop func() (int, []string)) {
 // without a past, is slow, is led by an older configuration, and moves to another node.
 func TestEnvoyKeepsServing(t *testing.T) {
 	envoyBinary(t)
-	a, stopA := New(Options{Addr: "127.0.0.1:0"}), func() {}
-	stopA = start(t, a)
+	a := New(Options{Addr: "127.0.0.1:0"})
+	stopA := start(t, a)
 	eu1, eu2, us := runBackend(t, "eu1", "127.0.0.2:0", nil), runBackend(t, "eu2", "127.0.0.3:0", nil), runBackend(t, "us", "127.0.0.4:0", nil)
 	port := freePort(t)
 	eu := []*backend{eu1, eu2}

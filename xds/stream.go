@@ -29,7 +29,6 @@ type watch struct {
 	all   bool // every resource of the type
 	names map[string]bool
 	have  map[string]*Resource // what the client has, as far as we said; an absent one was told to be so
-	gone  map[string]bool      // names that the client must be told of, though there is nothing
 
 	nonce    uint64   // of the last response
 	waiting  bool     // for the answer to that

@@ -140,20 +140,22 @@ func refusal(err error) *rpcstatus.Status {
 	return &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
 }
 
-// serviceOf returns the name of the endpoints of the cluster in res; "" when it is removed.
+// serviceOf returns the name of the endpoints of the cluster in res, of which one was asked
+// for; "" when it is removed.
 func serviceOf(res *discovery.DeltaDiscoveryResponse) (string, error) {
-	for _, r := range res.Resources {
-		var c cluster.Cluster
-		if err := r.Resource.UnmarshalTo(&c); err != nil {
-			return "", fmt.Errorf("cluster %s: %w", r.Name, err)
-		}
-		name := c.GetEdsClusterConfig().GetServiceName()
-		if name == "" {
-			return "", fmt.Errorf("cluster %s: no eds_cluster_config.service_name", r.Name)
-		}
-		return name, nil
+	if len(res.Resources) == 0 {
+		return "", nil
 	}
-	return "", nil
+	r := res.Resources[0]
+	var c cluster.Cluster
+	if err := r.Resource.UnmarshalTo(&c); err != nil {
+		return "", fmt.Errorf("cluster %s: %w", r.Name, err)
+	}
+	name := c.GetEdsClusterConfig().GetServiceName()
+	if name == "" {
+		return "", fmt.Errorf("cluster %s: no eds_cluster_config.service_name", r.Name)
+	}
+	return name, nil
 }
 
 // readVersion reads "<revision> plan <plan>".
