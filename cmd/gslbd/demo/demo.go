@@ -415,7 +415,35 @@ func (d *Demo) settled(ctx context.Context, changed <-chan struct{}) error {
 			return errors.New("the answers have not settled after 30 s; --log-level info says why")
 		}
 	}
+	// The proxies are told a moment later, and only if something changes for them.
+	look := time.NewTicker(20 * time.Millisecond)
+	defer look.Stop()
+	for !d.proxiesAtHome() {
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-limit:
+			return errors.New("the proxies have not settled after 30 s; --log-level info says why")
+		}
+	}
 	return nil
+}
+
+// proxiesAtHome reports whether every proxy sends requests to its own region.
+func (d *Demo) proxiesAtHome() bool {
+	for _, r := range regions {
+		g := d.gfes[r.pool("gfe")]
+		g.mu.Lock()
+		proxies := g.proxies
+		g.mu.Unlock()
+		for _, p := range proxies {
+			if hops := p.Upstream().Assignment().Hops; len(hops) == 0 || hops[0].Pool != r.pool("fe") {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // atHome says whether every node finds all healthy and sends each sample client to its own
@@ -488,9 +516,10 @@ type gfePool struct {
 	demo    *Demo
 	configs []proxy.Config
 
-	mu     sync.Mutex
-	cancel context.CancelFunc // nil: stopped
-	wg     sync.WaitGroup
+	mu      sync.Mutex
+	cancel  context.CancelFunc // nil: stopped
+	proxies []*proxy.Proxy     // that run, or ran last
+	wg      sync.WaitGroup
 }
 
 func (g *gfePool) name() string { return g.configs[0].Pool }
@@ -522,7 +551,7 @@ func (g *gfePool) start(ctx context.Context) error {
 		}
 		proxies = append(proxies, p)
 	}
-	g.cancel = cancel
+	g.cancel, g.proxies = cancel, proxies
 	for _, p := range proxies {
 		g.wg.Go(func() {
 			if err := p.Run(ctx); err != nil && ctx.Err() == nil {
