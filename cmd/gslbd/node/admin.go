@@ -1,6 +1,9 @@
 package node
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -9,6 +12,8 @@ import (
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/dns"
 	"github.com/meridian-gslb/meridian/gslb/store"
+	"github.com/meridian-gslb/meridian/health"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // adminOptions shows the running node to the admin API.
@@ -38,7 +43,7 @@ func (n *Node) adminOptions() admin.Options {
 		Traces:      n.traces.Memory(),
 		Wrap:        n.cold.requests,
 		OTLP:        n.traces.Receiver(),
-		Degraded:    func() []string { return append(n.build.faults(), n.xds.faults()...) },
+		Degraded:    func() []string { return slices.Concat(n.build.faults(), n.xds.faults(), n.partFaults()) },
 		HealthStats: n.health.Stats,
 		TraceStats:  n.traces.Stats,
 		Extra:       n.xds.handlers(n.opts.Extra),
@@ -55,6 +60,25 @@ func (n *Node) serves() (ok bool, reason string) {
 		return false, "no zone is served"
 	}
 	return true, ""
+}
+
+// partFaults says in a sentence each what the parts of the node miss.
+func (n *Node) partFaults() []string {
+	nc := n.opts.File.Node
+	return partFaults(n.places.Err(), n.traces.Stats(), nc.OTLP.Endpoint, nc.Gossip.Join, n.health.Members())
+}
+
+func partFaults(places error, spans tracing.Stats, collector string, join []string, members []health.Member) (faults []string) {
+	if places != nil {
+		faults = append(faults, fmt.Sprintf("geo databases refused, the old ones stay: %v", places))
+	}
+	if refused := spans.Dropped[tracing.DropRefused]; collector != "" && refused > 0 && spans.Exported == 0 {
+		faults = append(faults, fmt.Sprintf("the collector %s has refused all %d spans so far", collector, refused))
+	}
+	if len(join) > 0 && !slices.ContainsFunc(members, func(m health.Member) bool { return m.State == "alive" }) {
+		faults = append(faults, fmt.Sprintf("gossip: no peer answers at %s; is the key the same?", strings.Join(join, ", ")))
+	}
+	return faults
 }
 
 // members are the nodes of the gossip, this one included.

@@ -2,11 +2,14 @@ package node
 
 import (
 	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/meridian-gslb/meridian/dns"
 	"github.com/meridian-gslb/meridian/dns/zone"
+	"github.com/meridian-gslb/meridian/health"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // TestCountersOf: a server that was asked nothing has empty lists, which pages go through.
@@ -49,6 +52,35 @@ func TestServes(t *testing.T) {
 		n.data.Store(tt.data)
 		if ok, reason := n.serves(); ok != tt.ok || reason != tt.reason {
 			t.Errorf("%s: got %v, %q, want %v, %q", tt.name, ok, reason, tt.ok, tt.reason)
+		}
+	}
+}
+
+func TestPartFaults(t *testing.T) {
+	self, peer := health.Member{Name: "a", State: "self"}, health.Member{Name: "b", State: "alive"}
+	gone := health.Member{Name: "b", State: "gone"}
+	refused := tracing.Stats{Dropped: map[string]uint64{tracing.DropRefused: 3}}
+	taken := refused
+	taken.Exported = 1
+	join := []string{"127.0.0.1:7946"}
+	for _, tt := range []struct {
+		name      string
+		places    error
+		spans     tracing.Stats
+		collector string
+		join      []string
+		members   []health.Member
+		want      string // in the only fault; empty: none
+	}{
+		{"well", nil, taken, "http://c", join, []health.Member{self, peer}, ""},
+		{"alone, as meant", nil, tracing.Stats{}, "", nil, []health.Member{self}, ""},
+		{"databases", errors.New("city.mmdb: cut short"), taken, "", nil, nil, "city.mmdb: cut short"},
+		{"collector", nil, refused, "http://c", nil, nil, "http://c has refused all 3 spans"},
+		{"gossip", nil, taken, "", join, []health.Member{self, gone}, "no peer answers at 127.0.0.1:7946; is the key the same?"},
+	} {
+		got := partFaults(tt.places, tt.spans, tt.collector, tt.join, tt.members)
+		if tt.want == "" && len(got) > 0 || tt.want != "" && (len(got) != 1 || !strings.Contains(got[0], tt.want)) {
+			t.Errorf("%s: got %q, want %q", tt.name, got, tt.want)
 		}
 	}
 }
