@@ -92,13 +92,10 @@ func (c *console) banner(p ports, keys bool) {
 		ctl += fmt.Sprintf(" --server http://%s:%d", host, p.admin)
 	}
 	head("Five things to try, in another terminal")
-	for i, r := range regions {
-		note := "a user in " + r.city + "; the scope is behind the / in CLIENT-SUBNET"
-		if i > 0 {
-			note = "a user in " + r.city
-		}
-		cmd(fmt.Sprintf("%s +subnet=%s", dig, r.client), note)
+	for _, r := range regions { // one thing, from three places
+		fmt.Fprintf(&b, "  %s  %s\n", c.paint("36", fmt.Sprintf("%s +subnet=%-16s", dig, r.client)), c.paint("2", "a user in "+r.city))
 	}
+	fmt.Fprintf(&b, "      %s\n", c.paint("2", "each gets the nearest pool; the scope is behind the / in CLIENT-SUBNET"))
 	eu := regions[1]
 	cmd(fmt.Sprintf("curl -H 'Host: www.example.com' http://$(%s +short +subnet=%s | head -1):%d/", dig, eu.client, p.http),
 		"a request through the answer: GFE, frontend, backend, database")
@@ -145,11 +142,14 @@ func sampleDecision(s *gslb.Snapshot, r region) gslb.Explanation {
 }
 
 // keys calls press with each key typed on the terminal f until stop is closed, and says
-// whether f is a terminal at all. Call restore at the end: the terminal is as it was, after.
+// whether f is a terminal at all, and ours: the kernel stops who reads it in the background. Call restore at the end: the terminal is as it was, after.
 func keys(f *os.File, press func(byte)) (restore func(), ok bool) {
 	fd := int(f.Fd())
 	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
+		return func() {}, false
+	}
+	if front, err := unix.IoctlGetInt(fd, unix.TIOCGPGRP); err != nil || front != unix.Getpgrp() {
 		return func() {}, false
 	}
 	// One key at a time and unseen; Ctrl-C still is a signal.

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,6 +23,7 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/proxy"
@@ -74,6 +76,7 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 		fmt.Fprintf(stderr, "gslbd demo: %v\n", err)
 		return 1
 	}
+	signal.Ignore(unix.SIGTTIN, unix.SIGTTOU) // in the background it runs on, without keys
 	if err := d.run(ctx); err != nil {
 		fmt.Fprintf(stderr, "gslbd demo: %v\n", err)
 		return 1
@@ -104,7 +107,8 @@ func (p ports) valid() error {
 
 // free says which flag must change when a port that the demo needs is taken.
 func (p ports) free() error {
-	var faults []error
+	var flags []string
+	first, more := map[string]error{}, map[string]int{} // by flag: what is in its way, and how often again
 	try := func(flag string, addr netip.Addr, port int, udp bool) {
 		a := netip.AddrPortFrom(addr, uint16(port)).String()
 		l, err := net.Listen("tcp", a)
@@ -118,7 +122,12 @@ func (p ports) free() error {
 			}
 		}
 		if err != nil {
-			faults = append(faults, fmt.Errorf("%s cannot be used: %w; choose another with --%s", a, errors.Unwrap(err), flag))
+			if first[flag] != nil {
+				more[flag]++
+				return
+			}
+			flags = append(flags, flag)
+			first[flag] = fmt.Errorf("%s cannot be used: %w; choose another with --%s", a, errors.Unwrap(err), flag)
 		}
 	}
 	for _, r := range regions {
@@ -133,6 +142,14 @@ func (p ports) free() error {
 		try("http-port", r.backend(), p.backend(), false)
 	}
 	try("http-port", host, p.database(), false)
+	var faults []error
+	for _, flag := range flags {
+		err := first[flag]
+		if n := more[flag]; n > 0 {
+			err = fmt.Errorf("%w (and %d more of its addresses)", err, n)
+		}
+		faults = append(faults, err)
+	}
 	return errors.Join(faults...)
 }
 

@@ -179,6 +179,9 @@ func TestDemo(t *testing.T) {
 	if code := Main(t.Context(), flagsOf(p), "test", io.Discard, &said); code != 1 {
 		t.Errorf("a second demo: got code %d, want 1", code)
 	}
+	if got := strings.Count(strings.TrimSpace(said.String()), "\n") + 1; got > 5 {
+		t.Errorf("a second demo: got %d lines, want one for each flag at most:\n%s", got, said.String())
+	}
 	for _, want := range []string{"--dns-port", "--admin-port", "--gossip-port", "--http-port", netip.AddrPortFrom(host, uint16(p.dns)).String()} {
 		if !strings.Contains(said.String(), want) {
 			t.Errorf("a second demo: got %q, want one that names %s", said.String(), want)
