@@ -30,8 +30,19 @@ func main() {
 	defer stop()
 	if err := command(os.Stdout, os.Stderr).ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "gfe:", err)
-		os.Exit(1)
+		os.Exit(code(err))
 	}
+}
+
+// usageError is a fault of the command line.
+type usageError struct{ error }
+
+// code returns the exit code for err: 2 for a fault of the command line, 1 for any other.
+func code(err error) int {
+	if _, ok := errors.AsType[usageError](err); ok {
+		return 2
+	}
+	return 1
 }
 
 // command returns the command line. It prints the ready line to out and logs to logs.
@@ -45,7 +56,15 @@ func command(out, logs io.Writer) *cobra.Command {
 		Short: "Proxy users' requests to where the GSLB says",
 		Example: `  gfe --pool gfe-eu --admin http://127.0.0.1:8053 --listen 127.0.2.11:8080
   gfe --pool gfe-eu --admin http://127.0.0.1:8053 --listen http://:80 --listen https://:443 --tls-cert cert.pem --tls-key key.pem`,
-		Args:          cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if err := cobra.NoArgs(cmd, args); err != nil {
+				return usageError{err}
+			}
+			if c.Pool == "" || len(c.Listen) == 0 {
+				return usageError{errors.New("--pool and --listen are needed; see gfe --help")}
+			}
+			return nil
+		},
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -94,8 +113,7 @@ func command(out, logs io.Writer) *cobra.Command {
 	f.DurationVar(&c.Eject, "eject", 0, "how long an upstream that refused is avoided (default 5s)")
 	f.DurationVar(&c.Lame, "lame", 0, "how long to serve on after SIGTERM with the health check failing")
 	f.DurationVar(&c.Grace, "grace", 10*time.Second, "how long requests under way may take after that")
-	cobra.CheckErr(cmd.MarkFlagRequired("pool"))
-	cobra.CheckErr(cmd.MarkFlagRequired("listen"))
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	return cmd
 }
 

@@ -77,7 +77,7 @@ func TestCommand(t *testing.T) {
 
 func TestCommandRefuses(t *testing.T) {
 	for _, test := range []struct{ name, args, want string }{
-		{"nothing", "", `required flag(s) "listen", "pool" not set`},
+		{"nothing", "", "--pool and --listen are needed"},
 		{"admin", "--pool p --listen 127.0.0.1:0 --admin ftp://x", `--admin: server "ftp://x": expected http://host:port`},
 		{"listen", "--pool p --listen nowhere", `listen "nowhere"`},
 		{"key", "--pool p --listen 127.0.0.1:0 --tls-cert c.pem", "a certificate needs its key"},
@@ -116,5 +116,27 @@ func TestLinkerKeys(t *testing.T) {
 	}
 	if _, err := linker("/nonexistent", time.Minute); err == nil {
 		t.Error("no file: no error")
+	}
+}
+
+// TestUsage: a fault of the command line has an exit code of its own.
+func TestUsage(t *testing.T) {
+	for _, tt := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"", 2, "--pool and --listen are needed"},
+		{"--pool x", 2, "--pool and --listen are needed"},
+		{"--wat", 2, "unknown flag"},
+		{"--pool x --listen 127.0.0.1:0 more", 2, "unknown command"},
+		{"--pool x --listen 127.0.0.1:0 --admin ftp://x", 1, "--admin"},
+	} {
+		cmd := command(io.Discard, io.Discard)
+		cmd.SetArgs(strings.Fields(tt.args))
+		err := cmd.ExecuteContext(t.Context())
+		if err == nil || code(err) != tt.code || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("gfe %s: got %v; want %q and exit code %d", tt.args, err, tt.want, tt.code)
+		}
 	}
 }

@@ -305,7 +305,7 @@ func (p *Proxy) page(w http.ResponseWriter, r *http.Request, status int, words s
 func (p *Proxy) health(w http.ResponseWriter) {
 	status, words := http.StatusOK, "ok"
 	if err := p.up.Ready(); err != nil {
-		status, words = http.StatusServiceUnavailable, "no upstream: "+err.Error()
+		status, words = http.StatusServiceUnavailable, "no upstream: "+publicCause(err)
 	}
 	if p.server.Draining() {
 		status, words = http.StatusServiceUnavailable, "draining"

@@ -273,7 +273,13 @@ func TestNoUpstream(t *testing.T) {
 
 	f.broken <- errors.New("config server on fire")
 	gfetest.Eventually(t, "the source's error is known", func() bool { return p.Load().Source == "config server on fire" })
-	check(t, get(t, base+"/"), http.StatusServiceUnavailable, "no upstream for pool gfe-eu: config server on fire")
+	for _, path := range []string{"/", "/healthz"} { // the fault of a source may name an inside address
+		public := get(t, base+path)
+		check(t, public, http.StatusServiceUnavailable, "nobody says now where requests go")
+		if strings.Contains(public.body, "on fire") {
+			t.Errorf("%s: got %q; want no words of the source", path, public.body)
+		}
+	}
 
 	f.set(Assignment{Revision: 4})
 	got := get(t, base+"/", "Accept", "text/html,*/*")

@@ -241,7 +241,23 @@ func (u *Upstream) Ready() error {
 	if len(u.table.Load().slots) > 0 {
 		return nil
 	}
-	return u.source.Load().err
+	return u.sourceError()
+}
+
+// sourceError is a fault of the source, which names where it is.
+type sourceError struct{ err error }
+
+func (e *sourceError) Error() string { return e.err.Error() }
+func (e *sourceError) Unwrap() error { return e.err }
+
+// sourceError returns why the source is not followed; nil when it is.
+func (u *Upstream) sourceError() error {
+	switch err := u.source.Load().err; err {
+	case nil, errNoAssignment:
+		return err
+	default:
+		return &sourceError{err}
+	}
 }
 
 // Reason is why a request got no answer from an upstream.
@@ -266,7 +282,7 @@ type Error struct {
 // Error names the endpoint; Public does not.
 func (e *Error) Error() string {
 	if e.Reason == NoUpstream {
-		return e.Public()
+		return fmt.Sprintf("no upstream for pool %s: %v", e.Pool, e.Err)
 	}
 	return fmt.Sprintf("upstream %s of pool %s: %v", e.Addr, e.Pool, e.Err)
 }
@@ -275,7 +291,7 @@ func (e *Error) Error() string {
 func (e *Error) Public() string {
 	switch e.Reason {
 	case NoUpstream:
-		return fmt.Sprintf("no upstream for pool %s: %v", e.Pool, e.Err)
+		return fmt.Sprintf("no upstream for pool %s: %s", e.Pool, publicCause(e.Err))
 	case TimedOut:
 		return fmt.Sprintf("upstream pool %s timed out", e.Pool)
 	}
@@ -289,6 +305,14 @@ func (e *Error) Public() string {
 		why = "connection reset"
 	}
 	return fmt.Sprintf("upstream pool %s failed: %s", e.Pool, why)
+}
+
+// publicCause is err in words for users: those of a source may name inside addresses.
+func publicCause(err error) string {
+	if _, ok := errors.AsType[*sourceError](err); ok {
+		return "nobody says now where requests go"
+	}
+	return err.Error()
 }
 
 func (e *Error) Unwrap() error { return e.Err }
@@ -353,7 +377,7 @@ func (u *Upstream) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // whyNone says why there is nothing to choose from.
 func (u *Upstream) whyNone() error {
-	if err := u.source.Load().err; err != nil {
+	if err := u.sourceError(); err != nil {
 		return err
 	}
 	t := u.table.Load()
