@@ -37,6 +37,7 @@ zones:
     @ 60 IN SOA ns1 host 1 2 3 4 5
     @ 60 IN NS ns1
     ns1 60 IN A 192.0.2.53
+    shop 60 IN CNAME www
 probes:
   open: {tcp: {port: 443}}
 pools:
@@ -805,6 +806,21 @@ func TestPage(t *testing.T) {
 			t.Errorf("the page holds %q: text must stay text, and nothing comes from elsewhere", bad)
 		}
 	}
+}
+
+// TestNoNulls: lists are lists also where they are empty.
+func TestNoNulls(t *testing.T) {
+	n := newNode(t, func(o *Options) { o.Counters = func() api.Counters { return api.Counters{Time: at} } })
+	if got := n.call("GET", "/api/v1/status", "").Body.String(); !strings.Contains(got, `"answers": []`) {
+		t.Errorf("got %s; want an empty list of answers", got)
+	}
+}
+
+func TestExplainAlias(t *testing.T) {
+	runRows(t, newNode(t, nil), []requestRow{
+		{"alias", "GET", "/api/v1/explain?name=Shop.example.com.&client=192.0.2.1", "", 404, "shop.example.com is an alias (CNAME) of www.example.com"},
+		{"no alias", "GET", "/api/v1/explain?name=ns1.example.com&client=192.0.2.1", "", 404, "no service"},
+	})
 }
 
 func TestOTLP(t *testing.T) {

@@ -417,7 +417,7 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, e edit, do func(
 		return
 	}
 	if s.o.Store == nil {
-		fail(w, http.StatusConflict, "this node has no store: its objects are in its configuration file", fileOnly)
+		fail(w, http.StatusConflict, "this node has no store: change the file", fileOnly)
 		return
 	}
 	c := store.Change{Put: &config.Objects{}, Author: e.author, At: v.Revision, Force: e.force}
@@ -485,7 +485,7 @@ func (s *Server) refuse(w http.ResponseWriter, err error) {
 }
 
 // fileOnly says what to do on a node whose objects are in a file.
-const fileOnly = "change the file, which is read again at once; or give the node a store (node.etcd)"
+const fileOnly = "the file is read again at once when it changes; or give the node a store (node.etcd)"
 
 // confirm takes what etcd holds although it went back or is another cluster.
 func (s *Server) confirm(w http.ResponseWriter, r *http.Request) {

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/miekg/dns"
+
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
@@ -44,6 +46,9 @@ func (s *Server) statusNow() *api.Status {
 	}
 	if s.o.Counters != nil {
 		c := s.o.Counters()
+		if c.Answers == nil {
+			c.Answers = []api.Answers{} // a list for those who read JSON, not null
+		}
 		st.Traffic = &c
 	}
 	if snap := s.o.Snapshot(); snap != nil {
@@ -211,6 +216,11 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 	}
 	svc := snap.Service(ownerName(q.Get("name")))
 	if svc == nil {
+		name := ownerName(q.Get("name"))
+		if target := aliasOf(snap.Objects(), name); target != "" {
+			fail(w, http.StatusNotFound, fmt.Sprintf("%s is an alias (CNAME) of %s", name, target), "ask for "+target)
+			return
+		}
 		unknown(w, "service", q.Get("name"), serviceNames(snap))
 		return
 	}
@@ -231,6 +241,25 @@ func (s *Server) explain(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, out)
+}
+
+// aliasOf returns what name is a CNAME to in a zone of o; "" where it is none.
+func aliasOf(o *config.Objects, name string) string {
+	if o == nil {
+		return ""
+	}
+	for _, zone := range o.Zones {
+		if !dns.IsSubDomain(dns.Fqdn(zone.Name), dns.Fqdn(name)) {
+			continue
+		}
+		records := dns.NewZoneParser(strings.NewReader(zone.Records), dns.Fqdn(zone.Name), "")
+		for rr, ok := records.Next(); ok; rr, ok = records.Next() {
+			if alias, is := rr.(*dns.CNAME); is && ownerName(alias.Hdr.Name) == name {
+				return ownerName(alias.Target)
+			}
+		}
+	}
+	return ""
 }
 
 // ownerName is name as the engine spells it: lower case, no trailing dot.
