@@ -282,7 +282,7 @@ func TestFaults(t *testing.T) {
 		{"file that is not there", exampleNode(), "", "apply -f /nonexistent.yaml", ExitError, "/nonexistent.yaml: no such file"},
 		{"hostile text", hostile, "", "explain www --client ::1", ExitError, `no service \x1b[2J; did you mean "www.example.com"?`},
 		{"not a node", stranger, "", "status", ExitError, "not what a Meridian node sends"},
-		{"no demo", exampleNode(), "", "demo start gfe-eu", ExitError, "is this a demo?"},
+		{"no demo", exampleNode(), "", "demo start gfe-eu", ExitError, "this node is no demo; start one with gslbd demo"},
 		{"not ready", notReady, "", "status", ExitNotOK, ""},
 		{"top interval", exampleNode(), "", "top --interval 1ms", ExitUsage, "--interval 1ms: expected 200ms..1h"},
 		{"top ends early", exampleNode(), "", "top --count 9", ExitUnreachable, "cannot reach SERVER"},

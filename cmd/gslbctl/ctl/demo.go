@@ -3,7 +3,10 @@ package ctl
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/http"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,8 +33,8 @@ func (a *app) demoCommand() *cobra.Command {
 				raw, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (json.RawMessage, error) {
 					return c.Demo(ctx, op.name, args[0])
 				})
-				if e, ok := err.(*api.Error); ok && e.Status == 404 && e.Hint == "" {
-					e.Hint = "is this a demo? start one with gslbd demo"
+				if e, ok := err.(*api.Error); ok && e.Status == http.StatusNotFound && strings.HasPrefix(e.Problem.Error, "no path") {
+					return failure(errors.New("this node is no demo"), "start one with gslbd demo")
 				}
 				if err != nil {
 					return err
