@@ -106,6 +106,7 @@ func New(opts Options) (*Node, error) {
 	n.traces = tracing.New(tracing.Options{
 		Endpoint: nc.OTLP.Endpoint,
 		Gzip:     nc.OTLP.Gzip,
+		Grace:    flushTime,
 		Headers:  nc.OTLP.Headers,
 		Sample:   sample,
 		Node:     nc.Name,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"strings"
 	"syscall"
 	"time"
 
@@ -190,14 +191,28 @@ func (n *Node) reread(forced bool) error {
 			n.log.Error("cookie secrets not changed", "err", err)
 		}
 	}
-	running, now := n.opts.File.Node, f.Node
-	running.Geo, now.Geo = config.Geo{}, config.Geo{}
-	running.Serve.Cookies, now.Serve.Cookies = nil, nil
-	if !reflect.DeepEqual(running, now) {
-		n.log.Warn("node: some settings changed that only a restart applies", "file", n.opts.Path)
+	if keys := needRestart(n.opts.File.Node, f.Node); len(keys) > 0 {
+		n.log.Warn("some settings of the node only change with a restart", "file", n.opts.Path, "settings", keys)
 	}
 	n.build.report("configuration "+n.opts.Path, "", nil)
 	n.build.reread(forced)
 	n.log.Info("configuration read", "file", n.opts.Path)
 	return nil
+}
+
+// needRestart returns the keys of node in which now differs from what runs, but for what a reload
+// applies.
+func needRestart(running, now config.Node) (keys []string) {
+	for _, n := range []*config.Node{&running, &now} {
+		n.Geo, n.Serve.Cookies = config.Geo{}, nil
+		n.Gossip.Key, n.Gossip.Keys = "", nil
+	}
+	a, b := reflect.ValueOf(running), reflect.ValueOf(now)
+	for i := range a.NumField() {
+		if !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
+			name, _, _ := strings.Cut(a.Type().Field(i).Tag.Get("json"), ",")
+			keys = append(keys, "node."+name)
+		}
+	}
+	return keys
 }
