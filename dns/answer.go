@@ -515,7 +515,8 @@ func (a *answerer) write(buf []byte) []byte {
 			if s.optional {
 				break
 			}
-			r.tc, m.n, counts = true, question, [sections]int{}
+			r.cut(q.tcp)
+			m.n, counts = question, [sections]int{}
 			break
 		}
 		counts[s.section] += rrs
@@ -529,6 +530,14 @@ func (a *answerer) write(buf []byte) []byte {
 	m.putHeader(q, r, counts)
 	a.counters.replied(r)
 	return buf[:m.n]
+}
+
+// cut says that an RRset has no room: TC has the client ask over TCP, where nothing has more, and
+// SERVFAIL is the end.
+func (r *reply) cut(tcp bool) {
+	if r.tc = !tcp; tcp {
+		r.rcode, r.aa = rcodeServFail, false
+	}
 }
 
 // recovered answers SERVFAIL to a query whose answer panicked.

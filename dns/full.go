@@ -116,7 +116,8 @@ func (a *answerer) writeFull(buf []byte, limit int) []byte {
 			return out
 		}
 		if !r.sets[n-1].optional {
-			r.tc, n = true, 1 // the question alone, next
+			r.cut(q.tcp)
+			msg.Rcode, msg.Authoritative, n = r.rcode, r.aa, 1 // the question alone, next
 		}
 	}
 }
