@@ -346,8 +346,39 @@ func (m *Monitor) catchUp(peer string, has []known, now time.Time) {
 			packets = append(packets, v.packets(now)...)
 		}
 	}
+	if len(packets) > 0 && len(m.owed) < maxOwed { // the loop sends them: this may be heard before the membership is there
+		m.owed = append(m.owed, owed{peer, packets[:min(len(packets), sendBudget)], now.Add(owedFor)})
+		nudge(m.wake)
+	}
 	m.mu.Unlock()
-	m.gossip.sendTo(peer, packets[:min(len(packets), sendBudget)])
+}
+
+// owed are packets that a peer lacks.
+type owed struct {
+	peer    string
+	packets [][]byte
+	until   time.Time // who is no peer by then asks again
+}
+
+const (
+	maxOwed = 16              // peers that wait for what they lack; others ask again
+	owedFor = 5 * time.Second // a node that is back may be no member yet: memberlist asks it first
+)
+
+// pay sends peers what they lack.
+func (m *Monitor) pay() {
+	m.mu.Lock()
+	debts := m.owed
+	m.owed = nil
+	m.mu.Unlock()
+	for _, o := range debts {
+		if m.gossip.sendTo(o.peer, o.packets) || time.Now().After(o.until) {
+			continue
+		}
+		m.mu.Lock()
+		m.owed = append(m.owed, o)
+		m.mu.Unlock()
+	}
 }
 
 // keysOf returns the keys of nodes; o is valid.

@@ -136,6 +136,10 @@ func TestBitsBesideReports(t *testing.T) {
 // TestHearForged gives a monitor that knows the keys of nodes what their owners did not sign,
 // what is repeated, and more than anybody says.
 func TestHearForged(t *testing.T) {
+	synctest.Test(t, testHearForged) // time stands still while the flood comes
+}
+
+func testHearForged(t *testing.T) {
 	m := New(Options{Node: "ns1", Site: "a", Key: keyOf("ns1")})
 	m.Configure(keyedPools("ns1", "ns2", "ns3"))
 	say := func(node string, seq uint64, key ed25519.PrivateKey) []byte {

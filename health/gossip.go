@@ -420,14 +420,15 @@ func (g *gossip) send(peer memberlist.Node, messages [][]byte) {
 	}
 }
 
-// sendTo sends packets to the peer of that name, if it is one.
-func (g *gossip) sendTo(peer string, packets [][]byte) {
+// sendTo sends packets to the peer of that name, and reports whether it is one.
+func (g *gossip) sendTo(peer string, packets [][]byte) bool {
 	g.mu.Lock()
 	p, ok := g.peers[peer]
 	g.mu.Unlock()
 	if ok {
 		g.send(p, packets)
 	}
+	return ok
 }
 
 // hasRoom reports whether a broadcast may wait to be spread; if not, that is counted.

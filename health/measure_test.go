@@ -36,17 +36,21 @@ const helperEnv = "MERIDIAN_TEST_RESPONDER"
 
 // TestMain runs the test binary as the server of the measurements where it is told to be one.
 func TestMain(m *testing.M) {
-	if os.Getenv(helperEnv) != "" {
-		respond()
+	if listen := os.Getenv(helperEnv); listen != "" {
+		respond(listen)
+		return
+	}
+	if node := os.Getenv(nodeEnv); node != "" {
+		runNode(node)
 		return
 	}
 	flag.Parse()
 	os.Exit(m.Run())
 }
 
-// respond answers HTTP on a port of its own until its input ends, and says which on its output.
-func respond() {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// respond answers HTTP there until its input ends, and says which on its output.
+func respond(listen string) {
+	l, err := net.Listen("tcp", listen)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -97,7 +101,7 @@ func resident(t *testing.T) float64 {
 // TestMeasureProbes probes many endpoints every 5 s, as one node of a fleet of one does.
 func TestMeasureProbes(t *testing.T) {
 	server := exec.CommandContext(t.Context(), os.Args[0])
-	server.Env = append(os.Environ(), helperEnv+"=1")
+	server.Env = append(os.Environ(), helperEnv+"=127.0.0.1:0")
 	in, err := server.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -78,6 +78,7 @@ type Monitor struct {
 	refs      reach
 	keys      map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
 	lists     lists
+	owed      []owed    // to be sent by the loop
 	told      int       // how many of its results a round of beats has told
 	assigned  []Target  // that this node probes; nil before the first
 	reassign  bool      // whatever is assigned is new
@@ -407,6 +408,9 @@ func (m *Monitor) speak() {
 		m.log.Info("endpoint is "+verdictName(f.to), "pool", f.id.Pool, "endpoint", f.id.Addr,
 			"was", verdictName(f.from), "why", f.why)
 	}
+	if m.gossip != nil {
+		m.pay()
+	}
 	if m.gossip == nil || len(report.Observations) == 0 {
 		return
 	}
@@ -433,6 +437,7 @@ func (m *Monitor) beat() {
 	messages := m.ownLocked(now, !m.agreedLocked(now))
 	m.mu.Unlock()
 	m.gossip.beat(messages)
+	m.pay()
 	m.mu.Lock()
 	m.self.Period = m.gossip.period(len(messages))
 	m.mu.Unlock()

@@ -675,8 +675,8 @@ func TestSlow(t *testing.T) {
 // TestIdle wants what nobody asks for to be probed seldom, and at once when it is asked for.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := 0
-		p := NewProber(ProberOptions{Report: func(Target, Result, State) { n++ }, probe: func(context.Context, Target) Result { return Result{} }})
+		var n atomic.Int64
+		p := NewProber(ProberOptions{Report: func(Target, Result, State) { n.Add(1) }, probe: func(context.Context, Target) Result { return Result{} }})
 		targets := fakeTargets(1)
 		targets[0].Probe.Idle = 10
 		p.SetTargets(targets)
@@ -685,10 +685,10 @@ func TestIdle(t *testing.T) {
 		go func() { done <- p.Run(ctx) }()
 		count := func(d time.Duration) int {
 			synctest.Wait()
-			n = 0
+			n.Store(0)
 			time.Sleep(d)
 			synctest.Wait()
-			return n
+			return int(n.Load())
 		}
 		time.Sleep(5 * time.Second)
 		p.SetIdle(map[string]bool{"gfe": true})
