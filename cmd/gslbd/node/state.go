@@ -38,6 +38,12 @@ func (b *builder) restore() (known bool) {
 		b.n.log.Warn("the last known verdicts are not used; the first round of probes is waited for", "err", err)
 	}
 	b.revision = (st.Revision + boot) / boot * boot
+	// Kept before the first is used: a node that is killed at once does not use them again.
+	if path := b.n.statePath(); path != "" {
+		if err := writeState(path, state{Revision: b.revision, Verdicts: st.Verdicts}); err != nil {
+			b.n.log.Warn("the block of revisions could not be kept", "err", err)
+		}
+	}
 	verdicts := map[gslb.EndpointID]gslb.Verdict{}
 	for _, v := range st.Verdicts {
 		verdict := gslb.Down
