@@ -726,7 +726,7 @@ func TestDemoInterrupted(t *testing.T) {
 			tmp := socketDir(t)
 			port := 12000 + 100*i + rand.IntN(10)*10 + os.Getpid()%200*40
 			p := launchIn(t, []string{"TMPDIR=" + tmp}, "demo", "--dns-port", strconv.Itoa(port), "--admin-port", strconv.Itoa(port+1),
-				"--gossip-port", strconv.Itoa(port+2), "--http-port", strconv.Itoa(port+3))
+				"--gossip-port", strconv.Itoa(port+2), "--http-port", strconv.Itoa(port+3), "--xds-port", strconv.Itoa(port+7))
 			for line := range p.lines {
 				if strings.Contains(line, until) {
 					break
