@@ -29,7 +29,7 @@ import (
 //	go test ./health -run TestMeasureDetection -v -measure.trials 50
 var (
 	measureEndpoints = flag.Int("measure.endpoints", 500, "endpoints that TestMeasureProbes probes every 5 s")
-	measureTrials    = flag.Int("measure.trials", 3, "deaths of endpoints that TestMeasureDetection measures")
+	measureTrials    = flag.Int("measure.trials", 1, "deaths of endpoints that TestMeasureDetection measures")
 )
 
 const helperEnv = "MERIDIAN_TEST_RESPONDER"

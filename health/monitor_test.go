@@ -211,14 +211,14 @@ func TestMonitorsSockets(t *testing.T) {
 }
 
 // TestMonitorsDetection measures how long it takes from the death of an endpoint until no
-// node serves it, ten times. What it wants is generous, since it shares the machine.
+// node serves it, five times. What it wants is generous, since it shares the machine.
 func TestMonitorsDetection(t *testing.T) {
 	const fall, interval, timeout = 3, 200 * time.Millisecond, 100 * time.Millisecond
 	l, addr := listen(t)
 	x := target(addr, config.Probe{TCP: &config.TCPProbe{}, Interval: config.Duration(interval), Timeout: config.Duration(timeout), Fall: fall})
 	monitors, _ := fleet(t, 3, []Target{x})
 	var took []time.Duration
-	for range 10 {
+	for range 5 {
 		for _, m := range monitors {
 			await(t, m, x.ID, gslb.Up)
 		}
@@ -236,9 +236,9 @@ func TestMonitorsDetection(t *testing.T) {
 	_ = l.Close()
 	slices.Sort(took)
 	bound := fall*interval + timeout + time.Second
-	t.Logf("fall %d, interval %v, timeout %v: median %v, longest %v, bound %v", fall, interval, timeout, took[5], took[9], bound)
-	if took[5] > bound+5*time.Second {
-		t.Errorf("median %v, want at most %v on a quiet machine", took[5], bound)
+	t.Logf("fall %d, interval %v, timeout %v: median %v, longest %v, bound %v", fall, interval, timeout, took[2], took[4], bound)
+	if took[2] > bound+5*time.Second {
+		t.Errorf("median %v, want at most %v on a quiet machine", took[2], bound)
 	}
 }
 

@@ -100,9 +100,12 @@ func TestSimScale(t *testing.T) {
 		}
 
 		// In calm, and with losses nothing is called down.
+		calm := time.Second
+		if nodes > 100 {
+			calm = 5 * time.Second
+		}
 		for _, loss := range []float64{0, 0.01, 0.05, 0.20} {
 			w.net.set(func() { w.net.loss, w.net.bytes, w.net.count = loss, 0, 0 })
-			const calm = 5 * time.Second
 			time.Sleep(calm)
 			w.net.set(func() {
 				t.Logf("loss %.0f %%: %.1f packets and %.0f octets a node and second", 100*loss,
@@ -124,7 +127,7 @@ func TestSimScale(t *testing.T) {
 		w.net.set(func() {
 			w.net.cut = func(from, to string) bool { return (number(from) < middle) != (number(to) < middle) }
 		})
-		apart := 8 * time.Second
+		apart := 6 * time.Second
 		if nodes > 100 {
 			apart = time.Minute
 		}
