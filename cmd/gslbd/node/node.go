@@ -95,10 +95,6 @@ func New(opts Options) (*Node, error) {
 	}
 	n.health = health.New(ho)
 	n.build = newBuilder(n)
-	sample := 0.01
-	if nc.OTLP.Sample != nil {
-		sample = *nc.OTLP.Sample
-	}
 	follow, err := newFollowing(nc.Tracing)
 	if err != nil {
 		return nil, fmt.Errorf("node.tracing: %w", err)
@@ -108,7 +104,7 @@ func New(opts Options) (*Node, error) {
 		Gzip:     nc.OTLP.Gzip,
 		Grace:    flushTime,
 		Headers:  nc.OTLP.Headers,
-		Sample:   sample,
+		Sample:   nc.OTLP.EffectiveSample(),
 		Node:     nc.Name,
 		Site:     nc.Site,
 		Version:  opts.Version,
