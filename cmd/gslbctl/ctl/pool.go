@@ -103,13 +103,7 @@ func (a *app) poolDrainCommand() *cobra.Command {
 		Args:              args("POOL"),
 		ValidArgsFunction: a.complete(completePools),
 		RunE: func(c *cobra.Command, args []string) error {
-			req, err := f.request(a.now())
-			if err != nil {
-				return err
-			}
-			done, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Applied, error) {
-				return c.Drain(ctx, args[0], req)
-			})
+			req, done, err := f.send(c.Context(), a, args[0], (*api.Client).Drain)
 			if err != nil {
 				return err
 			}
@@ -135,13 +129,7 @@ func (a *app) poolUndrainCommand() *cobra.Command {
 		Args:              args("POOL"),
 		ValidArgsFunction: a.complete(completePools),
 		RunE: func(c *cobra.Command, args []string) error {
-			req, err := f.request(a.now())
-			if err != nil {
-				return err
-			}
-			done, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (*api.Applied, error) {
-				return c.Undrain(ctx, args[0], req)
-			})
+			req, done, err := f.send(c.Context(), a, args[0], (*api.Client).Undrain)
 			if err != nil {
 				return err
 			}
@@ -156,6 +144,18 @@ func (a *app) poolUndrainCommand() *cobra.Command {
 	}
 	f.register(c)
 	return c
+}
+
+// send asks the node to change pool as the flags say, with Client.Drain or Client.Undrain.
+func (f *drainFlags) send(ctx context.Context, a *app, pool string, change func(*api.Client, context.Context, string, api.DrainRequest) (*api.Applied, error)) (api.DrainRequest, *api.Applied, error) {
+	req, err := f.request(a.now())
+	if err != nil {
+		return req, nil, err
+	}
+	done, err := ask(ctx, a, func(ctx context.Context, c *api.Client) (*api.Applied, error) {
+		return change(c, ctx, pool, req)
+	})
+	return req, done, err
 }
 
 func (f *drainFlags) register(c *cobra.Command) {
