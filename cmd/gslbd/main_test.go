@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -526,7 +527,7 @@ func TestWithoutEtcd(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	etcd := func() (endpoint string, stop func()) {
-		e, err := store.NewEmbed(filepath.Join(dir, "etcd"), "", nil)
+		e, err := store.NewEmbed(filepath.Join(dir, "etcd"), "", slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -249,7 +249,7 @@ func TestApplyAtOnce(t *testing.T) {
 // again and again: what did not change makes no view.
 func TestApplyMany(t *testing.T) {
 	e := startEtcd(t, t.TempDir(), socket(t))
-	r := start(t, external(e.listen, ""), func(tm *timing) { tm.relist = 20 * time.Millisecond })
+	r := start(t, external(e.listen, ""), func(tm *timing) { tm.relist, tm.timeout = 20*time.Millisecond, time.Minute })
 	r.view("nothing", func(View) bool { return true })
 	put := &config.Objects{Sites: map[string]config.Site{}}
 	for i := range 1203 {
