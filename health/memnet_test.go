@@ -79,7 +79,9 @@ func (t *memTransport) WriteTo(b []byte, addr string) (time.Time, error) {
 		return now, nil
 	}
 	p := &memberlist.Packet{Buf: append([]byte(nil), b...), From: t.addr}
-	time.AfterFunc(delay, func() {
+	// Never at once: a bubble's timer that is due when it is set runs on the runtime's own stack,
+	// where starting a goroutine crashes Go 1.26's race detector now and then.
+	time.AfterFunc(max(delay, 1), func() {
 		p.Timestamp = time.Now()
 		select {
 		case to.packets <- p:
