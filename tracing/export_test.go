@@ -341,7 +341,7 @@ func TestExportOverHTTP(t *testing.T) {
 			}
 		}))
 		r := New(Options{Sample: 1, Endpoint: collector.URL + "/otlp", Headers: map[string]string{"X-Tenant": "t1"}, Gzip: zip,
-			Node: "ns1", Site: "eu-west", Version: "v1", Logger: quiet(), RingSize: 2048})
+			Node: "ns1", Site: "eu-west", Version: "v1", Logger: quiet(), RingSize: 2048, Grace: time.Minute})
 		const queries = 1500 // five batches by their number of spans
 		for range queries {
 			fillQuery(r.Worker(0).Begin())

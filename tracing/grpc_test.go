@@ -149,8 +149,11 @@ func TestGRPCCollectors(t *testing.T) {
 		}, DropPartial, 4, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := exportOne(t, Options{Endpoint: serveGRPC(t, &grpcCollector{export: tc.export}),
-				Timeout: 50 * time.Millisecond, RetryFor: 300 * time.Millisecond})
+			o := Options{Endpoint: serveGRPC(t, &grpcCollector{export: tc.export}), Timeout: time.Minute, RetryFor: 2 * time.Second}
+			if tc.cause == DropTimeout {
+				o.Timeout = 50 * time.Millisecond
+			}
+			s := exportOne(t, o)
 			if s.Dropped[tc.cause] != tc.dropped || s.Exported != 4-tc.dropped || (s.Retries > 0) != tc.retries {
 				t.Errorf("dropped %v, exported %d, retries %d, want %d by %s, the rest, some: %v",
 					s.Dropped, s.Exported, s.Retries, tc.dropped, tc.cause, tc.retries)
