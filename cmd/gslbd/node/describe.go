@@ -3,6 +3,8 @@ package node
 import (
 	"net/netip"
 
+	"github.com/miekg/dns"
+
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/tracing"
 )
@@ -16,9 +18,7 @@ func (b *builder) describe(q *tracing.Query) tracing.Facts {
 	}
 	e := s.Explain(s.Services[q.Service], c)
 	f := tracing.Facts{Service: e.Service, Pool: e.Pool, Reason: e.Reason, Plan: e.Plan, Place: placeOf(s, c.Addr)}
-	for _, a := range e.Answers {
-		f.Answers = append(f.Answers, a.String())
-	}
+	f.Answers = answered(q.Qtype, e.Answers)
 	for i, st := range e.Stages {
 		if i == 0 {
 			for _, c := range st.Kept {
@@ -45,12 +45,21 @@ func (b *builder) brief(q *tracing.Query) tracing.Facts {
 	if d.Pool != nil {
 		f.Pool = d.Pool.Name
 	}
-	for _, addrs := range [...][]netip.Addr{d.V4, d.V6} {
+	f.Answers = answered(q.Qtype, d.V4, d.V6)
+	return f
+}
+
+// answered returns which of the addresses decided on an answer to qtype holds.
+func answered(qtype uint16, decided ...[]netip.Addr) (answers []string) {
+	for _, addrs := range decided {
 		for _, a := range addrs {
-			f.Answers = append(f.Answers, a.String())
+			if qtype == dns.TypeA && !a.Is4() || qtype == dns.TypeAAAA && a.Is4() {
+				continue
+			}
+			answers = append(answers, a.String())
 		}
 	}
-	return f
+	return answers
 }
 
 // recorded returns the snapshot that decided a record, and for whom; nil if it is gone, or
