@@ -58,6 +58,8 @@ const (
 	AttrRevision     = "gslb.revision"      // int: of the snapshot that decided
 	AttrPlan         = "gslb.plan"          // string: content hash of the configuration that decided
 	AttrDecisionID   = "gslb.decision.id"   // string: the answer id, 10 hex digits; the address of an AAAA answer carries it
+	AttrUpstreamPool = "gslb.upstream.pool" // string: the pool that a proxy sent the request to
+	AttrUpstreamSite = "gslb.upstream.site" // string: its site
 	AttrVIP          = "gslb.vip"           // string: the address that a request was sent to
 	AttrAnswerAge    = "gslb.answer_age"    // double: seconds, at most, from the answer to the request that it led to
 

@@ -23,8 +23,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// exportMethod is TraceService.Export of opentelemetry.proto.collector.trace.v1.
-const exportMethod = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+// OTLP/gRPC has one service with one method.
+const (
+	traceService = "opentelemetry.proto.collector.trace.v1.TraceService"
+	exportMethod = "/" + traceService + "/Export"
+)
 
 // The schemes of OTLP/gRPC, in the clear and with TLS.
 const (

@@ -3,6 +3,7 @@ package tracing
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -13,8 +14,12 @@ import (
 	"net/http"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 const (
@@ -49,6 +54,35 @@ func (r *Recorder) Receiver() http.Handler {
 			io.WriteString(w, "{}")
 		} // an ExportTraceServiceResponse without fields is empty
 	})
+}
+
+// ReceiverGRPC registers OTLP/gRPC's TraceService on g: Receiver for those who speak that, with
+// the same rules.
+func (r *Recorder) ReceiverGRPC(g grpc.ServiceRegistrar) {
+	g.RegisterService(&grpc.ServiceDesc{
+		ServiceName: traceService,
+		HandlerType: (*any)(nil),
+		Methods:     []grpc.MethodDesc{{MethodName: "Export", Handler: r.export}},
+	}, r)
+}
+
+// export takes one call. The request is read as a message without fields, which keeps all of
+// its octets as unknown ones, in their order: they are passed on as they came.
+func (r *Recorder) export(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+	var request emptypb.Empty
+	if err := decode(&request); err != nil {
+		return nil, err
+	}
+	message := request.ProtoReflect().GetUnknown()
+	if len(message) > maxRequest {
+		return nil, status.Error(codes.InvalidArgument, errTooLarge.Error())
+	}
+	n, fault := checkRequest(message)
+	if fault != nil {
+		return nil, status.Error(codes.InvalidArgument, fault.err.Error())
+	}
+	r.accept(message, batch{body: message, spans: n, kind: protobufType})
+	return &emptypb.Empty{}, nil // as an ExportTraceServiceResponse without fields is
 }
 
 // accept remembers a checked request, given as protobuf, and passes it on as it came.

@@ -7,11 +7,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
@@ -225,4 +231,66 @@ func FuzzReceiver(f *testing.F) {
 			t.Errorf("status %d, want 200, 400 or 413", w.Code)
 		}
 	})
+}
+
+// What comes over gRPC is remembered and passed on octet by octet, what cannot be read is
+// refused.
+func TestReceiverGRPC(t *testing.T) {
+	var passed atomic.Value
+	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		passed.Store(body)
+	}))
+	defer collector.Close()
+	r := New(Options{Endpoint: collector.URL, Logger: quiet()})
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error)
+	go func() { ran <- r.Run(ctx) }()
+	defer func() { cancel(); <-ran }()
+
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	r.ReceiverGRPC(g)
+	served := make(chan error)
+	go func() { served <- g.Serve(l) }()
+	defer func() { g.Stop(); <-served }()
+	conn, err := dial("grpc://" + l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+
+	span := fullSpan()
+	body := appendRequest(nil, nil, "", appendSpan(nil, &span))
+	body = appendBytes(body, 99, []byte("what a later version of the protocol has")) // unknown here
+	var response []byte
+	if err := conn.Invoke(t.Context(), exportMethod, body, &response); err != nil || len(response) > 0 {
+		t.Fatalf("response %x, %v; want an empty one", response, err)
+	}
+	if n := len(r.Memory().Trace(span.TraceID)); n != 1 {
+		t.Errorf("%d spans are remembered, want 1", n)
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for passed.Load() == nil {
+		<-tick.C
+	}
+	if !bytes.Equal(passed.Load().([]byte), body) {
+		t.Errorf("passed on %x, want it as it came: %x", passed.Load(), body)
+	}
+	for name, bad := range map[string][]byte{
+		"no message":    {0xff},
+		"a broken span": appendRequest(nil, nil, "", appendBytes(nil, scopeSpansSpans, []byte{0xff})),
+	} {
+		err := conn.Invoke(t.Context(), exportMethod, bad, &response)
+		if code := status.Code(err); code != codes.InvalidArgument && code != codes.Internal {
+			t.Errorf("%s: %v, want it refused", name, err)
+		}
+	}
+	if s := r.Stats(); s.Received != 1 {
+		t.Errorf("%d spans received, want 1", s.Received)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
@@ -28,6 +29,9 @@ func Propagator() propagation.TextMapPropagator {
 	return propagation.NewCompositeTextMapPropagator(propagation.TraceContext{}, propagation.Baggage{})
 }
 
+// sdkLinger is how long a span of the SDK waits for others: people wait for it.
+const sdkLinger = time.Second
+
 // SDK returns a provider whose spans are batched and sent to the OTLP/HTTP collector at the
 // base URL endpoint (/v1/traces is appended), for instance a node's Receiver. It samples the
 // share sample, 0..1, of the traces that begin here, and those that were sampled before. With
@@ -42,7 +46,7 @@ func SDK(ctx context.Context, service, endpoint string, sample float64, attrs ..
 		return nil, nil, fmt.Errorf("spans of %s to %s: %w", service, endpoint, err)
 	}
 	p := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(exporter),
+		sdktrace.WithBatcher(exporter, sdktrace.WithBatchTimeout(sdkLinger)),
 		sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(sample))),
 		sdktrace.WithResource(newResource(service, attrs)),
 	)
@@ -71,7 +75,7 @@ func (r *Recorder) Provider() (provider trace.TracerProvider, shutdown func(cont
 		attrs = append(attrs, attribute.String(key, value.(string)))
 	}
 	p := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(otlptrace.NewUnstarted(uploader(upload))),
+		sdktrace.WithBatcher(otlptrace.NewUnstarted(uploader(upload)), sdktrace.WithBatchTimeout(sdkLinger)),
 		sdktrace.WithResource(newResource(serviceName, attrs)),
 	)
 	return p, p.Shutdown

@@ -78,32 +78,42 @@ func (b *builder) cluster(name string, u config.Upstream, client Client) (*clust
 		return c, nil
 	}
 	if u.HTTP2 {
-		c.TypedExtensionProtocolOptions = map[string]*anypb.Any{
-			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": anyOf(&upstreamhttp.HttpProtocolOptions{
-				UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
-					ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
-						ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
-							Http2ProtocolOptions: &core.Http2ProtocolOptions{},
-						},
-					},
-				},
-			}),
-		}
+		c.TypedExtensionProtocolOptions = http2()
 	}
 	if t := u.TLS; t != nil {
 		alpn := "http/1.1"
 		if u.HTTP2 {
 			alpn = "h2"
 		}
-		c.TransportSocket = &core.TransportSocket{
-			Name: "envoy.transport_sockets.tls",
-			ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: anyOf(&tls.UpstreamTlsContext{
-				Sni:              t.SNI,
-				CommonTlsContext: tlsContext(t.Certificate, t.CA, t.SNI, alpn),
-			})},
-		}
+		c.TransportSocket = upstreamTLS(t, t.SNI, alpn)
 	}
 	return c, mergeRaw(c, u.Envoy, "upstream "+name+": envoy")
+}
+
+// http2 are the options of a cluster whose endpoints speak HTTP/2.
+func http2() map[string]*anypb.Any {
+	return map[string]*anypb.Any{
+		"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": anyOf(&upstreamhttp.HttpProtocolOptions{
+			UpstreamProtocolOptions: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_{
+				ExplicitHttpConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig{
+					ProtocolConfig: &upstreamhttp.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
+						Http2ProtocolOptions: &core.Http2ProtocolOptions{},
+					},
+				},
+			},
+		}),
+	}
+}
+
+// upstreamTLS is TLS to endpoints whose certificate holds peer; empty: any name.
+func upstreamTLS(t *config.UpstreamTLS, peer, alpn string) *core.TransportSocket {
+	return &core.TransportSocket{
+		Name: "envoy.transport_sockets.tls",
+		ConfigType: &core.TransportSocket_TypedConfig{TypedConfig: anyOf(&tls.UpstreamTlsContext{
+			Sni:              peer,
+			CommonTlsContext: tlsContext(t.Certificate, t.CA, peer, alpn),
+		})},
+	}
 }
 
 func circuitBreakers(c *config.CircuitBreakers) *cluster.CircuitBreakers {

@@ -281,7 +281,7 @@ func TestMissingNamesAreAnswered(t *testing.T) {
 		if err := res.Resources[1].Resource.UnmarshalTo(&cla); err != nil || len(cla.Endpoints) != 0 || cla.ClusterName != "nobody" {
 			t.Errorf("nobody has %v, %v; want an assignment without endpoints", &cla, err)
 		}
-		for _, typ := range []Type{Clusters, Routes, Secrets, Listeners} {
+		for _, typ := range []Type{Runtimes, Clusters, Routes, Secrets, Listeners} {
 			c.subscribe(typ, "nobody")
 			expect(t, typ.String(), deltaText(c.next(typ)), "-nobody")
 		}

@@ -71,6 +71,7 @@ func (b *builder) ingress(upstreams map[string]config.Upstream) (listeners, rout
 			InitialConnectionWindowSize: wrapperspb.UInt32(1 << 20),
 		},
 		RequestHeadersTimeout: durationpb.New(30 * time.Second),
+		Tracing:               b.tracer(),
 		UpgradeConfigs:        []*hcm.HttpConnectionManager_UpgradeConfig{{UpgradeType: "websocket"}},
 	}
 	if err := mergeRaw(m, raw.HTTP, "proxy.envoy.httpConnectionManager"); err != nil {

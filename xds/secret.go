@@ -120,6 +120,9 @@ func (b *builder) secrets(upstreams map[string]config.Upstream) ([]made, error) 
 			want(u.TLS.Certificate, u.TLS.CA)
 		}
 	}
+	if t := b.tracing(); t != nil && t.TLS != nil {
+		want(t.TLS.Certificate, t.TLS.CA)
+	}
 	if p := b.config.Proxy; p != nil && p.TLS != nil {
 		want(p.TLS.Certificate, p.TLS.ClientCA)
 	}

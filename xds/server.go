@@ -47,7 +47,11 @@ type Options struct {
 	Coalesce time.Duration // default DefaultCoalesce; negative: none
 	Report   time.Duration // between two load reports of a client; default 1 s
 	Log      *slog.Logger  // default discards
-	Now      func() time.Time
+
+	// Services registers further services on the same address, for whoever may connect; nil: none.
+	Services func(grpc.ServiceRegistrar)
+
+	Now func() time.Time
 }
 
 // TLS names PEM files. They are read anew for each connection, so that a rotation needs no
@@ -152,6 +156,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	g := grpc.NewServer(opts...)
 	s.Register(g)
+	if s.o.Services != nil {
+		s.o.Services(g)
+	}
 	failed := make(chan error, 1)
 	go func() { failed <- g.Serve(s.listener) }()
 	select {

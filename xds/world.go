@@ -17,12 +17,14 @@ import (
 	"strconv"
 	"strings"
 
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/xds/bootstrap"
 )
 
 // Type is a type of xDS resources.
@@ -31,7 +33,8 @@ type Type uint8
 // The types that are served, in the order in which they are sent: what others refer to goes
 // before them, so that nothing ever refers to what a proxy does not have (make before break).
 const (
-	Clusters Type = iota
+	Runtimes Type = iota // asked for before all else, by a proxy that starts
+	Clusters
 	Endpoints
 	Secrets
 	Listeners
@@ -42,6 +45,7 @@ const (
 const typePrefix = "type.googleapis.com/envoy."
 
 var typeURLs = [numTypes]string{
+	Runtimes:  typePrefix + "service.runtime.v3.Runtime",
 	Clusters:  typePrefix + "config.cluster.v3.Cluster",
 	Endpoints: typePrefix + "config.endpoint.v3.ClusterLoadAssignment",
 	Secrets:   typePrefix + "extensions.transport_sockets.tls.v3.Secret",
@@ -49,7 +53,7 @@ var typeURLs = [numTypes]string{
 	Routes:    typePrefix + "config.route.v3.RouteConfiguration",
 }
 
-var typeNames = [numTypes]string{Clusters: "clusters", Endpoints: "endpoints", Secrets: "secrets", Listeners: "listeners", Routes: "routes"}
+var typeNames = [numTypes]string{Runtimes: "runtimes", Clusters: "clusters", Endpoints: "endpoints", Secrets: "secrets", Listeners: "listeners", Routes: "routes"}
 
 // String returns the type as people read it: "clusters".
 func (t Type) String() string { return typeNames[t] }
@@ -195,6 +199,7 @@ type made struct {
 	name  string
 	msg   proto.Message
 	needs string
+	stamp func(revision uint64) // adds the revision to msg, once it is known that the rest has changed; nil: it has none
 }
 
 func (b *builder) build(old *View) error {
@@ -202,7 +207,11 @@ func (b *builder) build(old *View) error {
 	names := slices.Sorted(maps.Keys(upstreams))
 	var endpoints []made
 	for _, n := range names {
-		endpoints = append(endpoints, made{name: b.service(n), msg: b.assignment(n, upstreams[n])})
+		m := made{name: b.service(n), msg: b.assignment(n, upstreams[n])}
+		if b.tracing() != nil {
+			m.stamp = func(revision uint64) { describe(m.msg.(*endpoint.ClusterLoadAssignment), revision) }
+		}
+		endpoints = append(endpoints, m)
 	}
 	if err := b.put(old, []Client{Envoy, GRPC}, Endpoints, endpoints); err != nil {
 		return err
@@ -218,7 +227,7 @@ func (b *builder) build(old *View) error {
 		return nil
 	}
 	for c := range numClients {
-		var clusters, listeners, routes []made
+		var clusters, listeners, routes, secrets, runtimes []made
 		for _, n := range names {
 			m, err := b.cluster(n, upstreams[n], c)
 			if err != nil {
@@ -226,7 +235,6 @@ func (b *builder) build(old *View) error {
 			}
 			clusters = append(clusters, made{name: n, msg: m, needs: b.service(n)})
 		}
-		var secrets []made
 		var err error
 		switch c {
 		case GRPC:
@@ -241,8 +249,12 @@ func (b *builder) build(old *View) error {
 			if secrets, err = b.secrets(upstreams); err != nil {
 				return err
 			}
+			if c := b.collector(); c != nil {
+				clusters = append(clusters, made{name: c.Name, msg: c})
+			}
+			runtimes = []made{{name: bootstrap.Runtime, msg: b.runtimeLayer()}}
 		}
-		for t, list := range map[Type][]made{Clusters: clusters, Listeners: listeners, Routes: routes, Secrets: secrets} {
+		for t, list := range map[Type][]made{Runtimes: runtimes, Clusters: clusters, Listeners: listeners, Routes: routes, Secrets: secrets} {
 			if err := b.put(old, []Client{c}, t, list); err != nil {
 				return err
 			}
@@ -258,7 +270,7 @@ func (b *builder) service(upstream string) string { return upstream + "@" + b.po
 // put marshals the resources of one type and shares with old what it has already.
 func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 	s := set{byName: make(map[string]*Resource, len(list))}
-	revision := strconv.FormatUint(b.in.Snapshot.Revision, 10)
+	revision := b.in.Snapshot.Revision
 	sum := sha256.New()
 	for _, m := range list {
 		var before *Resource
@@ -274,7 +286,7 @@ func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 		fmt.Fprintf(sum, "%s %s\n", m.name, hash(r.Version))
 	}
 	slices.Sort(s.names)
-	s.version = revision + "-" + shortHash(sum.Sum(nil))
+	s.version = versionOf(revision, shortHash(sum.Sum(nil)))
 	if old != nil && hash(old.sets[clients[0]][t].version) == hash(s.version) {
 		s = old.sets[clients[0]][t]
 	}
@@ -285,8 +297,11 @@ func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 }
 
 // newResource marshals m, or returns before where that is the same.
-func newResource(before *Resource, t Type, m made, revision string) (*Resource, error) {
-	value, err := proto.MarshalOptions{Deterministic: true}.Marshal(m.msg)
+func newResource(before *Resource, t Type, m made, revision uint64) (*Resource, error) {
+	if m.stamp != nil {
+		m.stamp(0)
+	}
+	value, err := marshal(m.msg)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s: %w", t, m.name, err)
 	}
@@ -295,9 +310,23 @@ func newResource(before *Resource, t Type, m made, revision string) (*Resource, 
 	if before != nil && hash(before.Version) == h {
 		return before, nil
 	}
-	r := &Resource{Name: m.name, Version: revision + "-" + h, any: &anypb.Any{TypeUrl: t.URL(), Value: value}, needs: m.needs}
+	if m.stamp != nil {
+		m.stamp(revision)
+		if value, err = marshal(m.msg); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", t, m.name, err)
+		}
+	}
+	r := &Resource{Name: m.name, Version: versionOf(revision, h), any: &anypb.Any{TypeUrl: t.URL(), Value: value}, needs: m.needs}
 	r.delta = &discovery.Resource{Name: r.Name, Version: r.Version, Resource: r.any}
 	return r, nil
+}
+
+func marshal(m proto.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(m)
+}
+
+func versionOf(revision uint64, hash string) string {
+	return strconv.FormatUint(revision, 10) + "-" + hash
 }
 
 func shortHash(sum []byte) string {

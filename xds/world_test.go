@@ -214,6 +214,7 @@ pools:
       listen: 127.0.0.1:8443
       tls: {certificate: www, clientCA: users}
       upstreams: {api: fe-ap}
+      tracing: {collector: "https://otel.example.com:4318", tls: {ca: fe}, clientSampling: 1, overallSampling: 50}
       routes:
         - {domains: [a.example.com], match: {path: /x}, upstream: api, timeout: 3s, idleTimeout: 9s, retryPolicy: {retryOn: [5xx, reset], numRetries: 3, perTryTimeout: 1s}}
         - {domains: ["*.example.com"], match: {safeRegex: "/v[0-9]+"}, prefixRewrite: ""}

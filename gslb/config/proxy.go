@@ -89,6 +89,7 @@ type Proxy struct {
 	TLS       *DownstreamTLS      `json:"tls,omitempty"`       // to users
 	Upstreams map[string]Upstream `json:"upstreams,omitempty"` // further ones, for routes; "upstream" is the pool's own
 	Routes    []Route             `json:"routes,omitempty"`    // in order: the first that matches. What none matches goes to the pool's upstream
+	Tracing   *ProxyTracing       `json:"tracing,omitempty"`   // default none
 	Envoy     *ProxyRaw           `json:"envoy,omitempty"`
 }
 
@@ -315,22 +316,25 @@ func (c *checker) upstream(p path, u Upstream) {
 		c.span(at.at("interval"), o.Interval, 0, time.Hour)
 		c.span(at.at("baseEjectionTime"), o.BaseEjectionTime, 0, time.Hour)
 	}
-	if t := u.TLS; t != nil {
-		at := p.at("tls")
-		if t.SNI != "" {
-			c.domain(at.at("sni"), t.SNI)
-		}
-		if t.CA == "" {
-			c.missing(at.at("ca"), "no value; expected who signs the endpoints' certificates")
-		}
-		c.secret(at.at("ca"), t.CA)
-		c.secret(at.at("certificate"), t.Certificate)
+	if u.TLS != nil {
+		c.upstreamTLS(p.at("tls"), u.TLS)
 	}
 	for i, m := range u.LoadMetrics {
 		if m == "" || strings.ContainsFunc(m, isSpaceOrControl) {
 			c.fail(p.at("lrsReportEndpointMetrics").item(i), "%q; expected a metric such as cpu_utilization or named_metrics.queue", m)
 		}
 	}
+}
+
+func (c *checker) upstreamTLS(p path, t *UpstreamTLS) {
+	if t.SNI != "" {
+		c.domain(p.at("sni"), t.SNI)
+	}
+	if t.CA == "" {
+		c.missing(p.at("ca"), "no value; expected who signs the endpoints' certificates")
+	}
+	c.secret(p.at("ca"), t.CA)
+	c.secret(p.at("certificate"), t.Certificate)
 }
 
 func oneOf(c *checker, p path, v string, names []string) {
@@ -364,6 +368,9 @@ func (c *checker) proxy(p path, pool Pool) {
 		}
 		c.secret(p.at("tls").at("certificate"), t.Certificate)
 		c.secret(p.at("tls").at("clientCA"), t.ClientCA)
+	}
+	if px.Tracing != nil {
+		c.proxyTracing(p.at("tracing"), *px.Tracing)
 	}
 	for _, name := range slices.Sorted(maps.Keys(px.Upstreams)) {
 		at := p.at("upstreams").at(name)

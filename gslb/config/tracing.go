@@ -3,6 +3,8 @@ package config
 import (
 	"encoding/base64"
 	"net/netip"
+	"net/url"
+	"strings"
 	"time"
 )
 
@@ -61,5 +63,56 @@ func (c *checker) tracing(p path, t Tracing) {
 	between(c, p.at("ledger"), t.AnswerIDs.Ledger, 0, maxLedger)
 	if t.AnswerIDs.Ledger > 0 && len(t.AnswerIDs.Keys) == 0 {
 		c.missing(p.at("keys"), "no value; expected a key, since there is a ledger")
+	}
+}
+
+// ProxyTracing lets the proxies of a pool trace requests with Envoy's OpenTelemetry tracer.
+// The zero value traces 1 % of them.
+type ProxyTracing struct {
+	Collector       string       `json:"collector,omitempty"`       // http://, https://, grpc:// or grpcs:// host:port, as the proxies reach it; default the config servers, who link requests to decisions
+	TLS             *UpstreamTLS `json:"tls,omitempty"`             // of an https:// or grpcs:// collector
+	ServiceName     string       `json:"serviceName,omitempty"`     // default gfe
+	ClientSampling  *float64     `json:"clientSampling,omitempty"`  // per cent of the requests with an x-client-trace-id; default 100
+	RandomSampling  *float64     `json:"randomSampling,omitempty"`  // per cent of the others; default 1
+	OverallSampling *float64     `json:"overallSampling,omitempty"` // per cent, of what the others let through; default 100
+	MaxCacheSize    int          `json:"maxCacheSize,omitempty"`    // spans that each worker of a proxy holds; default 4096
+	FlushInterval   Duration     `json:"flushInterval,omitempty"`   // a worker exports so often (runtime tracing.opentelemetry.flush_interval_ms), default 1 s,
+	MinFlushSpans   int          `json:"minFlushSpans,omitempty"`   // or when it has as many spans (runtime tracing.opentelemetry.min_flush_spans), default 128
+}
+
+// proxyTracing checks the tracing of a pool's proxies at p.
+func (c *checker) proxyTracing(p path, t ProxyTracing) {
+	secure := strings.HasPrefix(t.Collector, "https://") || strings.HasPrefix(t.Collector, "grpcs://")
+	if t.Collector != "" {
+		at := p.at("collector")
+		if msg := checkURL(t.Collector, "http", "https", "grpc", "grpcs"); msg != "" {
+			c.fail(at, "%q: %s", t.Collector, msg)
+		} else if u, err := url.Parse(t.Collector); err != nil || u.Port() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" {
+			c.fail(at, "%q; expected a scheme, a host and a port", t.Collector)
+		}
+	}
+	switch {
+	case t.TLS != nil && !secure:
+		c.fail(p.at("tls"), "given without an https:// or grpcs:// collector")
+	case t.TLS != nil:
+		c.upstreamTLS(p.at("tls"), t.TLS)
+	case secure:
+		c.missing(p.at("tls"), "no value; expected who signs the collector's certificate: %s", t.Collector)
+	}
+	if strings.ContainsFunc(t.ServiceName, isSpaceOrControl) {
+		c.fail(p.at("serviceName"), "%q; expected no spaces or control characters", t.ServiceName)
+	}
+	for _, f := range []struct {
+		name string
+		v    *float64
+	}{{"clientSampling", t.ClientSampling}, {"randomSampling", t.RandomSampling}, {"overallSampling", t.OverallSampling}} {
+		if f.v != nil {
+			between(c, p.at(f.name), *f.v, 0, 100)
+		}
+	}
+	between(c, p.at("maxCacheSize"), t.MaxCacheSize, 0, 1<<20)
+	between(c, p.at("minFlushSpans"), t.MinFlushSpans, 0, 1<<20)
+	if t.FlushInterval != 0 {
+		c.span(p.at("flushInterval"), t.FlushInterval, 10*time.Millisecond, time.Hour)
 	}
 }

@@ -11,6 +11,12 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
+// What a bootstrap names, and the config server counts on.
+const (
+	Cluster = "gslb_xds" // of the config servers
+	Runtime = "gslb"     // the layer of runtime keys that the config server fills (RTDS)
+)
+
 // Proxy is one proxy as it must know itself: who it is, and whom to ask.
 type Proxy struct {
 	ID      string   // of the proxy, unique in its pool
@@ -79,6 +85,13 @@ cluster_manager:
     transport_api_version: V3
     grpc_services: [{envoy_grpc: {cluster_name: gslb_xds}}]
 `)
+	// What is not there in time is done without: runtime keys only tune.
+	p(`layered_runtime:
+  layers:
+  - name: %[1]s
+    rtds_layer: {name: %[1]s, rtds_config: {resource_api_version: V3, initial_fetch_timeout: 5s, ads: {}}}
+  - {name: admin, admin_layer: {}}
+`, Runtime)
 	if b.Admin != "" {
 		host, port, err := splitHostPort(b.Admin)
 		if err != nil {

@@ -26,6 +26,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/serve"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // UpstreamConfig describes the way from a pool to the next one. Zero durations mean their
@@ -341,7 +342,7 @@ func (u *Upstream) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := holdBody(req)
 	defer body.release()
 	parent := trace.SpanFromContext(req.Context())
-	parent.SetAttributes(attribute.Int64("gslb.revision", int64(t.Revision)))
+	parent.SetAttributes(attribute.Int64(tracing.AttrRevision, int64(t.Revision)))
 
 	var last *peer
 	var failure *Error
@@ -351,7 +352,7 @@ func (u *Upstream) RoundTrip(req *http.Request) (*http.Response, error) {
 			break // failure says why, unless this was the first
 		}
 		last = p
-		parent.SetAttributes(attribute.String("gslb.upstream.pool", p.pool.name), attribute.String("gslb.upstream.site", p.pool.site))
+		parent.SetAttributes(attribute.String(tracing.AttrUpstreamPool, p.pool.name), attribute.String(tracing.AttrUpstreamSite, p.pool.site))
 		res, connected, err := u.send(req, body, p, n)
 		if err == nil {
 			return res, nil
@@ -408,7 +409,7 @@ func (u *Upstream) send(req *http.Request, body *heldBody, p *peer, resend int) 
 			semconv.ServerAddress(p.addr.Addr().String()),
 			semconv.ServerPort(int(p.addr.Port())),
 			semconv.URLFull("http://"+p.addr.String()+req.URL.EscapedPath()), // no query: it may hold what no trace should
-			attribute.String("gslb.upstream.pool", p.pool.name),
+			attribute.String(tracing.AttrUpstreamPool, p.pool.name),
 		)
 		if resend > 0 {
 			span.SetAttributes(semconv.HTTPRequestResendCount(resend))

@@ -57,32 +57,8 @@ services:
 // What the node did itself is there as well.
 func TestTracingEndToEnd(t *testing.T) {
 	key := []byte("sixteen octets!!")
-	path := filepath.Join(t.TempDir(), "gslb.yaml")
 	text := fmt.Sprintf(traceConfig, base64.StdEncoding.EncodeToString(key))
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	file, err := config.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := New(Options{File: file, Path: path, Log: slog.New(slog.DiscardHandler), Workers: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	go func() { ran <- n.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("Run: %v", err)
-		}
-	}()
-	<-n.Ready()
+	n, path := runNode(t, text)
 
 	// The query, below a span of the resolver's.
 	parent := tracing.TraceParent{TraceID: tracing.TraceID{1, 15: 1}, Parent: tracing.SpanID{2}}
@@ -163,6 +139,37 @@ func TestTracingEndToEnd(t *testing.T) {
 		}
 		return len(want) == 0
 	})
+}
+
+// runNode runs a node with the configuration text until the test ends; path is where that is
+// written.
+func runNode(t *testing.T, text string) (n *Node, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "gslb.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := config.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err = New(Options{File: file, Path: path, Log: slog.New(slog.DiscardHandler), Workers: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- n.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	<-n.Ready()
+	return n, path
 }
 
 // eventually waits until ok.

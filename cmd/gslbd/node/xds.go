@@ -53,6 +53,7 @@ func newProxies(n *Node, c config.XDS) *proxies {
 		p.server = xds.New(xds.Options{
 			Addr: c.Listen.String(), TLS: xds.TLS{Cert: c.TLS.Cert, Key: c.TLS.Key, CA: c.TLS.CA},
 			Report: loadEvery, Log: n.log,
+			Services: n.traces.ReceiverGRPC, // to which the proxies' tracers export
 		})
 	}
 	return p

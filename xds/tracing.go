@@ -1,0 +1,214 @@
+package xds
+
+import (
+	"cmp"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	trace "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
+	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	detectors "github.com/envoyproxy/go-control-plane/envoy/extensions/tracers/opentelemetry/resource_detectors/v3"
+	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	metadata "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
+	tags "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/tracing"
+	"github.com/meridian-gslb/meridian/xds/bootstrap"
+)
+
+// collectorCluster is the cluster of a collector of the pool's own.
+const collectorCluster = "gslb_collector"
+
+// metadataFilter is the name below which endpoints say what the engine knows of them.
+const metadataFilter = "gslb"
+
+// What tracing is by default. Envoy's own defaults are every request, and an export for every
+// five spans.
+const (
+	defaultServiceName = "gfe"
+	defaultRandom      = 1.0 // per cent
+	defaultCache       = 4096
+	defaultFlush       = time.Second
+	defaultMinFlush    = 128
+
+	exportTimeout = 2 * time.Second // of one export; what is not taken by then is lost
+)
+
+// tracer makes the tracing of a listener; nil for none.
+func (b *builder) tracer() *hcm.HttpConnectionManager_Tracing {
+	t := b.tracing()
+	if t == nil {
+		return nil
+	}
+	otel := &trace.OpenTelemetryConfig{
+		ServiceName:  cmp.Or(t.ServiceName, defaultServiceName),
+		MaxCacheSize: wrapperspb.UInt32(uint32(cmp.Or(t.MaxCacheSize, defaultCache))),
+		ResourceDetectors: []*core.TypedExtensionConfig{{
+			Name: "envoy.tracers.opentelemetry.resource_detectors.static_config",
+			TypedConfig: anyOf(&detectors.StaticConfigResourceDetectorConfig{
+				Attributes: map[string]string{tracing.AttrSite: b.pool.Site},
+			}),
+		}},
+	}
+	to, http := bootstrap.Cluster, false
+	if t.Collector != "" {
+		u, _ := url.Parse(t.Collector) // was checked
+		to, http = collectorCluster, u.Scheme == "http" || u.Scheme == "https"
+	}
+	if http {
+		otel.HttpService = &core.HttpService{HttpUri: &core.HttpUri{
+			Uri:              t.Collector + "/v1/traces",
+			HttpUpstreamType: &core.HttpUri_Cluster{Cluster: to},
+			Timeout:          durationpb.New(exportTimeout),
+		}}
+	} else {
+		otel.GrpcService = &core.GrpcService{
+			TargetSpecifier: &core.GrpcService_EnvoyGrpc_{EnvoyGrpc: &core.GrpcService_EnvoyGrpc{ClusterName: to}},
+			Timeout:         durationpb.New(exportTimeout),
+		}
+	}
+	random := defaultRandom
+	if t.RandomSampling != nil {
+		random = *t.RandomSampling
+	}
+	return &hcm.HttpConnectionManager_Tracing{
+		ClientSampling:    percent(t.ClientSampling),
+		RandomSampling:    percent(&random),
+		OverallSampling:   percent(t.OverallSampling),
+		SpawnUpstreamSpan: wrapperspb.Bool(true),
+		CustomTags:        b.tags(),
+		// The conventions' name of a span whose route is not known.
+		Operation:         "%REQ(:METHOD)%",
+		UpstreamOperation: "%REQ(:METHOD)%",
+		// The query string stays out: it may hold what no trace should. The path is a tag.
+		MaxPathTagLength: wrapperspb.UInt32(0),
+		Provider: &trace.Tracing_Http{
+			Name:       "envoy.tracers.opentelemetry",
+			ConfigType: &trace.Tracing_Http_TypedConfig{TypedConfig: anyOf(otel)},
+		},
+	}
+}
+
+// tracing returns how the proxies of the pool trace; nil: they do not.
+func (b *builder) tracing() *config.ProxyTracing {
+	if b.config.Proxy == nil {
+		return nil
+	}
+	return b.config.Proxy.Tracing
+}
+
+// tags are what a span of a proxy says beside what Envoy's own do, in the words of our other
+// spans.
+func (b *builder) tags() []*tags.CustomTag {
+	value := func(tag, format string) *tags.CustomTag {
+		return &tags.CustomTag{Tag: tag, Type: &tags.CustomTag_Value{Value: format}}
+	}
+	host := func(tag, key string) *tags.CustomTag {
+		return &tags.CustomTag{Tag: tag, Type: &tags.CustomTag_Metadata_{Metadata: &tags.CustomTag_Metadata{
+			Kind: &metadata.MetadataKind{Kind: &metadata.MetadataKind_Host_{Host: &metadata.MetadataKind_Host{}}},
+			MetadataKey: &metadata.MetadataKey{
+				Key:  metadataFilter,
+				Path: []*metadata.MetadataKey_PathSegment{{Segment: &metadata.MetadataKey_PathSegment_Key{Key: key}}},
+			},
+		}}}
+	}
+	number := func(t *tags.CustomTag) *tags.CustomTag {
+		t.ValueType = tags.CustomTag_INT // to an Envoy that does not know it: a string
+		return t
+	}
+	return []*tags.CustomTag{
+		value(tracing.AttrVIP, "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"),
+		value(tracing.AttrClientAddress, "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%"),
+		value("http.request.method", "%REQ(:METHOD)%"),
+		value("url.scheme", "%REQ(:SCHEME)%"),
+		value("url.path", "%PATH(NQ)%"),
+		number(value("http.response.status_code", "%RESPONSE_CODE%")),
+		{Tag: tracing.AttrPool, Type: &tags.CustomTag_Literal_{Literal: &tags.CustomTag_Literal{Value: b.pool.Name}}},
+		host(tracing.AttrUpstreamPool, keyPool),
+		number(host(tracing.AttrRevision, keyRevision)),
+	}
+}
+
+// What endpoints say, below metadataFilter. Values are strings: Envoy writes large numbers as
+// powers of ten.
+const (
+	keyPool     = "pool"
+	keyRevision = "revision" // of the snapshot that brought the assignment
+)
+
+// describe has every endpoint of an assignment say its pool, which the sub-zone names, and the
+// revision.
+func describe(cla *endpoint.ClusterLoadAssignment, revision uint64) {
+	for _, l := range cla.Endpoints {
+		m := &core.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataFilter: {Fields: map[string]*structpb.Value{
+			keyPool:     structpb.NewStringValue(l.Locality.SubZone),
+			keyRevision: structpb.NewStringValue(strconv.FormatUint(revision, 10)),
+		}}}}
+		for _, e := range l.LbEndpoints {
+			e.Metadata = m
+		}
+	}
+}
+
+// collector makes the cluster of the collector that the pool names; nil for none.
+func (b *builder) collector() *cluster.Cluster {
+	t := b.tracing()
+	if t == nil || t.Collector == "" {
+		return nil
+	}
+	u, _ := url.Parse(t.Collector) // was checked
+	port, _ := strconv.ParseUint(u.Port(), 10, 16)
+	c := &cluster.Cluster{
+		Name:                 collectorCluster,
+		ClusterDiscoveryType: &cluster.Cluster_Type{Type: cluster.Cluster_STRICT_DNS},
+		ConnectTimeout:       durationpb.New(defaultConnectTimeout),
+		LoadAssignment: &endpoint.ClusterLoadAssignment{
+			ClusterName: collectorCluster,
+			Endpoints: []*endpoint.LocalityLbEndpoints{{LbEndpoints: []*endpoint.LbEndpoint{{
+				HostIdentifier: &endpoint.LbEndpoint_Endpoint{Endpoint: &endpoint.Endpoint{Address: address(u.Hostname(), uint32(port))}},
+			}}}},
+		},
+	}
+	if net.ParseIP(u.Hostname()) != nil {
+		c.ClusterDiscoveryType = &cluster.Cluster_Type{Type: cluster.Cluster_STATIC}
+	}
+	alpn := "http/1.1"
+	if u.Scheme == "grpc" || u.Scheme == "grpcs" {
+		alpn = "h2"
+		c.TypedExtensionProtocolOptions = http2()
+	}
+	if t.TLS != nil {
+		c.TransportSocket = upstreamTLS(t.TLS, cmp.Or(t.TLS.SNI, u.Hostname()), alpn)
+	}
+	return c
+}
+
+// runtimeLayer makes the runtime keys of the pool's proxies. It is there even if it is empty:
+// an Envoy asks for it before all else, and waits.
+func (b *builder) runtimeLayer() *runtime.Runtime {
+	layer := &structpb.Struct{Fields: map[string]*structpb.Value{}}
+	if t := b.tracing(); t != nil {
+		every := cmp.Or(time.Duration(t.FlushInterval), defaultFlush)
+		layer.Fields["tracing.opentelemetry.flush_interval_ms"] = structpb.NewNumberValue(float64(every.Milliseconds()))
+		layer.Fields["tracing.opentelemetry.min_flush_spans"] = structpb.NewNumberValue(float64(cmp.Or(t.MinFlushSpans, defaultMinFlush)))
+	}
+	return &runtime.Runtime{Name: bootstrap.Runtime, Layer: layer}
+}
+
+// percent returns nil, Envoy's default, for nil.
+func percent(v *float64) *envoytype.Percent {
+	if v == nil {
+		return nil
+	}
+	return &envoytype.Percent{Value: *v}
+}
