@@ -73,6 +73,8 @@ type reply struct {
 	n        int
 	sets     [maxSets]set
 	why      reason
+	explain  bool   // who asks may be told why
+	brief    string // why the answer is what it is, beside it; empty: not asked for
 
 	// What no zone holds; they keep their memory.
 	names  []byte // targets of CNAMEs, rdata
@@ -85,6 +87,7 @@ func (r *reply) reset() {
 	clear(r.sets[:r.n])
 	r.rcode, r.aa, r.echo, r.opt, r.tc, r.scope, r.n = rcodeNoError, false, false, false, false, 0, 0
 	r.followed, r.resolved, r.decided, r.answers, r.why = false, false, false, 0, noReason
+	r.explain, r.brief = false, ""
 	r.names, r.rdatas, r.addrs = r.names[:0], r.rdatas[:0], r.addrs[:0]
 }
 
@@ -120,6 +123,7 @@ type settings struct {
 	limiter    *limiter                    // nil: no limit
 	amplify    int                         // 0: no bound
 	quarantine *quarantine                 // nil: nothing is refused for having panicked
+	explainers *atomic.Pointer[Explainers] // nil: nobody may ask why
 }
 
 // answerer answers queries one after the other, with memory of its own that it reuses. One
@@ -136,6 +140,7 @@ type answerer struct {
 	d      gslb.Decision
 	second gslb.Decision // on services that the answer leads to
 	opts   []byte        // options of the reply's OPT; keeps its memory
+	signed *signature    // of the reply; only on the full path, nil: none
 	size   int           // octets of the query
 	m      message
 	target [maxName]byte // the name that a CNAME led to, in lower case
@@ -179,7 +184,7 @@ func (a *answerer) answer(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []
 	a.r.reset()
 	a.follow.reset()
 	how := a.q.read(pkt, &a.r)
-	if how == unusual {
+	if how == unusual || how == wellFormed && a.q.asksWhy() && a.mayAskWhy() {
 		return a.answerFull(d, pkt, buf)
 	}
 	if !a.respond(d, pkt, how) {
@@ -251,6 +256,9 @@ func (a *answerer) resolve(d *Data) {
 	}
 	if q.qclass != classIN {
 		a.identify()
+		return
+	}
+	if r.explain && a.explainName(d) {
 		return
 	}
 	r.resolved = true

@@ -33,6 +33,7 @@ type edns struct {
 	version uint8
 	do      bool
 
+	explain   bool // the reason of the answer is asked for
 	keepalive bool // over TCP: the idle timeout is asked for
 	ecs       ecs
 	nsid      bool
@@ -96,6 +97,8 @@ func (e *edns) readOptions(b []byte) {
 			if e.cookie == nil {
 				e.cookie = data
 			}
+		case optionExplain:
+			e.explain = true
 		case optionNSID:
 			e.nsid = true
 		case optionKeepalive:

@@ -11,9 +11,20 @@ import (
 // shares what a reply says (resolve) and what an option means (edns.go) with the fast path.
 func (a *answerer) answerFull(d *Data, pkt, buf []byte) []byte {
 	a.r.reset()
+	a.signed = nil
 	a.counters.full.Add(1)
-	if !a.respond(d, pkt, a.q.readFull(pkt, &a.r)) {
+	how := a.q.readFull(pkt, &a.r)
+	if a.explainers != nil && how == wellFormed {
+		if a.q.signed && len(a.explainers.Load().Keys) > 0 {
+			how = a.verify(pkt)
+		}
+		a.r.explain = a.q.asksWhy() && (a.signed != nil || a.mayAskWhy())
+	}
+	if !a.respond(d, pkt, how) {
 		return nil
+	}
+	if a.r.explain {
+		a.explainAnswer(d)
 	}
 	a.putOptions()
 	return a.writeFull(buf, a.limit())
@@ -26,7 +37,7 @@ func (q *query) readFull(pkt []byte, r *reply) admission {
 		return silent
 	}
 	q.id, q.flags = be16(pkt), be16(pkt[2:])
-	q.edns = edns{}
+	q.edns, q.signed = edns{}, false
 	switch {
 	case q.flags&flagQR != 0:
 		return silent
@@ -67,6 +78,7 @@ func (q *query) readFull(pkt []byte, r *reply) admission {
 			}
 			continue
 		}
+		q.signed = q.signed || be16(pkt[off:]) == miekg.TypeTSIG
 		rdlen := int(be16(pkt[off+8:]))
 		off += 10
 		if len(pkt)-off < rdlen {
@@ -106,14 +118,26 @@ func (a *answerer) writeFull(buf []byte, limit int) []byte {
 			msg.Extra = append(msg.Extra, q.opt(a.opts, a.maxUDP))
 		}
 		msg.Truncated = r.tc
-		out, err := msg.PackBuffer(buf)
+		var out []byte
+		var err error
+		if a.signed != nil {
+			out, err = a.signed.sign(&msg)
+		} else {
+			out, err = msg.PackBuffer(buf)
+		}
 		if err != nil {
 			panic(err) // names and rdata come from a zone that was read: what we hold cannot be packed
 		}
-		if len(out) <= limit {
+		if len(out) <= limit || n <= 0 { // a signature alone may be longer than the limit
 			r.answers = len(msg.Answer)
 			a.counters.replied(r)
 			return out
+		}
+		if r.brief != "" { // goes before anything else: RFC 8914, section 3
+			r.brief = ""
+			a.putOptions()
+			n++
+			continue
 		}
 		if !r.sets[n-1].optional {
 			r.cut(q.tcp)

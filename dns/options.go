@@ -62,6 +62,10 @@ func (a *answerer) putOptions() {
 		a.opts = binary.BigEndian.AppendUint16(appendOption(a.opts, optionError, 2+len(x.text)), x.code)
 		a.opts = append(a.opts, x.text...)
 	}
+	if r.brief != "" {
+		a.opts = binary.BigEndian.AppendUint16(appendOption(a.opts, optionError, 2+len(r.brief)), 0)
+		a.opts = append(a.opts, r.brief...)
+	}
 	if q.told != nil {
 		a.opts = append(appendOption(a.opts, optionTrace, len(q.told)), q.told...)
 	}

@@ -57,6 +57,9 @@ type Options struct {
 	// section 5). All servers of an address need the same. Without any, a random one is used.
 	CookieSecrets [][]byte
 
+	// Explainers may ask why an answer is what it is; by default nobody.
+	Explainers Explainers
+
 	MaxUDP        int // octets of the longest reply over UDP, 512..4096; default DefaultMaxUDP
 	ReceiveBuffer int // octets of each UDP socket's queue; default DefaultReceiveBuffer, and what the kernel allows
 
@@ -73,6 +76,7 @@ type Server struct {
 	udpCounters []counters
 	tcp         tcpServer
 	cookies     atomic.Pointer[cookieKeys]
+	explainers  atomic.Pointer[Explainers]
 	quarantine  *quarantine
 	lastPanic   atomic.Int64 // when a panic was logged last, Unix time in seconds
 }
@@ -95,6 +99,7 @@ func New(opts Options) *Server {
 		panic(fmt.Sprintf("dns: %v", err)) // who calls has checked them
 	}
 	s.cookies.Store(keys)
+	s.SetExplainers(opts.Explainers)
 	s.tcp.init(s)
 	return s
 }
@@ -115,6 +120,9 @@ func (s *Server) SetCookieSecrets(secrets [][]byte) error {
 	return err
 }
 
+// SetExplainers replaces Options.Explainers while the server runs.
+func (s *Server) SetExplainers(e Explainers) { s.explainers.Store(&e) }
+
 // TraceWorkers returns how many workers Options.Trace is asked for: those of UDP, and one that
 // all of TCP shares.
 func (s *Server) TraceWorkers() int { return len(s.udpCounters) + 1 }
@@ -131,6 +139,7 @@ func (s *Server) tracer(worker int) TraceWorker {
 func (s *Server) answerer(c *counters, trace TraceWorker) *answerer {
 	a := newAnswerer(c, trace, s.opts.MaxUDP, s.panicked)
 	a.identity, a.cookies, a.quarantine, a.amplify = s.opts.Identity, &s.cookies, s.quarantine, s.opts.Limits.Amplify
+	a.explainers = &s.explainers
 	a.keepalive = uint16(min(s.opts.TCPIdle/(100*time.Millisecond), 1<<16-1))
 	if trace != nil { // without it the time is not known, and nobody would hear of what was asked
 		a.follow = newFollower(s.opts.Parents, s.opts.Answers)

@@ -46,7 +46,7 @@ type PoolCount struct {
 
 var rcodeNames = [...]string{
 	rcodeNoError: "NOERROR", rcodeFormErr: "FORMERR", rcodeServFail: "SERVFAIL", rcodeNameError: "NXDOMAIN",
-	rcodeNotImplemented: "NOTIMP", rcodeRefused: "REFUSED", rcodeYXDomain: "YXDOMAIN", rcodeBadVers: "BADVERS",
+	rcodeNotImplemented: "NOTIMP", rcodeRefused: "REFUSED", rcodeYXDomain: "YXDOMAIN", rcodeNotAuth: "NOTAUTH", rcodeBadVers: "BADVERS",
 }
 
 // cacheLine is the room between what two CPUs write: two lines, because they are fetched in

@@ -34,6 +34,7 @@ const (
 	rcodeNotImplemented = 4
 	rcodeRefused        = 5
 	rcodeYXDomain       = 6
+	rcodeNotAuth        = 9
 	rcodeBadVers        = 16
 )
 
@@ -89,6 +90,7 @@ type query struct {
 	lower  [maxName]byte // the same in lower case
 	edns   edns
 	told   []byte // data of the TRACEPARENT option to answer with; nil: none
+	signed bool   // it has a TSIG; only on the full path
 }
 
 // at returns where owner, a part of the question's name, stands in a message, for a pointer

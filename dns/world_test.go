@@ -39,11 +39,17 @@ type world struct {
 // loadWorld reads the dialogues' world.
 func loadWorld(tb testing.TB) *world {
 	tb.Helper()
+	return parseWorld(tb, readWorld(tb))
+}
+
+// readWorld returns the text of the dialogues' world.
+func readWorld(tb testing.TB) string {
+	tb.Helper()
 	text, err := os.ReadFile("../testdata/dialogues/world.yaml")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return parseWorld(tb, string(text))
+	return string(text)
 }
 
 func parseWorld(tb testing.TB, text string) *world {

@@ -453,6 +453,9 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, p path) {
 		}
 		return
 	}
+	if len(p) > 0 && p[0] == "node" { // where "nobody" is not the same as the default; objects lose it in the store
+		v.Set(reflect.MakeSlice(v.Type(), 0, len(n.Content)))
+	}
 	for i, c := range n.Content {
 		item := reflect.New(v.Type().Elem()).Elem()
 		d.value(c, item, p.item(i))

@@ -27,3 +27,27 @@ func TestServe(t *testing.T) {
 		}
 	}
 }
+
+func TestExplainConfig(t *testing.T) {
+	const good = "node: {name: a, site: s, dns: [\"127.0.0.1:0\"], serve: {explain: {allow: [], keys: [{name: ops.example.com, secret: c2l4dGVlbiBvY3RldHMhIQ==}]}}}\nsites: {s: {}}\n"
+	f, err := Parse("a.yaml", []byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := f.Node.Serve.Explain; e.Allow == nil || len(e.Allow) != 0 || len(e.Keys) != 1 || e.Keys[0].EffectiveAlgorithm() != "hmac-sha256" {
+		t.Errorf("got %+v, want nobody by address and a key of hmac-sha256", e)
+	}
+	for _, tt := range []struct{ from, to, want string }{
+		{"allow: []", "allow: [192.0.2.1/24]", "bits beyond the prefix"},
+		{"name: ops.example.com", "name: \"\"", "expected the name of the key"},
+		{"name: ops.example.com", "name: ops..example", "ops..example"},
+		{"secret: c2l4dGVlbiBvY3RldHMhIQ==", "secret: c2hvcnQ=", "expected 16 to 64 octets in base64"},
+		{"secret: c2l4dGVlbiBvY3RldHMhIQ==", "secret: ..", "expected 16 to 64 octets in base64"},
+		{"name: ops.example.com,", "name: ops.example.com, algorithm: hmac-md5,", "expected hmac-sha256, hmac-sha384"},
+		{"keys: [", "keys: [{name: OPS.example.com, secret: c2l4dGVlbiBvY3RldHMhIQ==}, ", "is there twice"},
+	} {
+		if _, err := Parse("a.yaml", []byte(strings.Replace(good, tt.from, tt.to, 1))); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.to, err, tt.want)
+		}
+	}
+}

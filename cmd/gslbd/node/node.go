@@ -129,10 +129,23 @@ func New(opts Options) (*Node, error) {
 		Identity:      dns.Identity{ID: nc.Serve.ID, Version: nc.Serve.Version},
 		Limits:        dns.Limits(nc.Serve.Limits),
 		CookieSecrets: nc.Serve.Secrets(),
+		Explainers:    explainers(nc.Serve.Explain),
 	})
 	n.xds = newProxies(n, nc.XDS)
 	n.admin = admin.New(n.adminOptions())
 	return n, nil
+}
+
+// explainers are those who may ask over DNS why an answer is what it is.
+func explainers(c config.Explain) dns.Explainers {
+	e := dns.Explainers{Allow: c.Allow}
+	if e.Allow == nil {
+		e.Allow = tracing.Loopback
+	}
+	for _, k := range c.Keys {
+		e.Keys = append(e.Keys, dns.TSIGKey{Name: k.Name, Algorithm: k.EffectiveAlgorithm(), Secret: k.Secret})
+	}
+	return e
 }
 
 // Listen binds every address of the node, so that a busy one is known before anything runs.

@@ -191,6 +191,7 @@ func (n *Node) reread(forced bool) error {
 			n.log.Error("cookie secrets not changed", "err", err)
 		}
 	}
+	n.dns.SetExplainers(explainers(f.Node.Serve.Explain))
 	if keys := needRestart(n.opts.File.Node, f.Node); len(keys) > 0 {
 		n.log.Warn("some settings of the node only change with a restart", "file", n.opts.Path, "settings", keys)
 	}
@@ -204,7 +205,7 @@ func (n *Node) reread(forced bool) error {
 // applies.
 func needRestart(running, now config.Node) (keys []string) {
 	for _, n := range []*config.Node{&running, &now} {
-		n.Geo, n.Serve.Cookies = config.Geo{}, nil
+		n.Geo, n.Serve.Cookies, n.Serve.Explain = config.Geo{}, nil, config.Explain{}
 		n.Gossip.Key, n.Gossip.Keys = "", nil
 	}
 	a, b := reflect.ValueOf(running), reflect.ValueOf(now)

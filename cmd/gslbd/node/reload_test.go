@@ -1,6 +1,7 @@
 package node
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -17,6 +18,7 @@ func TestNeedRestart(t *testing.T) {
 	}{
 		{"nothing", func(*config.Node) {}, nil},
 		{"databases, cookies and keys", func(n *config.Node) { n.Geo.City, n.Serve.Cookies, n.Gossip.Key = "x", []string{"y"}, "z" }, nil},
+		{"who may ask why", func(n *config.Node) { n.Serve.Explain.Allow = []netip.Prefix{} }, nil},
 		{"site and peers", func(n *config.Node) { n.Site, n.Gossip.Join = "us", nil }, []string{"node.site", "node.gossip"}},
 		{"version that is told", func(n *config.Node) { n.Serve.Version = "1" }, []string{"node.serve"}},
 	} {
