@@ -747,7 +747,7 @@ func TestMetrics(t *testing.T) {
 		o.Counters = func() api.Counters {
 			return api.Counters{
 				Transports: map[string]uint64{"udp": 10, "tcp": 2}, Rcodes: map[string]uint64{"NOERROR": 11}, Reasons: map[string]uint64{"policy": 9},
-				Dropped: map[string]uint64{"unsent": 1}, Answers: []api.Answers{{Service: "www.example.com", Pool: "gfe-eu", Count: 9}},
+				Dropped: map[string]uint64{"unsent": 1}, Answers: []api.Answers{{Service: "www.example.com", Pool: "gfe-eu", Reason: "policy", Count: 9}},
 			}
 		}
 		o.HealthStats = func() health.Stats { return health.Stats{Probes: map[string]uint64{"ok": 4}, Flips: 2, Targets: 3} }
@@ -773,7 +773,7 @@ func TestMetrics(t *testing.T) {
 		`meridian_dns_responses_total{rcode="NOERROR"} 11`,
 		`meridian_dns_decisions_total{reason="policy"} 9`,
 		`meridian_dns_dropped_total{cause="unsent"} 1`,
-		`meridian_dns_answers_total{pool="gfe-eu",service="www.example.com"} 9`,
+		`meridian_dns_answers_total{pool="gfe-eu",reason="policy",service="www.example.com"} 9`,
 		"meridian_store_connected 1",
 		`meridian_health_probes_total{class="ok"} 4`,
 		"meridian_health_flips_total 2",

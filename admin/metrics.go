@@ -66,7 +66,7 @@ var (
 	mOutcomes  = counter("dns_outcomes", "Queries that were resolved, by what that ended in.", "outcome")
 	mDropped   = counter("dns_dropped", "Queries without a response, by cause.", "cause")
 	mEvents    = counter("dns_events", "What else happened to queries and connections.", "event")
-	mAnswers   = counter("dns_answers", "Decisions by service and pool.", "service", "pool")
+	mAnswers   = counter("dns_answers", "Decisions by service, pool and reason; without a service: of what is gone, or too many to be named.", "service", "pool", "reason")
 
 	mStoreConnected = gauge("store_connected", "1 while the store is reached.")
 	mStoreRevision  = gauge("store_revision", "Revision of the store that the objects were read at.")
@@ -136,7 +136,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 		for _, a := range t.Answers {
-			send(mAnswers, float64(a.Count), a.Service, a.Pool)
+			send(mAnswers, float64(a.Count), a.Service, a.Pool, a.Reason)
 		}
 	}
 	if st.Store != nil {

@@ -229,7 +229,7 @@ func show(b *strings.Builder, m *miekg.Msg, size int) {
 func counts(c *counters) func(yield func(string) bool) {
 	return func(yield func(string) bool) {
 		s := Stats{Rcodes: map[string]uint64{}, Outcomes: map[string]uint64{}, Reasons: map[string]uint64{}}
-		pools := make(map[[2]string]uint64)
+		pools := make(map[poolKey]uint64)
 		c.addTo(&s, pools)
 		var all []string
 		add := func(name string, n uint64) {
@@ -247,7 +247,7 @@ func counts(c *counters) func(yield func(string) bool) {
 			add("reason:"+name, n)
 		}
 		for key, n := range pools {
-			add("pool:"+key[0]+"/"+key[1], n)
+			add("pool:"+key.service+"/"+key.pool+"/"+key.reason.String(), n)
 		}
 		add("truncated", s.Truncated)
 		add("malformed", s.Malformed)

@@ -21,6 +21,8 @@ import (
 	"time"
 
 	miekg "github.com/miekg/dns"
+
+	"github.com/meridian-gslb/meridian/gslb"
 )
 
 // patience bounds what tests wait for. Nothing takes that long but on a machine that hangs.
@@ -187,7 +189,7 @@ func TestServer(t *testing.T) {
 	if st.UDP != 2 || st.TCP != 2 || st.Full != 0 || st.Rcodes["NOERROR"] != 4 || st.Reasons["policy"] != 4 || st.TCPAccepted != 2 {
 		t.Errorf("got %+v, want 2 queries on each of UDP and TCP", st)
 	}
-	if want := []PoolCount{{"www.example.com", "eu", 4}}; len(st.Pools) != 1 || st.Pools[0] != want[0] {
+	if want := []PoolCount{{"www.example.com", "eu", "policy", 4}}; len(st.Pools) != 1 || st.Pools[0] != want[0] {
 		t.Errorf("got %v, want %v", st.Pools, want)
 	}
 }
@@ -597,7 +599,7 @@ func TestShutdownUnderLoad(t *testing.T) {
 }
 
 // TestCountsSurvive swaps snapshots with other services and pools under a count: what was
-// counted stays, by name.
+// counted stays, by name for as long as the name does.
 func TestCountsSurvive(t *testing.T) {
 	const text = `
 node: {name: n, site: eu, data: unused, dns: ["127.0.0.1:0"]}
@@ -622,9 +624,39 @@ zones: [{name: example.com, records: "@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60
 	query(two, "a", 4)
 	query(two, "0", 1)
 	query(one, "a", 5)
-	pools := make(map[[2]string]uint64)
+	pools := make(map[poolKey]uint64)
 	a.counters.addTo(&Stats{Rcodes: map[string]uint64{}, Outcomes: map[string]uint64{}, Reasons: map[string]uint64{}}, pools)
-	if a, o := pools[[2]string{"a.example.com", "p"}], pools[[2]string{"0.example.com", "o"}]; a != 14 || o != 1 || len(pools) != 2 {
-		t.Errorf("got %v, want 14 for a and 1 for 0", pools)
+	if a, gone := pools[poolKey{"a.example.com", "p", gslb.ReasonPolicy}], pools[poolKey{}]; a != 14 || gone != 1 || len(pools) != 2 {
+		t.Errorf("got %v, want 14 for a and 1 for what is gone", pools)
+	}
+}
+
+// TestCountsBounded: beyond the counters that a worker may have, services share some, and nothing
+// is lost.
+func TestCountsBounded(t *testing.T) {
+	const pools, services = 400, 1000
+	s := &gslb.Snapshot{}
+	for i := range pools {
+		s.Pools = append(s.Pools, &gslb.Pool{Name: fmt.Sprintf("p%03d", i), Index: i})
+	}
+	for i := range services {
+		s.Services = append(s.Services, &gslb.Service{Name: fmt.Sprintf("s%03d", i), Index: i})
+	}
+	c := new(counters)
+	for round := range 3 {
+		for i := range services {
+			c.decided(s, &gslb.Decision{Service: s.Services[i], Pool: s.Pools[i%pools], Reason: gslb.Reason(round)})
+		}
+	}
+	sums := make(map[poolKey]uint64)
+	c.addTo(&Stats{Rcodes: map[string]uint64{}, Outcomes: map[string]uint64{}, Reasons: map[string]uint64{}}, sums)
+	var all, shared uint64
+	for key, n := range sums {
+		if all += n; key.service == "" {
+			shared += n
+		}
+	}
+	if cells := c.pools.Load().cells.Load(); all != 3*services || shared == 0 || shared == all || cells > maxCells+pools*int64(reasons) {
+		t.Errorf("got %d decisions, %d of them without a name, in %d counters; want %d in about %d", all, shared, cells, 3*services, maxCells)
 	}
 }

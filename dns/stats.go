@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +23,7 @@ type Stats struct {
 	Outcomes map[string]uint64 // queries that were resolved, by the zone.Outcome that it ended in
 	Reasons  map[string]uint64 // decisions, by gslb.Reason
 
-	Pools []PoolCount // decisions, by service and pool; ordered by both
+	Pools []PoolCount // decisions, by service, pool and reason; ordered by these
 
 	Truncated uint64 // replies with TC
 	Malformed uint64 // queries answered with FORMERR
@@ -37,11 +38,18 @@ type Stats struct {
 	TCPOpen     int    // connections now
 }
 
-// PoolCount counts the decisions for a service that ended in a pool. An empty Pool stands for
-// those that ended in none: a fallback, or SERVFAIL.
+// PoolCount counts the decisions for a service that ended in a pool for a reason. An empty Pool
+// stands for those that ended in none: a fallback, or SERVFAIL. An empty Service stands for those
+// that are gone, and those that a worker has no room for; see maxCells.
 type PoolCount struct {
-	Service, Pool string
-	Decisions     uint64
+	Service, Pool, Reason string
+	Decisions             uint64
+}
+
+// poolKey is what a PoolCount counts.
+type poolKey struct {
+	service, pool string
+	reason        gslb.Reason
 }
 
 var rcodeNames = [...]string{
@@ -64,12 +72,12 @@ type counters struct {
 	limited                   atomic.Uint64
 	rcodes                    [len(rcodeNames)]atomic.Uint64
 	outcomes                  [zone.Redirect + 1]atomic.Uint64
-	reasons                   [gslb.ReasonServfail + 1]atomic.Uint64
+	reasons                   [reasons]atomic.Uint64
 
 	pools atomic.Pointer[poolTable]
 
 	mu      sync.Mutex // held when pools is replaced, once a snapshot at most
-	retired map[[2]string]uint64
+	retired map[poolKey]uint64
 
 	recent recent
 
@@ -101,27 +109,51 @@ func (c *counters) decided(s *gslb.Snapshot, d *gslb.Decision) {
 	if d.Pool != nil {
 		pool = d.Pool.Index
 	}
-	t.row(d.Service.Index)[pool].Add(1)
+	t.row(d.Service.Index, d.Reason)[pool].Add(1)
 }
 
-// poolTable counts decisions by the service's and the pool's index in a snapshot. Rows come
-// with their first decision: few services of a large plan are asked for at one node.
+// reasons is how many reasons there are.
+const reasons = int(gslb.ReasonServfail) + 1
+
+// maxCells bounds the counters of one worker's table, 8 octets each: with 100 pools, 2,600 services
+// and reasons have some of their own.
+const maxCells = 1 << 18
+
+// poolTable counts decisions by the service's and the pool's index in a snapshot, and by reason.
+// Rows come with their first decision: few services of a large plan are asked for at one node, and
+// few reasons occur. Once there are maxCells counters, what has none yet shares the last rows.
 type poolTable struct {
 	snapshot        atomic.Pointer[gslb.Snapshot] // whose indices are those of services and pools
 	services, pools []string
-	rows            []atomic.Pointer[[]atomic.Uint64] // by service; a row's last entry is for no pool
+	rows            []atomic.Pointer[[]atomic.Uint64] // by service and reason, the shared ones last; a row's last entry is for no pool
+	cells           atomic.Int64                      // in rows
 }
 
-func (t *poolTable) row(service int) []atomic.Uint64 {
-	row := t.rows[service].Load()
+// row returns the counters of a service and a reason, by pool.
+func (t *poolTable) row(service int, reason gslb.Reason) []atomic.Uint64 {
+	i := service*reasons + int(reason)
+	row := t.rows[i].Load()
 	if row == nil {
-		fresh := make([]atomic.Uint64, len(t.pools)+1)
-		if !t.rows[service].CompareAndSwap(nil, &fresh) { // only TCP's goroutines share a table
-			return *t.rows[service].Load()
-		}
-		return fresh
+		return t.newRow(i)
 	}
 	return *row
+}
+
+// newRow returns row i, made if there is room for it, else that of its reason.
+func (t *poolTable) newRow(i int) []atomic.Uint64 {
+	last := len(t.rows) - reasons + i%reasons
+	if i != last && t.cells.Load()+int64(len(t.pools)) >= maxCells {
+		if row := t.rows[last].Load(); row != nil {
+			return *row
+		}
+		return t.newRow(last)
+	}
+	fresh := make([]atomic.Uint64, len(t.pools)+1)
+	if !t.rows[i].CompareAndSwap(nil, &fresh) { // only TCP's goroutines share a table
+		return *t.rows[i].Load()
+	}
+	t.cells.Add(int64(len(fresh)))
+	return fresh
 }
 
 // follow returns a table for s: the present one if services and pools are the same, as they
@@ -134,7 +166,7 @@ func (c *counters) follow(s *gslb.Snapshot) *poolTable {
 		old.snapshot.Store(s)
 		return old
 	}
-	t := &poolTable{rows: make([]atomic.Pointer[[]atomic.Uint64], len(s.Services))}
+	t := &poolTable{rows: make([]atomic.Pointer[[]atomic.Uint64], (len(s.Services)+1)*reasons)}
 	for _, service := range s.Services {
 		t.services = append(t.services, service.Name)
 	}
@@ -144,12 +176,25 @@ func (c *counters) follow(s *gslb.Snapshot) *poolTable {
 	t.snapshot.Store(s)
 	if old != nil {
 		if c.retired == nil {
-			c.retired = make(map[[2]string]uint64)
+			c.retired = make(map[poolKey]uint64)
 		}
 		old.addTo(c.retired)
+		c.forget(s)
 	}
 	c.pools.Store(t)
 	return t
+}
+
+// forget counts what s does not have any more under no name, so that the kept ones do not grow
+// with every change of the plan.
+func (c *counters) forget(s *gslb.Snapshot) {
+	for key, n := range c.retired {
+		if s.Service(key.service) != nil && (key.pool == "" || s.Pool(key.pool) != nil) || key.service == "" && key.pool == "" {
+			continue
+		}
+		delete(c.retired, key)
+		c.retired[poolKey{reason: key.reason}] += n
+	}
 }
 
 func (t *poolTable) fits(s *gslb.Snapshot) bool {
@@ -157,8 +202,8 @@ func (t *poolTable) fits(s *gslb.Snapshot) bool {
 		slices.EqualFunc(t.pools, s.Pools, func(name string, p *gslb.Pool) bool { return name == p.Name })
 }
 
-// addTo adds t's counts to sums, by service and pool.
-func (t *poolTable) addTo(sums map[[2]string]uint64) {
+// addTo adds t's counts to sums.
+func (t *poolTable) addTo(sums map[poolKey]uint64) {
 	for i := range t.rows {
 		row := t.rows[i].Load()
 		if row == nil {
@@ -166,18 +211,21 @@ func (t *poolTable) addTo(sums map[[2]string]uint64) {
 		}
 		for j := range *row {
 			if n := (*row)[j].Load(); n > 0 {
-				pool := ""
-				if j < len(t.pools) {
-					pool = t.pools[j]
+				key := poolKey{reason: gslb.Reason(i % reasons)}
+				if service := i / reasons; service < len(t.services) {
+					key.service = t.services[service]
 				}
-				sums[[2]string{t.services[i], pool}] += n
+				if j < len(t.pools) {
+					key.pool = t.pools[j]
+				}
+				sums[key] += n
 			}
 		}
 	}
 }
 
 // addTo adds c to s, and its decisions to pools.
-func (c *counters) addTo(s *Stats, pools map[[2]string]uint64) {
+func (c *counters) addTo(s *Stats, pools map[poolKey]uint64) {
 	s.Full += c.full.Load()
 	s.Malformed += c.malformed.Load()
 	s.Dropped += c.dropped.Load()
@@ -209,7 +257,7 @@ func (c *counters) addTo(s *Stats, pools map[[2]string]uint64) {
 // Stats returns what the server has done so far. It may be called at any time.
 func (s *Server) Stats() Stats {
 	st := Stats{Rcodes: map[string]uint64{}, Outcomes: map[string]uint64{}, Reasons: map[string]uint64{}}
-	pools := make(map[[2]string]uint64)
+	pools := make(map[poolKey]uint64)
 	for i := range s.udpCounters {
 		s.udpCounters[i].addTo(&st, pools)
 		st.UDP += s.udpCounters[i].queries.Load()
@@ -219,13 +267,10 @@ func (s *Server) Stats() Stats {
 	st.TCPAccepted, st.TCPEvicted, st.TCPRefused = s.tcp.accepted.Load(), s.tcp.evicted.Load(), s.tcp.refused.Load()
 	st.TCPOpen = s.tcp.open()
 	for key, n := range pools {
-		st.Pools = append(st.Pools, PoolCount{Service: key[0], Pool: key[1], Decisions: n})
+		st.Pools = append(st.Pools, PoolCount{Service: key.service, Pool: key.pool, Reason: key.reason.String(), Decisions: n})
 	}
 	slices.SortFunc(st.Pools, func(a, b PoolCount) int {
-		if c := strings.Compare(a.Service, b.Service); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Pool, b.Pool)
+		return cmp.Or(strings.Compare(a.Service, b.Service), strings.Compare(a.Pool, b.Pool), strings.Compare(a.Reason, b.Reason))
 	})
 	return st
 }

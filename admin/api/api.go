@@ -138,14 +138,16 @@ type Counters struct {
 	Reasons    map[string]uint64 `json:"reasons,omitempty"`    // decisions: policy, failover …
 	Dropped    map[string]uint64 `json:"dropped,omitempty"`    // queries without a reply, by cause
 	Events     map[string]uint64 `json:"events,omitempty"`     // what else is worth counting: truncated, malformed …
-	Answers    []Answers         `json:"answers"`              // decisions, ordered by service, then pool
+	Answers    []Answers         `json:"answers"`              // decisions, ordered by service, pool and reason
 }
 
-// Answers counts the decisions of one service for one pool. An empty pool counts those that
-// named none (fallback, SERVFAIL).
+// Answers counts the decisions of one service for one pool and one reason. An empty pool counts
+// those that named none (fallback, SERVFAIL), an empty service those of what is gone, and what is
+// too many to be counted by name.
 type Answers struct {
 	Service string `json:"service"`
 	Pool    string `json:"pool"`
+	Reason  string `json:"reason"`
 	Count   uint64 `json:"count"`
 }
 

@@ -160,9 +160,9 @@ func exampleNode() *fakeNode {
 		"GET /api/v1/objects/pools/gfe-eu": o.Pools["gfe-eu"],
 		"GET /api/v1/health":               exampleHealth(),
 		"GET /api/v1/top": []api.Counters{
-			{Time: at, Queries: 1000, Answers: []api.Answers{{Service: "www.example.com", Pool: "gfe-eu", Count: 600}, {Service: "www.example.com", Pool: "gfe-us", Count: 400}}},
-			{Time: at.Add(2 * time.Second), Queries: 1400, Dropped: map[string]uint64{"unsent": 1}, Answers: []api.Answers{{Service: "www.example.com", Pool: "", Count: 2}, {Service: "www.example.com", Pool: "gfe-eu", Count: 600}, {Service: "www.example.com", Pool: "gfe-us", Count: 798}}},
-			{Time: at.Add(3 * time.Second), Queries: 100, Answers: []api.Answers{{Service: "www.example.com", Pool: "gfe-eu", Count: 100}}},
+			{Time: at, Queries: 1000, Answers: []api.Answers{{Service: "www.example.com", Pool: "gfe-eu", Reason: "policy", Count: 600}, {Service: "www.example.com", Pool: "gfe-us", Reason: "policy", Count: 400}}},
+			{Time: at.Add(2 * time.Second), Queries: 1400, Dropped: map[string]uint64{"unsent": 1}, Answers: []api.Answers{{Service: "www.example.com", Pool: "", Reason: "fallback", Count: 2}, {Service: "www.example.com", Pool: "gfe-eu", Reason: "policy", Count: 600}, {Service: "www.example.com", Pool: "gfe-us", Reason: "failover", Count: 100}, {Service: "www.example.com", Pool: "gfe-us", Reason: "policy", Count: 698}}},
+			{Time: at.Add(3 * time.Second), Queries: 100, Answers: []api.Answers{{Service: "www.example.com", Pool: "gfe-eu", Reason: "policy", Count: 100}}},
 		},
 		"POST /api/v1/pools/gfe-eu/drain":   api.Applied{Revision: 45, Diff: []config.Change{{Kind: "states", Name: "gfe-eu", Op: "add"}}},
 		"POST /api/v1/pools/gfe-eu/undrain": api.Applied{Revision: 46, Diff: []config.Change{{Kind: "states", Name: "gfe-eu", Op: "delete"}}},

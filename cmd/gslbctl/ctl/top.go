@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -75,12 +76,15 @@ type Rates struct {
 	Pools   []PoolRate `json:"pools"`   // busiest first
 }
 
-// PoolRate is the rate of one service's decisions for one pool.
+// PoolRate is the rate of one service's decisions for one pool, and of those among them that were
+// not simply the policy's first choice.
 type PoolRate struct {
 	Service string  `json:"service"`
 	Pool    string  `json:"pool"`
 	Rate    float64 `json:"rate"`  // decisions per second
 	Share   float64 `json:"share"` // of the service's, 0..1
+
+	Reasons map[string]float64 `json:"reasons,omitempty"` // decisions per second by reason, but for policy
 }
 
 // rates is what happened from a to b. A counter that fell (the node started again) counts
@@ -103,16 +107,25 @@ func rates(a, b *api.Counters) *Rates {
 		return n
 	}
 	r := &Rates{Time: b.Time, Seconds: seconds, Queries: per(a.Queries, b.Queries), Dropped: per(sum(a.Dropped), sum(b.Dropped)), Pools: []PoolRate{}}
-	type key struct{ service, pool string }
-	was := map[key]uint64{}
+	was := map[api.Answers]uint64{}
+	name := func(x api.Answers) api.Answers { x.Count = 0; return x }
 	for _, x := range a.Answers {
-		was[key{x.Service, x.Pool}] = x.Count
+		was[name(x)] = x.Count
 	}
 	total := map[string]float64{}
-	for _, x := range b.Answers {
-		p := PoolRate{Service: x.Service, Pool: x.Pool, Rate: per(was[key{x.Service, x.Pool}], x.Count)}
-		total[x.Service] += p.Rate
-		r.Pools = append(r.Pools, p)
+	for _, x := range b.Answers { // ordered by service and pool
+		if n := len(r.Pools); n == 0 || r.Pools[n-1].Service != x.Service || r.Pools[n-1].Pool != x.Pool {
+			r.Pools = append(r.Pools, PoolRate{Service: x.Service, Pool: x.Pool})
+		}
+		p, rate := &r.Pools[len(r.Pools)-1], per(was[name(x)], x.Count)
+		p.Rate += rate
+		total[x.Service] += rate
+		if rate > 0 && x.Reason != "" && x.Reason != "policy" {
+			if p.Reasons == nil {
+				p.Reasons = map[string]float64{}
+			}
+			p.Reasons[x.Reason] += rate
+		}
 	}
 	for i := range r.Pools {
 		if t := total[r.Pools[i].Service]; t > 0 {
@@ -144,21 +157,30 @@ func (a *app) printRates(r *Rates) error {
 func printRateLines(w io.Writer, r *Rates) {
 	at := r.Time.Format("15:04:05")
 	fmt.Fprintf(w, "%s  total  %.1f q/s  %.1f dropped/s\n", at, r.Queries, r.Dropped)
-	t := table{head: []string{"", "", "", ">", ">"}}
+	t := table{head: []string{"", "", "", ">", ">", ""}}
 	for _, p := range r.Pools {
-		t.add(row(at, p.Service, cmp.Or(p.Pool, "(none)"), fmt.Sprintf("%.1f q/s", p.Rate), fmt.Sprintf("%.1f %%", p.Share*100))...)
+		t.add(row(at, p.Service, cmp.Or(p.Pool, "(none)"), fmt.Sprintf("%.1f q/s", p.Rate), fmt.Sprintf("%.1f %%", p.Share*100), p.why())...)
 	}
 	t.write(w, style{})
 }
 
 func printRateTable(w io.Writer, s style, r *Rates) {
 	fmt.Fprintf(w, "%s  %s q/s, %.1f dropped/s\n\n", r.Time.Format("15:04:05"), s.paint(bold, fmt.Sprintf("%.1f", r.Queries)), r.Dropped)
-	t := table{head: []string{"SERVICE", "POOL", ">Q/S", ">SHARE", ""}}
+	t := table{head: []string{"SERVICE", "POOL", ">Q/S", ">SHARE", "", ""}}
 	for _, p := range r.Pools {
 		t.add(cell{text: p.Service}, cell{text: cmp.Or(p.Pool, "(none)")}, cell{text: fmt.Sprintf("%.1f", p.Rate)},
-			cell{text: fmt.Sprintf("%.1f %%", p.Share*100)}, cell{bar(p.Share, 24), green})
+			cell{text: fmt.Sprintf("%.1f %%", p.Share*100)}, cell{bar(p.Share, 24), green}, cell{p.why(), yellow})
 	}
 	t.write(w, s)
+}
+
+// why says which part of the decisions was not the policy's first choice, and for what reasons.
+func (p *PoolRate) why() string {
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(p.Reasons)) {
+		parts = append(parts, fmt.Sprintf("%s %.0f %%", reason, p.Reasons[reason]/p.Rate*100))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // bar draws a share, 0..1, in at most width columns with an eighth's precision.

@@ -112,7 +112,7 @@ func countersOf(s dns.Stats) api.Counters {
 		Answers: []api.Answers{},
 	}
 	for _, p := range s.Pools {
-		c.Answers = append(c.Answers, api.Answers{Service: p.Service, Pool: p.Pool, Count: p.Decisions})
+		c.Answers = append(c.Answers, api.Answers{Service: p.Service, Pool: p.Pool, Reason: p.Reason, Count: p.Decisions})
 	}
 	return c
 }

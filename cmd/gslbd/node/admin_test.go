@@ -19,8 +19,8 @@ func TestCountersOf(t *testing.T) {
 	if err != nil || strings.Contains(string(got), "null") || !strings.Contains(string(got), `"answers":[]`) {
 		t.Errorf("got %s, %v; want empty answers and no null", got, err)
 	}
-	s.Pools = []dns.PoolCount{{Service: "www.test", Pool: "a", Decisions: 7}}
-	if a := countersOf(s).Answers; len(a) != 1 || a[0].Service != "www.test" || a[0].Pool != "a" || a[0].Count != 7 {
+	s.Pools = []dns.PoolCount{{Service: "www.test", Pool: "a", Reason: "failover", Decisions: 7}}
+	if a := countersOf(s).Answers; len(a) != 1 || a[0].Service != "www.test" || a[0].Pool != "a" || a[0].Reason != "failover" || a[0].Count != 7 {
 		t.Errorf("answers: got %+v, want 7 of www.test from a", a)
 	}
 }
