@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // metrics serves the node's metrics from a registry of its own.
@@ -84,6 +85,10 @@ var (
 	mSpansExported  = counter("trace_spans_exported", "Spans that the collector took.")
 	mSpansPending   = gauge("trace_spans_pending", "Spans that wait for the collector.")
 	mTraceDropped   = counter("trace_dropped", "Queries and spans that were dropped rather than waited for, by cause.", "cause")
+	mLogTaken       = counter("decision_log_sampled", "Decisions that the decision log looked at.")
+	mLogFiltered    = counter("decision_log_filtered", "Of them, those that its filters kept out.")
+	mLogWritten     = counter("decision_log_written", "Decisions that were written down, by where: lines or dnstap.", "sink")
+	mLogDropped     = counter("decision_log_dropped", "Decisions that were dropped rather than waited for, by where and cause.", "sink", "cause")
 	mTraceParents   = counter("trace_parents", "Queries with an EDNS TRACEPARENT option, by what became of it: taken, malformed, refused.", "result")
 	mLinks          = counter("trace_links", "Requests of proxies, by how they were linked to decisions: exact, guessed, unsure, forged; the last two are not.", "result")
 	mMembers        = gauge("gossip_members", "Members of the gossip by state.", "state")
@@ -174,6 +179,14 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		send(mSpansPending, float64(t.Pending))
 		for cause, n := range t.Dropped {
 			send(mTraceDropped, float64(n), cause)
+		}
+		send(mLogTaken, float64(t.Log.Taken))
+		send(mLogFiltered, float64(t.Log.Filtered))
+		for sink, s := range map[string]tracing.SinkStats{"lines": t.Log.Lines, "dnstap": t.Log.Dnstap} {
+			send(mLogWritten, float64(s.Written), sink)
+			for cause, n := range s.Dropped {
+				send(mLogDropped, float64(n), sink, cause)
+			}
 		}
 		send(mTraceParents, float64(t.Parents.Taken), "taken")
 		send(mTraceParents, float64(t.Parents.Malformed), "malformed")

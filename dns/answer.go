@@ -114,6 +114,7 @@ type settings struct {
 	counters *counters
 	trace    TraceWorker // nil: queries are not recorded
 	panicked func(reason any, packet []byte)
+	local    netip.AddrPort // that is asked, for records; unspecified: not known
 	maxUDP   int
 	follow   follower
 
@@ -131,6 +132,7 @@ type settings struct {
 type answerer struct {
 	settings
 
+	port   uint16    // that the query came from, for records
 	start  time.Time // when the batch that holds the query was read
 	last   uint32    // ns after start when the clock was read last; only with trace
 	unread uint8     // queries since then
@@ -172,7 +174,7 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 	}
 	reply = a.answer(d, pkt, from, tcp, buf)
 	if a.r.echo && (drawn || a.notable()) {
-		a.record(d)
+		a.record(d, pkt, reply)
 	}
 	return reply
 }
@@ -602,7 +604,7 @@ func (a *answerer) decision() (service, pool int32, reason gslb.Reason) {
 
 // record writes the query's record for the tracer. As far as that knows, a query was parsed
 // when the clock was read before it.
-func (a *answerer) record(d *Data) {
+func (a *answerer) record(d *Data, pkt, reply []byte) {
 	t := a.trace.Begin()
 	if t == nil {
 		return
@@ -616,7 +618,8 @@ func (a *answerer) record(d *Data) {
 	}
 	client, fromECS := q.client()
 	t.Client, t.Source, t.V6, t.HasECS = client.Addr.As16(), client.Source, client.Addr.Is6(), fromECS
-	t.Resolver, t.TCP = q.from.As16(), q.tcp
+	t.Resolver, t.TCP, t.ResolverPort = q.from.As16(), q.tcp, a.port
+	t.Server, t.ServerPort = a.local.Addr().As16(), a.local.Port()
 	t.Rcode, t.Qtype, t.Scope, t.Answers = uint8(min(r.rcode, 255)), q.qtype, r.scope, uint8(min(r.answers, 255))
 	var reason gslb.Reason
 	t.Service, t.Pool, reason = a.decision()
@@ -626,6 +629,7 @@ func (a *answerer) record(d *Data) {
 	}
 	a.follow.record(t, r)
 	t.NameLen = uint8(copy(t.Name[:], q.name))
+	a.trace.Keep(pkt, reply)
 	a.trace.Commit()
 }
 
@@ -638,6 +642,9 @@ type TraceWorker interface {
 	Notable(service, pool int32, reason, rcode uint8) bool
 	// Begin returns the record to fill, zero but for Name, or nil when there is no room.
 	Begin() *tracing.Query
+	// Keep keeps the packets of the record that Begin returned, if they are wanted. They are
+	// copied.
+	Keep(query, reply []byte)
 	// Commit hands on the record that Begin returned.
 	Commit()
 }

@@ -311,6 +311,8 @@ func (r *ring) Begin() *tracing.Query {
 	return &r.slot
 }
 
+func (r *ring) Keep(query, reply []byte) {}
+
 func (r *ring) Commit() { r.records = append(r.records, r.slot) }
 
 // TestTrace checks what is recorded of a query, and that a full ring stops nothing.
@@ -425,6 +427,7 @@ func (s *still) Draw() bool                              { return true }
 func (s *still) Notable(int32, int32, uint8, uint8) bool { return true }
 
 func (s *still) Begin() *tracing.Query { return &s.slot }
+func (s *still) Keep(_, _ []byte)      {}
 func (s *still) Commit()               {}
 
 func benchmarkAnswer(b *testing.B, name string, tracer TraceWorker) {

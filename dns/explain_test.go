@@ -160,7 +160,7 @@ func TestExplainLarge(t *testing.T) {
 			t.Errorf("a line of %d octets: %q", len(line), line)
 		}
 	}
-	if all := strings.Join(got, "\n"); strings.Count(all, "(behind ") + strings.Count(all, "(equal to ") != 99 {
+	if all := strings.Join(got, "\n"); strings.Count(all, "(behind ")+strings.Count(all, "(equal to ") != 99 {
 		t.Errorf("got %s\nwant each of the 99 losers", all)
 	}
 }

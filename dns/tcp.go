@@ -85,6 +85,8 @@ func (t *sharedTrace) Begin() *tracing.Query {
 	return q
 }
 
+func (t *sharedTrace) Keep(query, reply []byte) { t.inner.Keep(query, reply) }
+
 func (t *sharedTrace) Commit() {
 	t.inner.Commit()
 	t.mu.Unlock()
@@ -142,7 +144,8 @@ func (t *tcpServer) accept(ln *net.TCPListener, wg *sync.WaitGroup) error {
 			return err
 		}
 		t.accepted.Add(1)
-		c := &tcpConn{t: t, conn: conn, from: conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().WithZone("")}
+		remote, local := conn.RemoteAddr().(*net.TCPAddr).AddrPort(), conn.LocalAddr().(*net.TCPAddr).AddrPort()
+		c := &tcpConn{t: t, conn: conn, from: remote.Addr().Unmap().WithZone(""), port: remote.Port(), local: local}
 		if !t.join(c) {
 			t.refused.Add(1)
 			conn.Close()
@@ -239,6 +242,8 @@ type tcpConn struct {
 	conn   *net.TCPConn
 	from   netip.Addr
 	client netip.Prefix
+	local  netip.AddrPort
+	port   uint16       // of the client
 	last   atomic.Int64 // when its last query was whole: Unix time in ns
 	in     [2 + maxTCPQuery]byte
 }
@@ -317,6 +322,7 @@ func (c *tcpConn) answer(in []byte) (used int, ok bool) {
 // is not ok when one has none: who sends what is no query is no client.
 func (c *tcpConn) gather(in []byte, used int, out *[]byte) (int, bool) {
 	a := c.t.answerers.Get().(*tcpAnswerer)
+	a.local, a.port = c.local, c.port
 	defer c.t.answerers.Put(a)
 	data := c.t.data.Load()
 	for len(*out) < writeSize && whole(in[used:]) {

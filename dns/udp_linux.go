@@ -82,6 +82,7 @@ func newUDPWorker(addr netip.AddrPort, data *atomic.Pointer[Data], a *answerer, 
 		return nil, err
 	}
 	w.conn = conn.(*net.UDPConn)
+	a.local = addr
 	if w.raw, err = w.conn.SyscallConn(); err != nil {
 		w.conn.Close()
 		return nil, err
@@ -228,6 +229,7 @@ func (w *udpWorker) answer() {
 			w.a.counters.dropped.Add(1)
 			continue
 		}
+		w.a.port = be16((*[2]byte)(unsafe.Pointer(&w.names[i].Port))[:]) // at the same place in both families
 		reply := w.a.serve(data, w.bufIn[i][:in.len], w.client(i), false, w.bufOut[w.replies][:maxUDPBuffer])
 		if len(reply) == 0 {
 			continue

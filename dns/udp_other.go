@@ -30,6 +30,7 @@ func newUDPWorker(addr netip.AddrPort, data *atomic.Pointer[Data], a *answerer, 
 		return nil, err
 	}
 	_ = conn.SetReadBuffer(receiveBuffer) // a larger queue is welcome, not needed
+	a.local = addr
 	return &udpWorker{addr: addr, conn: conn, data: data, a: a}, nil
 }
 
@@ -45,6 +46,7 @@ func (w *udpWorker) run(ctx context.Context) error {
 		}
 		w.a.start, w.a.last = time.Now(), 0
 		w.a.counters.queries.Add(1)
+		w.a.port = from.Port()
 		if reply := w.a.serve(w.data.Load(), in[:n], from.Addr().Unmap().WithZone(""), false, out); reply != nil {
 			if _, err := w.conn.WriteToUDPAddrPort(reply, from); err != nil {
 				w.a.counters.unsent.Add(1)

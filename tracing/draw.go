@@ -26,8 +26,10 @@ const kindSlots = 1024
 
 // ahead is a worker's part of the sampling.
 type ahead struct {
-	bound  uint64 // as the sampler's
-	all    bool   // every record is wanted, whether it becomes spans or not
+	bound  uint64       // as the sampler's
+	all    bool         // every record is wanted, whether it becomes spans or not
+	log    *DecisionLog // nil: none
+	logged bool         // the query is drawn for it
 	random uint64
 	last   draw
 	kinds  [kindSlots]recorded
@@ -42,20 +44,34 @@ type recorded struct {
 }
 
 // init readies a for a sampler of that bound.
-func (a *ahead) init(bound uint64, all bool) {
-	a.bound, a.all, a.random = bound, all, rand.Uint64()
+func (a *ahead) init(bound uint64, all bool, log *DecisionLog) {
+	a.bound, a.all, a.log, a.random = bound, all, log, rand.Uint64()
 	a.epoch.Store(1)
 }
 
-// Draw tells whether the next query is sampled by the ratio. Only the producer calls it.
+// Draw tells whether the next query is sampled by the ratio, or by that of the decision log. Only the producer calls it.
 func (w *Worker) Draw() bool {
 	a := &w.ahead
-	a.random = a.random*6364136223846793005 + 1442695040888963407 // Knuth's MMIX; its upper bits are good
+	a.next()
 	a.last = notDrawn
 	if a.random>>1 < a.bound {
 		a.last = drawn
 	}
-	return a.last == drawn || a.all
+	return a.last == drawn || a.all || a.logged
+}
+
+// next draws a number for the next query, and by it whether the decision log wants it: what is
+// traced by the ratio is among what is logged, or the other way round.
+func (a *ahead) next() {
+	a.random = a.random*6364136223846793005 + 1442695040888963407 // Knuth's MMIX; its upper bits are good
+	a.logged = a.log != nil && a.random>>1 < a.log.bound.Load()
+}
+
+// drawLog draws for the decision log where Draw was not called.
+func (a *ahead) drawLog() {
+	if a.last == notAsked {
+		a.next()
+	}
 }
 
 // Notable tells whether a query that was not drawn may become spans by its rcode or by what was

@@ -32,6 +32,10 @@ type Query struct {
 	TCP      bool
 	V6       bool     // Client is IPv6
 	Resolver [16]byte // the address that asked
+	Server   [16]byte // the address that was asked; zero or unspecified: not known
+
+	ResolverPort, ServerPort uint16
+
 	Answers  uint8    // RRs in the answer section
 	Asked    Ask      // what the sender wants, of an EDNS TRACEPARENT option
 	Trace    TraceID  // that the query belongs to; zero: one is drawn for it
@@ -39,6 +43,7 @@ type Query struct {
 	Parent   SpanID   // the sender's span; zero: none
 	Decision AnswerID // that the answered addresses carry, or that stands for them; 0: none
 	Drawn    draw     // what the worker drew for it; Begin fills it in
+	Logged   bool     // the worker drew it for the decision log; Begin fills it in
 	GivenLen uint8    // of Given
 	NameLen  uint8
 	Given    [maxGiven][4]byte // the first of the IPv4 addresses answered, only with Decision

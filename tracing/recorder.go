@@ -49,6 +49,8 @@ type Options struct {
 	Ledger  *Ledger
 	Parents *Parents // for its counters; nil: nobody may ask for traces
 
+	Log *DecisionLog // is told of the decisions that it samples; nil: none
+
 	// Sources are further queues of records, drained with the rings by the same goroutine.
 	Sources []Source
 
@@ -156,7 +158,10 @@ func New(o Options) *Recorder {
 	}
 	for range o.Workers {
 		w := newWorker(o.RingSize)
-		w.ahead.init(r.sampler.bound, o.Ledger != nil)
+		w.ahead.init(r.sampler.bound, o.Ledger != nil, o.Log)
+		if o.Log != nil {
+			w.wire = make([]packets, len(w.slots))
+		}
 		r.workers = append(r.workers, w)
 	}
 	if o.Answers != nil {
@@ -219,7 +224,13 @@ func nextPause(last time.Duration, most, size int) time.Duration {
 // drain empties every ring once and returns the most records that one had.
 func (r *Recorder) drain(now time.Time) (most int) {
 	for _, w := range r.workers {
-		most = max(most, w.drain(func(q *Query) { r.take(q, now) }))
+		most = max(most, w.drain(func(q *Query, p *packets) {
+			if q.Logged {
+				query, reply := p.kept()
+				r.options.Log.take(q, query, reply, r.describe(q))
+			}
+			r.take(q, now)
+		}))
 	}
 	if now.Sub(r.epoch) >= time.Second {
 		r.epoch = now
@@ -265,8 +276,8 @@ func (r *Recorder) take(q *Query, now time.Time) {
 		root = r.maker.spanID()
 	}
 	describe := r.maker.describe
-	if by == SampledRatio && q.Reason == reasonPolicy && !first && r.options.Brief != nil {
-		describe = r.options.Brief
+	if by == SampledRatio && !first {
+		describe = r.describe(q)
 	}
 	facts := describe(q)
 	if q.Decision != 0 && r.signer != nil {
@@ -285,6 +296,15 @@ func (r *Recorder) take(q *Query, now time.Time) {
 	if len(r.spans) >= batchOctets || r.inBatch >= batchSpans {
 		r.flush()
 	}
+}
+
+// describe returns what describes a record that nothing but chance selected: in full only where
+// the policy's first choice was not what was decided.
+func (r *Recorder) describe(q *Query) func(*Query) Facts {
+	if q.Reason == reasonPolicy && r.options.Brief != nil {
+		return r.options.Brief
+	}
+	return r.maker.describe
 }
 
 // sign puts id into the IPv6 addresses among answers: what was answered, rather than what is
@@ -340,6 +360,7 @@ type Stats struct {
 	Parents ParentStats
 	Links   LinkStats // of the spans received
 	Ledger  LedgerStats
+	Log     DecisionLogStats
 }
 
 // Stats returns the counters. It may be called at any time.
@@ -359,6 +380,9 @@ func (r *Recorder) Stats() Stats {
 	}
 	if r.options.Linker != nil {
 		s.Links = r.options.Linker.Stats()
+	}
+	if r.options.Log != nil {
+		s.Log = r.options.Log.Stats()
 	}
 	if r.options.Ledger != nil {
 		s.Ledger = r.options.Ledger.Stats()

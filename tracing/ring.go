@@ -33,6 +33,7 @@ type Worker struct {
 	full atomic.Uint64 // records dropped because the ring was full
 	seen uint64        // head, when the producer last looked; never ahead of it
 	open bool          // between Begin and Commit
+	wire []packets     // by slot, of records that the decision log wants; nil: there is none
 	ahead
 
 	_ [cacheLine]byte
@@ -65,8 +66,45 @@ func (w *Worker) Begin() *Query {
 	w.open = true
 	q := &w.slots[tail&w.mask]
 	q.reset()
-	q.Drawn = w.ahead.last
+	w.ahead.drawLog()
+	q.Drawn, q.Logged = w.ahead.last, w.ahead.logged
+	if q.Logged {
+		w.wire[tail&w.mask].n = 0
+	}
 	return q
+}
+
+// packets are a query and its reply, one after the other. They keep their memory.
+type packets struct {
+	b     []byte
+	query int // octets of b
+	n     int // octets of b; 0: they were not kept
+}
+
+// maxPackets bounds what is kept of one query and its reply, in octets: what goes over UDP.
+const maxPackets = 8 << 10
+
+// Keep keeps the packets of the record that Begin returned, if the decision log wants them. Of
+// what is longer than any that goes over UDP the reply is left out.
+func (w *Worker) Keep(query, reply []byte) {
+	tail := w.tail.Load()
+	if !w.slots[tail&w.mask].Logged || !w.log.wires.Load() {
+		return
+	}
+	p := &w.wire[tail&w.mask]
+	p.b = append(p.b[:0], query...)
+	if p.query = len(query); p.query+len(reply) <= maxPackets {
+		p.b = append(p.b, reply...)
+	}
+	p.n = len(p.b)
+}
+
+// kept returns the packets of a record, or nil.
+func (p *packets) kept() (query, reply []byte) {
+	if p.n == 0 {
+		return nil, nil
+	}
+	return p.b[:p.query], p.b[p.query:p.n]
 }
 
 // Commit hands the record of the last Begin to the drain; it must not be touched afterwards.
@@ -80,15 +118,20 @@ func (w *Worker) Commit() {
 }
 
 // drain calls f with each record committed when it was called, in order, and returns their
-// number. The record belongs to f until it returns. Only the consumer calls drain.
-func (w *Worker) drain(f func(*Query)) int {
+// number. The record, and the packets of one that is logged, belong to f until it returns. Only the consumer calls drain.
+func (w *Worker) drain(f func(q *Query, p *packets)) int {
 	head, tail := w.head.Load(), w.tail.Load()
 	n := int(tail - head)
 	for ; head != tail; head++ {
 		if head%releaseEvery == 0 {
 			w.head.Store(head)
 		}
-		f(&w.slots[head&w.mask])
+		q := &w.slots[head&w.mask]
+		var p *packets
+		if q.Logged {
+			p = &w.wire[head&w.mask]
+		}
+		f(q, p)
 	}
 	w.head.Store(head)
 	return n
@@ -103,7 +146,8 @@ func (q *Query) reset() {
 	q.Client, q.Source, q.Scope = [16]byte{}, 0, 0
 	q.HasECS, q.TCP, q.V6 = false, false, false
 	q.Resolver, q.Answers, q.NameLen = [16]byte{}, 0, 0
+	q.Server, q.ResolverPort, q.ServerPort = [16]byte{}, 0, 0
 	q.Asked, q.Trace, q.Span, q.Parent = AskNothing, TraceID{}, SpanID{}, SpanID{}
 	q.Decision, q.GivenLen = 0, 0
-	q.Drawn = notAsked
+	q.Drawn, q.Logged = notAsked, false
 }

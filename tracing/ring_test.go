@@ -45,7 +45,7 @@ func TestRingTwin(t *testing.T) {
 			}
 		case 1:
 			var got []int64
-			w.drain(func(q *Query) { got = append(got, q.Start) })
+			w.drain(func(q *Query, _ *packets) { got = append(got, q.Start) })
 			if !slices.Equal(got, twin) {
 				t.Fatalf("step %d: drained %v, want %v", step, got, twin)
 			}
@@ -82,7 +82,7 @@ func TestRingStress(t *testing.T) {
 	}()
 
 	next, drained := uint64(0), uint64(0)
-	take := func(q *Query) {
+	take := func(q *Query, _ *packets) {
 		if q.Revision < next || uint64(q.Start) != q.Revision || uint64(q.TTL) != q.Revision || q.Name[254] != byte(q.Revision) {
 			t.Errorf("record %d, %d, %d, %d: want one whole record of at least %d", q.Revision, q.Start, q.TTL, q.Name[254], next)
 		}
@@ -170,7 +170,7 @@ func TestRecordAllocs(t *testing.T) {
 			fillQuery(q)
 			w.Commit()
 		} else {
-			w.drain(func(*Query) {})
+			w.drain(func(*Query, *packets) {})
 		}
 	})
 	if got != 0 {

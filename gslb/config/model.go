@@ -49,6 +49,7 @@ type Node struct {
 	OTLP       OTLP             `json:"otlp,omitzero"`
 	Tracing    Tracing          `json:"tracing,omitzero"`
 	Serve      Serve            `json:"serve,omitzero"` // how DNS is answered
+	Decisions  DecisionLog      `json:"decisionLog,omitzero"`
 	XDS        XDS              `json:"xds,omitzero"`
 	Health     NodeHealth       `json:"health,omitzero"`
 }

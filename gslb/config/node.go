@@ -90,6 +90,7 @@ func (c *checker) node(p path, n Node) {
 	}
 	c.tracing(p.at("tracing"), n.Tracing)
 	c.serve(p.at("serve"), n.Serve)
+	c.decisionLog(p.at("decisionLog"), n.Decisions)
 	if n.OTLP.Sample != nil {
 		between(c, p.at("otlp").at("sample"), *n.OTLP.Sample, 0, 1)
 	}

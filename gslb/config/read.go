@@ -158,6 +158,7 @@ func (f *File) resolve(dir string) {
 		&n.XDS.TLS.CA, &n.XDS.TLS.Cert, &n.XDS.TLS.Key, &n.XDS.Certificates} {
 		*s = relativeTo(dir, *s)
 	}
+	n.Decisions.relativeTo(dir)
 }
 
 func relativeTo(dir, name string) string {

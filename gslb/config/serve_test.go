@@ -51,3 +51,30 @@ func TestExplainConfig(t *testing.T) {
 		}
 	}
 }
+
+func TestDecisionLogConfig(t *testing.T) {
+	const good = "node: {name: a, site: s, dns: [\"127.0.0.1:0\"], decisionLog: {file: d.log, dnstap: \"unix:d.sock\", sample: 0.5, services: [\"*.example.com\"], pools: [p], reasons: [failover]}}\nsites: {s: {}}\n"
+	f, err := Parse("a.yaml", []byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := f.Node.Decisions; l.EffectiveSample() != 0.5 || len(l.Services) != 1 || (DecisionLog{}).EffectiveSample() != 1 {
+		t.Errorf("got %+v", l)
+	}
+	f.resolve("/etc/meridian")
+	if l := f.Node.Decisions; l.File != "/etc/meridian/d.log" || l.Dnstap != "unix:/etc/meridian/d.sock" {
+		t.Errorf("files: got %+v, want them in the folder of the configuration", l)
+	}
+	for _, tt := range []struct{ from, to, want string }{
+		{"sample: 0.5", "sample: 2", "sample"},
+		{"unix:d.sock", "tcp:d.sock", "expected unix:/path or file:/path"},
+		{"unix:d.sock", "unix:", "expected unix:/path or file:/path"},
+		{"*.example.com", "[", "expected a glob"},
+		{"reasons: [failover]", "reasons: [fail]", "expected one of policy, trickle"},
+		{"file: d.log, dnstap: \"unix:d.sock\", ", "", "expected where to write"},
+	} {
+		if _, err := Parse("a.yaml", []byte(strings.Replace(good, tt.from, tt.to, 1))); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.to, err, tt.want)
+		}
+	}
+}

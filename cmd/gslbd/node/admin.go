@@ -65,7 +65,14 @@ func (n *Node) serves() (ok bool, reason string) {
 // partFaults says in a sentence each what the parts of the node miss.
 func (n *Node) partFaults() []string {
 	nc := n.opts.File.Node
-	return partFaults(n.places.Err(), n.traces.Stats(), nc.OTLP.Endpoint, nc.Gossip.Join, n.health.Members())
+	spans := n.traces.Stats()
+	faults := partFaults(n.places.Err(), spans, nc.OTLP.Endpoint, nc.Gossip.Join, n.health.Members())
+	for _, sink := range []tracing.SinkStats{spans.Log.Lines, spans.Log.Dnstap} {
+		if sink.Fault != "" {
+			faults = append(faults, "decisions are not written down: "+sink.Fault)
+		}
+	}
+	return faults
 }
 
 func partFaults(places error, spans tracing.Stats, collector string, join []string, members []health.Member) (faults []string) {

@@ -43,18 +43,19 @@ type Node struct {
 	opts Options
 	log  *slog.Logger
 
-	file   atomic.Pointer[config.File] // as read last
-	data   atomic.Pointer[dns.Data]    // what queries are answered from; nil until something is known
-	ready  chan struct{}               // closed once queries are answered
-	places *geo.Source
-	store  *store.Client
-	health *health.Monitor
-	dns    *dns.Server
-	traces *tracing.Recorder
-	cold   coldPaths
-	admin  *admin.Server
-	build  *builder
-	xds    *proxies
+	file      atomic.Pointer[config.File] // as read last
+	data      atomic.Pointer[dns.Data]    // what queries are answered from; nil until something is known
+	ready     chan struct{}               // closed once queries are answered
+	places    *geo.Source
+	store     *store.Client
+	health    *health.Monitor
+	dns       *dns.Server
+	traces    *tracing.Recorder
+	decisions *tracing.DecisionLog
+	cold      coldPaths
+	admin     *admin.Server
+	build     *builder
+	xds       *proxies
 
 	listening bool
 }
@@ -99,6 +100,10 @@ func New(opts Options) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node.tracing: %w", err)
 	}
+	n.decisions = tracing.NewDecisionLog(nc.Name, nc.Site, opts.Version, n.log)
+	if err := n.decisions.Configure(decisionLog(nc.Decisions)); err != nil {
+		return nil, fmt.Errorf("node.decisionLog: %w", err)
+	}
 	n.traces = tracing.New(tracing.Options{
 		Endpoint: nc.OTLP.Endpoint,
 		Gzip:     nc.OTLP.Gzip,
@@ -116,6 +121,7 @@ func New(opts Options) (*Node, error) {
 		Answers:  follow.answers,
 		Linker:   follow.linker,
 		Ledger:   follow.ledger,
+		Log:      n.decisions,
 	})
 	n.dns = dns.New(dns.Options{
 		Addrs:   nc.DNS,
@@ -146,6 +152,13 @@ func explainers(c config.Explain) dns.Explainers {
 		e.Keys = append(e.Keys, dns.TSIGKey{Name: k.Name, Algorithm: k.EffectiveAlgorithm(), Secret: k.Secret})
 	}
 	return e
+}
+
+// decisionLog is what decisions are written down by.
+func decisionLog(c config.DecisionLog) tracing.DecisionLogConfig {
+	return tracing.DecisionLogConfig{
+		Sample: c.EffectiveSample(), Services: c.Services, Pools: c.Pools, Reasons: c.Reasons, File: c.File, Dnstap: c.Dnstap,
+	}
 }
 
 // Listen binds every address of the node, so that a busy one is known before anything runs.
@@ -180,7 +193,10 @@ func (n *Node) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { stopInner(context.Cause(ctx)) })
 	defer stop()
 
-	var front, back sync.WaitGroup
+	end, stopEnd := context.WithCancel(context.WithoutCancel(ctx)) // what the others write into
+	defer stopEnd()
+
+	var front, back, last sync.WaitGroup
 	var mu sync.Mutex
 	var failed []error
 	run := func(wg *sync.WaitGroup, ctx context.Context, name string, f func(context.Context) error) {
@@ -201,6 +217,7 @@ func (n *Node) Run(ctx context.Context) error {
 	run(&back, outer, "health", n.health.Run)
 	run(&back, outer, "demand", n.watchDemand)
 	run(&back, outer, "tracing", n.traces.Run)
+	run(&last, end, "decisions", n.decisions.Run)
 	run(&back, outer, "build", n.build.run)
 	if n.opts.Path != "" {
 		run(&back, outer, "reload", n.follow)
@@ -214,6 +231,8 @@ func (n *Node) Run(ctx context.Context) error {
 	flush()
 	stopOuter(errors.New("the node stops"))
 	back.Wait()
+	stopEnd()
+	last.Wait()
 	stopInner(nil)
 	return errors.Join(failed...)
 }

@@ -192,6 +192,7 @@ func (n *Node) reread(forced bool) error {
 		}
 	}
 	n.dns.SetExplainers(explainers(f.Node.Serve.Explain))
+	n.build.report("decision log", "the old one stays", n.decisions.Configure(decisionLog(f.Node.Decisions)))
 	if keys := needRestart(n.opts.File.Node, f.Node); len(keys) > 0 {
 		n.log.Warn("some settings of the node only change with a restart", "file", n.opts.Path, "settings", keys)
 	}
@@ -207,6 +208,7 @@ func needRestart(running, now config.Node) (keys []string) {
 	for _, n := range []*config.Node{&running, &now} {
 		n.Geo, n.Serve.Cookies, n.Serve.Explain = config.Geo{}, nil, config.Explain{}
 		n.Gossip.Key, n.Gossip.Keys = "", nil
+		n.Decisions = config.DecisionLog{}
 	}
 	a, b := reflect.ValueOf(running), reflect.ValueOf(now)
 	for i := range a.NumField() {
