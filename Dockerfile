@@ -1,11 +1,11 @@
-# One image for every role: gslbd, gslbctl and gfe, static, on an empty base, run by a user
-# without rights.
+# Two images: one for every role of Meridian (gslbd, gslbctl and gfe, static, on an empty base, run by a user without
+# rights), and one with the tools of the tour: gslbctl, a resolver, a shell, dig, curl.
 #
-#   docker compose up --build                          builds the binaries in the image (the last stage)
-#   make dist && MERIDIAN_TARGET=prebuilt docker compose up --build
-#                                                      takes them from dist/: no image is pulled for it
+#   docker compose up --build                          builds the binaries in the image: targets run and run-tools
+#   make dist && testdata/ci/standins.sh && MERIDIAN_TARGET=prebuilt docker compose up --build
+#                                                      takes them from dist/, and the tools from the host: nothing is pulled
 
-# prebuilt comes first, so that a builder that walks the stages in order does not need golang's image for it.
+# The prebuilt ones come first, so that a builder that walks the stages in order needs nobody's image for them.
 FROM scratch AS prebuilt
 COPY dist/bin/ /usr/local/bin/
 COPY --chown=65532:65532 dist/data/ /data/
@@ -13,6 +13,11 @@ ENV PATH=/usr/local/bin
 USER 65532:65532
 WORKDIR /data
 ENTRYPOINT ["gslbd"]
+
+FROM scratch AS prebuilt-tools
+COPY dist/tools/ /
+COPY dist/bin/gslbctl /usr/local/bin/
+ENV PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
 FROM golang:1.26 AS build
 WORKDIR /src
@@ -29,3 +34,7 @@ ENV PATH=/usr/local/bin
 USER 65532:65532
 WORKDIR /data
 ENTRYPOINT ["gslbd"]
+
+FROM debian:13-slim AS run-tools
+RUN apt-get update && apt-get install -y --no-install-recommends bind9-dnsutils curl iproute2 jq openssl unbound && rm -rf /var/lib/apt/lists/*
+COPY --from=build /out/bin/gslbctl /usr/local/bin/

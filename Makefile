@@ -1,8 +1,8 @@
 # What CI runs is "make check"; each part can be run alone.
 #
 #   make build    the three binaries in bin/
-#   make check    all that CI checks, but the compose demo
-#   make compose  the compose demo, checked (needs docker and docker-compose)
+#   make check    all that CI checks, but the tour
+#   make compose  three regions in containers, and the tour through them (needs docker, docker-compose and the programs of their images)
 #   make bench    the tables of testdata/bench (needs gdnsd, dnsperf)
 
 SHELL := /bin/bash

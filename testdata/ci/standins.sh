@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Images for machines that can pull none: the images of docker-compose.yml under their own names, each made of the same
+# program as this machine has it. What cannot be had here is left out, and said.
+#
+#   standins.sh roots     puts the programs and their libraries together in dist/: needs the network for Go modules
+#   standins.sh images    builds the images from there
+#   standins.sh           both
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+PATH=$PATH:/usr/sbin:/sbin
+export COMPOSE_DOCKER_CLI_BUILD=0 DOCKER_BUILDKIT=0   # its builder is an image, too
+
+# root NAME PROGRAM…: dist/NAME with these programs and the libraries that they load, where this machine has them.
+root() {
+  local dir=dist/$1 p real lib; shift
+  rm -rf "$dir"; mkdir -p "$dir/tmp" "$dir/etc"; chmod 1777 "$dir/tmp"
+  printf 'root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n' >"$dir/etc/passwd"
+  for p in "$@"; do
+    real=$(readlink -f "$(command -v "$p")") || { echo "standins: no $p on this machine" >&2; exit 1; }
+    install -D "$real" "$dir/usr/bin/${p##*/}"
+    for lib in $(ldd "$real" 2>/dev/null | grep -oE '/[^ ]+'); do
+      [ -e "$dir$lib" ] || install -D "$(readlink -f "$lib")" "$dir$lib"
+    done
+  done
+}
+
+# image NAME KEYWORD LINE…: the image of docker-compose.yml whose name has KEYWORD, of dist/NAME, and more lines for its Dockerfile.
+image() {
+  local name=$1 tag; tag=$(awk -v k="$2" '$1 == "image:" && index($2, k) { print $2; exit }' docker-compose.yml); shift 2
+  { echo "FROM scratch"; echo "COPY . /"; echo "ENV PATH=/usr/bin:/bin"; printf '%s\n' "$@"; } | docker build -q -t "$tag" -f - "dist/$name" >/dev/null
+  echo "standins: $tag"
+}
+
+roots() {
+  root tools bash sh cat cp mkdir mv rm chmod touch sleep sort head tail seq wc tr date sed grep awk env cut timeout mktemp paste dig curl ip tc jq openssl unbound
+  install -D /etc/ssl/openssl.cnf dist/tools/etc/ssl/openssl.cnf
+  install -D /etc/ssl/openssl.cnf dist/tools/usr/lib/ssl/openssl.cnf
+  ln -s usr/bin dist/tools/bin
+  root envoy "${ENVOY:-$(command -v envoy || echo "${XDG_CACHE_HOME:-$HOME/.cache}/meridian-ci/envoy/_bin/envoy")}"
+  root prometheus prometheus; mkdir -p dist/prometheus/prometheus
+  mkdir -p dist/etcd/usr/bin
+  CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o dist/etcd/usr/bin/etcd go.etcd.io/etcd/server/v3
+  if [ -n "${JAEGER:-}" ]; then root jaeger "$JAEGER"; fi
+}
+
+images() {
+  image etcd etcd
+  image envoy envoy
+  image prometheus prometheus 'ENTRYPOINT ["prometheus"]'
+  if [ -d dist/jaeger ]; then image jaeger jaeger 'ENTRYPOINT ["jaeger"]'; fi
+}
+
+case ${1:-all} in
+  roots) roots ;;
+  images) images ;;
+  all) roots; images ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
