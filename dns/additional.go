@@ -104,7 +104,7 @@ func (a *answerer) along(d *Data, service int32) (v4, v6 []netip.Addr, ttl uint3
 	client, fromECS := a.q.client()
 	d.Snapshot.Decide(d.Snapshot.Services[service], client, &a.second)
 	if fromECS {
-		a.r.scope = max(a.r.scope, a.q.edns.ecs.scope(a.second.Scope))
+		a.r.scope = max(a.r.scope, a.q.edns.ecs.scope(&a.second))
 	}
 	if a.second.Fallback != "" {
 		return nil, nil, a.second.TTL

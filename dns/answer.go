@@ -408,7 +408,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	a.counters.recent.offer(a.d.Service.Name, client)
 	before := r.scope
 	if fromECS { // a decision by the resolver's own address says nothing of others: scope 0
-		r.scope = max(r.scope, q.edns.ecs.scope(a.d.Scope))
+		r.scope = max(r.scope, q.edns.ecs.scope(&a.d))
 	}
 	if a.d.Reason == gslb.ReasonServfail {
 		r.rcode, r.aa, r.why = rcodeServFail, false, whyAllDown

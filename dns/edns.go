@@ -3,6 +3,7 @@ package dns
 import (
 	"net/netip"
 
+	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
@@ -150,11 +151,10 @@ func (c *ecs) read(b []byte) bool {
 	return true
 }
 
-// scope returns the scope prefix length to answer for a decision that depended on that many
-// bits of addr.
-func (c *ecs) scope(bits uint8) uint8 {
-	if c.mapped {
-		return 96 + min(bits, 32)
+// scope returns the scope prefix length to answer for d, a decision for addr.
+func (c *ecs) scope(d *gslb.Decision) uint8 {
+	if c.mapped && (d.Scope > 0 || d.Service.Placed()) { // what holds for all of IPv4 need not hold beside it
+		return 96 + min(d.Scope, 32)
 	}
-	return bits
+	return d.Scope
 }

@@ -38,14 +38,10 @@ func (q *query) readFull(pkt []byte, r *reply) admission {
 	}
 	q.id, q.flags = be16(pkt), be16(pkt[2:])
 	q.edns, q.signed = edns{}, false
-	switch {
-	case q.flags&flagQR != 0:
+	if q.flags&flagQR != 0 {
 		return silent
-	case q.flags&opcodeMask != miekg.OpcodeQuery:
-		r.rcode = rcodeNotImplemented
-		return refused
 	}
-	r.rcode = rcodeFormErr // until all of it was understood
+	r.rcode = q.fault() // until all of it was understood
 	if be16(pkt[4:]) != 1 {
 		return refused
 	}

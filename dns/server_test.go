@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -371,18 +372,15 @@ func TestSlowClients(t *testing.T) {
 			return errors.Join(err, untilClosed(c))
 		}},
 		{"octet by octet", func(c *net.TCPConn) error {
-			tick := time.NewTicker(100 * time.Millisecond)
-			defer tick.Stop()
-			for _, octet := range framed {
-				<-tick.C
-				if _, err := c.Write([]byte{octet}); err != nil {
-					return nil
+			// As long as a query may be: if each octet gave more time, it would take minutes.
+			for next := binary.BigEndian.AppendUint16(nil, maxTCPQuery); ; next = []byte{0} {
+				if _, err := c.Write(next); errors.Is(err, os.ErrDeadlineExceeded) {
+					return err
+				} else if err != nil {
+					return nil // closed by the server
 				}
+				time.Sleep(50 * time.Millisecond) // that is what the client is like
 			}
-			if _, err := receive(c); err == nil {
-				return errors.New("a query that took longer than the idle time was answered")
-			}
-			return nil
 		}},
 		{"a response", func(c *net.TCPConn) error {
 			_, err := c.Write(packet(0, 12, header(flagQR, 0, 0, 0, 0)))
@@ -401,7 +399,7 @@ func TestSlowClients(t *testing.T) {
 			framed := bytes.Repeat(append([]byte{0, byte(len(big))}, big...), 1000)
 			for {
 				if _, err := c.Write(framed); err != nil {
-					if errors.Is(err, context.DeadlineExceeded) {
+					if errors.Is(err, os.ErrDeadlineExceeded) {
 						return err
 					}
 					return nil // closed by the server
@@ -417,10 +415,20 @@ func TestSlowClients(t *testing.T) {
 			if err := tt.act(c); err != nil {
 				t.Error(err)
 			}
-			// Others are served as ever.
-			if m := exchange(t, "tcp", s.Addrs()[0], query); m.Rcode != rcodeNoError {
-				t.Errorf("another client got %s", rcodeNames[m.Rcode])
-			}
+			// Others are served as ever. On a busy machine they may themselves be slow: they try again.
+			waitFor(t, "an answer to another client", func() bool {
+				c, err := net.Dial("tcp", s.Addrs()[0].String())
+				if err != nil {
+					return false
+				}
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(patience))
+				if _, err := c.Write(framed); err != nil {
+					return false
+				}
+				reply, err := receive(c)
+				return err == nil && unpack(t, reply).Rcode == rcodeNoError
+			})
 		})
 	}
 }

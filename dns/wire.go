@@ -122,17 +122,14 @@ func (q *query) read(pkt []byte, r *reply) admission {
 	if q.flags&flagQR != 0 { // never answer an answer
 		return silent
 	}
-	if q.flags&opcodeMask != 0 {
-		r.rcode = rcodeNotImplemented
-		return refused
-	}
+	fault := q.fault()
 	if be16(pkt[4:]) != 1 { // RFC 9619
-		r.rcode = rcodeFormErr
+		r.rcode = fault
 		return refused
 	}
 	off := q.readName(pkt)
 	if off == 0 || len(pkt)-off < 4 {
-		r.rcode = rcodeFormErr
+		r.rcode = fault
 		return refused
 	}
 	q.qtype, q.qclass = be16(pkt[off:]), be16(pkt[off+2:])
@@ -149,7 +146,7 @@ func (q *query) read(pkt []byte, r *reply) admission {
 		}
 		off = q.edns.read(pkt, off)
 		if off == 0 {
-			r.rcode = rcodeFormErr
+			r.rcode = fault
 			return refused
 		}
 		r.opt = true
@@ -157,10 +154,19 @@ func (q *query) read(pkt []byte, r *reply) admission {
 		return unusual
 	}
 	if off != len(pkt) {
-		r.opt, r.rcode = false, rcodeFormErr
+		r.opt, r.rcode = false, fault
 		return refused
 	}
 	return q.admit(r)
+}
+
+// fault returns the rcode of a query whose framing is not sound. Of another opcode than QUERY it
+// need not be as we know it.
+func (q *query) fault() int {
+	if q.flags&opcodeMask != 0 {
+		return rcodeNotImplemented
+	}
+	return rcodeFormErr
 }
 
 // admit judges a query whose framing is sound.
@@ -168,6 +174,9 @@ func (q *query) admit(r *reply) admission {
 	switch {
 	case q.edns.version != 0: // RFC 6891, section 6.1.3
 		r.rcode = rcodeBadVers
+		return refused
+	case q.flags&opcodeMask != 0: // after the version, so that its OPT is answered: section 6.1.1
+		r.rcode = rcodeNotImplemented
 		return refused
 	case q.edns.bad:
 		r.rcode = rcodeFormErr

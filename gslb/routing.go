@@ -98,6 +98,12 @@ func (r *routing) refine(outcomes []outcome, svc *Service, known map[string]*rou
 	return &own
 }
 
+// Placed tells whether it matters to the decision where a client is.
+func (svc *Service) Placed() bool {
+	_, scope := svc.routing.lookup(netip.IPv6Unspecified()) // IPv6 has ranges that embed all of IPv4
+	return scope > 0
+}
+
 // lookup returns the index of the choice for addr, and how many of its leading bits said so.
 func (r *routing) lookup(addr netip.Addr) (i uint32, scope uint8) {
 	if r.table == nil {
