@@ -18,6 +18,9 @@ type Limits struct {
 
 	Burst float64 // replies at once, in the same multiples; default 2.5 × Rate
 	Slip  int     // every so manieth reply over the limit is sent truncated, so that a client that is real comes by TCP; default 1, below 0 none
+
+	// Allow are clients that are never limited. On Linux they have a queue of their own, so that a
+	// flood from elsewhere does not push out what they ask.
 	Allow []netip.Prefix
 
 	// Amplify bounds the length of a reply in lengths of its query; a longer one is truncated.

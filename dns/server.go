@@ -40,7 +40,7 @@ type Options struct {
 	Workers int
 
 	// Trace returns what takes the records of a worker's queries, or nil for none. It is
-	// called once for each of the numbers from 0 to TraceWorkers-1; nil records nothing.
+	// called once for each of the numbers from 0 to TraceWorkers()-1; nil records nothing.
 	Trace func(worker int) TraceWorker
 
 	// With Trace: Parents reads the TRACEPARENT options of queries, and Answers makes the ids
@@ -93,7 +93,7 @@ func New(opts Options) *Server {
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
-	s := &Server{opts: opts, udpCounters: make([]counters, len(opts.Addrs)*opts.Workers), quarantine: newQuarantine()}
+	s := &Server{opts: opts, udpCounters: make([]counters, len(opts.Addrs)*opts.queues()), quarantine: newQuarantine()}
 	keys, err := newCookieKeys(opts.CookieSecrets)
 	if err != nil {
 		panic(fmt.Sprintf("dns: %v", err)) // who calls has checked them
@@ -123,9 +123,21 @@ func (s *Server) SetCookieSecrets(secrets [][]byte) error {
 // SetExplainers replaces Options.Explainers while the server runs.
 func (s *Server) SetExplainers(e Explainers) { s.explainers.Store(&e) }
 
-// TraceWorkers returns how many workers Options.Trace is asked for: those of UDP, and one that
-// all of TCP shares.
-func (s *Server) TraceWorkers() int { return len(s.udpCounters) + 1 }
+// queues returns how many UDP sockets an address has: one for each worker, and one more if some
+// clients have a queue of their own.
+func (o *Options) queues() int {
+	if ownQueue && len(o.Limits.Allow) > 0 {
+		return o.Workers + 1
+	}
+	return o.Workers
+}
+
+// TraceWorkers returns how many workers Trace is asked for: those of UDP, and one that all of TCP
+// shares.
+func (o Options) TraceWorkers() int {
+	defaultTo(&o.Workers, runtime.GOMAXPROCS(0))
+	return len(o.Addrs)*o.queues() + 1
+}
 
 // tracer returns the tracer of a worker, or nil.
 func (s *Server) tracer(worker int) TraceWorker {
@@ -197,18 +209,28 @@ func (s *Server) listen(addr netip.AddrPort) error {
 
 // listenUDP opens the sockets of all workers of an address.
 func (s *Server) listenUDP(addr netip.AddrPort) (workers []*udpWorker, err error) {
-	for range s.opts.Workers {
-		id := len(s.udp) + len(workers)
-		a := s.answerer(&s.udpCounters[id], s.tracer(id))
-		a.limiter = newLimiter(s.opts.Limits, s.opts.Workers)
-		w, err := newUDPWorker(addr, s.opts.Data, a, s.opts.ReceiveBuffer)
+	defer func() {
 		if err != nil {
 			for _, w := range workers {
 				w.conn.Close()
 			}
-			return nil, err
+			workers = nil
+		}
+	}()
+	for range s.opts.queues() {
+		id := len(s.udp) + len(workers)
+		a := s.answerer(&s.udpCounters[id], s.tracer(id))
+		if len(workers) < s.opts.Workers { // beyond them are those who are never limited
+			a.limiter = newLimiter(s.opts.Limits, s.opts.Workers)
+		}
+		w, err := newUDPWorker(addr, s.opts.Data, a, s.opts.ReceiveBuffer)
+		if err != nil {
+			return workers, err
 		}
 		workers = append(workers, w)
+	}
+	if len(workers) > s.opts.Workers {
+		return workers, workers[0].chooseQueue(s.opts.Workers, s.opts.Limits.Allow)
 	}
 	return workers, nil
 }

@@ -13,7 +13,10 @@ import (
 const (
 	maxUDPBuffer = 4096
 	drainTime    = time.Second
+	ownQueue     = false
 )
+
+func (w *udpWorker) chooseQueue(int, []netip.Prefix) error { return nil }
 
 // udpWorker answers the queries of one socket, one by one: the portable twin of the Linux
 // worker, to develop with. All workers of an address share its first one's socket.

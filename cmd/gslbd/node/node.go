@@ -104,26 +104,7 @@ func New(opts Options) (*Node, error) {
 	if err := n.decisions.Configure(decisionLog(nc.Decisions)); err != nil {
 		return nil, fmt.Errorf("node.decisionLog: %w", err)
 	}
-	n.traces = tracing.New(tracing.Options{
-		Endpoint: nc.OTLP.Endpoint,
-		Gzip:     nc.OTLP.Gzip,
-		Grace:    flushTime,
-		Headers:  nc.OTLP.Headers,
-		Sample:   nc.OTLP.EffectiveSample(),
-		Node:     nc.Name,
-		Site:     nc.Site,
-		Version:  opts.Version,
-		Describe: n.build.describe,
-		Brief:    n.build.brief,
-		Workers:  opts.Workers*len(nc.DNS) + 1, // one per UDP worker, and one for all of TCP
-		Logger:   n.log,
-		Parents:  follow.parents,
-		Answers:  follow.answers,
-		Linker:   follow.linker,
-		Ledger:   follow.ledger,
-		Log:      n.decisions,
-	})
-	n.dns = dns.New(dns.Options{
+	serve := dns.Options{
 		Addrs:   nc.DNS,
 		Workers: opts.Workers,
 		Data:    &n.data,
@@ -136,7 +117,27 @@ func New(opts Options) (*Node, error) {
 		Limits:        dns.Limits(nc.Serve.Limits),
 		CookieSecrets: nc.Serve.Secrets(),
 		Explainers:    explainers(nc.Serve.Explain),
+	}
+	n.traces = tracing.New(tracing.Options{
+		Endpoint: nc.OTLP.Endpoint,
+		Gzip:     nc.OTLP.Gzip,
+		Grace:    flushTime,
+		Headers:  nc.OTLP.Headers,
+		Sample:   nc.OTLP.EffectiveSample(),
+		Node:     nc.Name,
+		Site:     nc.Site,
+		Version:  opts.Version,
+		Describe: n.build.describe,
+		Brief:    n.build.brief,
+		Workers:  serve.TraceWorkers(),
+		Logger:   n.log,
+		Parents:  follow.parents,
+		Answers:  follow.answers,
+		Linker:   follow.linker,
+		Ledger:   follow.ledger,
+		Log:      n.decisions,
 	})
+	n.dns = dns.New(serve)
 	n.xds = newProxies(n, nc.XDS)
 	n.admin = admin.New(n.adminOptions())
 	return n, nil
