@@ -20,11 +20,12 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"syscall"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meridian-gslb/meridian/testdata/bench/run"
 )
 
 // options are the flags.
@@ -57,13 +58,13 @@ func main() {
 	flag.BoolVar(&o.check, "check", true, "an answer must be NOERROR with an answer record")
 	flag.BoolVar(&o.tsv, "tsv", false, "print one line for scripts: qps, CPU µs per query, % answered, % wrong, RSS in KiB, p50, p99 and p99.9 in µs")
 	flag.Parse()
-	if err := run(o, *server, *pattern, *n, *aaaa); err != nil {
+	if err := start(o, *server, *pattern, *n, *aaaa); err != nil {
 		fmt.Fprintln(os.Stderr, "load:", err)
 		os.Exit(1)
 	}
 }
 
-func run(o options, server, pattern string, n int, aaaa bool) (err error) {
+func start(o options, server, pattern string, n int, aaaa bool) (err error) {
 	if o.server, err = netip.ParseAddrPort(server); err != nil {
 		return fmt.Errorf("-server: %w", err)
 	}
@@ -217,7 +218,7 @@ func measure(o options) (*result, error) {
 		return nil, err
 	}
 	c.count = count{}
-	before, _, err := usage(o.pid)
+	before, _, err := run.Usage(o.pid)
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +227,7 @@ func measure(o options) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	after, rss, err := usage(o.pid)
+	after, rss, err := run.Usage(o.pid)
 	if err != nil {
 		return nil, err
 	}
@@ -401,31 +402,6 @@ func (h *histogram) quantile(q float64) time.Duration {
 		}
 	}
 	return 0
-}
-
-// usage returns the CPU time that a process has used, user and system, with its threads that
-// have ended, and its resident memory in octets. Process 0 has used nothing.
-func usage(pid int) (cpu time.Duration, rss int64, err error) {
-	if pid == 0 {
-		return 0, 0, nil
-	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	s := string(b)
-	f := strings.Fields(s[strings.LastIndexByte(s, ')')+1:]) // proc_pid_stat(5), from the third field on
-	if len(f) < 22 {
-		return 0, 0, fmt.Errorf("/proc/%d/stat: %d fields, expected 24 or more", pid, len(f)+2)
-	}
-	var user, system, pages int64
-	for i, v := range map[int]*int64{11: &user, 12: &system, 21: &pages} {
-		if _, err := fmt.Sscan(f[i], v); err != nil {
-			return 0, 0, fmt.Errorf("/proc/%d/stat: field %d: %w", pid, i+3, err)
-		}
-	}
-	const tick = time.Second / 100 // USER_HZ, of every architecture that Go runs on
-	return time.Duration(user+system) * tick, pages * int64(syscall.Getpagesize()), nil
 }
 
 func (r *result) print(o options) {

@@ -74,28 +74,6 @@ func TestHistogram(t *testing.T) {
 	}
 }
 
-func TestUsage(t *testing.T) {
-	before, _, err := usage(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for { // until it shows
-		cpu, rss, err := usage(os.Getpid())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if rss < 1<<20 {
-			t.Fatalf("resident: got %d octets, want some megabytes", rss)
-		}
-		if cpu > before {
-			break
-		}
-	}
-	if _, _, err := usage(1 << 30); err == nil {
-		t.Error("a process that is not there: got no error")
-	}
-}
-
 // TestMeasure runs against a server that leaves every fourth query without an answer, and
 // gives every other answer without a record.
 func TestMeasure(t *testing.T) {
@@ -144,7 +122,7 @@ func TestRefuses(t *testing.T) {
 		{options{window: 1, sockets: 1, time: 1, ecs: 5}, "127.0.0.1:1", "a", "-ecs 5"},
 		{options{window: 1, sockets: 1, time: time.Minute}, "127.0.0.1:1", "a..b", "label"},
 	} {
-		if err := run(test.o, test.server, test.name, 1, false); err == nil || !strings.Contains(err.Error(), test.err) {
+		if err := start(test.o, test.server, test.name, 1, false); err == nil || !strings.Contains(err.Error(), test.err) {
 			t.Errorf("%+v: got %v, want %q", test.o, err, test.err)
 		}
 	}

@@ -96,6 +96,9 @@ func (n *Node) Stop() error {
 	return nil
 }
 
+// PID returns the process.
+func (n *Node) PID() int { return n.cmd.Process.Pid }
+
 // Memory returns a line of the process's /proc/PID/status in KiB: VmRSS, VmHWM, RssAnon.
 func (n *Node) Memory(key string) (kib int, err error) {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", n.cmd.Process.Pid))
@@ -108,6 +111,31 @@ func (n *Node) Memory(key string) (kib int, err error) {
 		}
 	}
 	return 0, fmt.Errorf("/proc/%d/status: no %s", n.cmd.Process.Pid, key)
+}
+
+// Usage returns the CPU time that a process has used, user and system, with its threads that
+// have ended, and its resident memory in octets. Process 0 has used nothing.
+func Usage(pid int) (cpu time.Duration, rss int64, err error) {
+	if pid == 0 {
+		return 0, 0, nil
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	s := string(b)
+	f := strings.Fields(s[strings.LastIndexByte(s, ')')+1:]) // proc_pid_stat(5), from the third field on
+	if len(f) < 22 {
+		return 0, 0, fmt.Errorf("/proc/%d/stat: %d fields, expected 24 or more", pid, len(f)+2)
+	}
+	var user, system, pages int64
+	for i, v := range map[int]*int64{11: &user, 12: &system, 21: &pages} {
+		if _, err := fmt.Sscan(f[i], v); err != nil {
+			return 0, 0, fmt.Errorf("/proc/%d/stat: field %d: %w", pid, i+3, err)
+		}
+	}
+	const tick = time.Second / 100 // USER_HZ, of every architecture that Go runs on
+	return time.Duration(user+system) * tick, pages * int64(syscall.Getpagesize()), nil
 }
 
 // Asker asks one server the same question.

@@ -33,13 +33,16 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/meridian-gslb/meridian/testdata/bench/run"
 )
 
 func main() {
 	length := flag.Duration("time", 10*time.Minute, "how long")
-	port := flag.Int("port", 15500, "of DNS; the next is the admin API's")
+	port := flag.Int("port", 0, "of DNS; 0: one that is free")
+	out := flag.String("out", "testdata/bench/results/soak.md", "file for the result; empty: none")
 	flag.Parse()
-	if err := run(*length, *port); err != nil {
+	if err := hold(*length, *port, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
 		os.Exit(1)
 	}
@@ -48,7 +51,7 @@ func main() {
 // world is what is asked for. Clients in 192.0.2.0/24 are in New York, those in 198.51.100.0/24 in
 // Frankfurt. The zone's stamp is the number of its reloads.
 const world = `
-node: {name: soak, site: us, data: data, dns: ["127.0.0.1:%d"], admin: "127.0.0.1:%d", geo: {overrides: [
+node: {name: soak, site: us, data: %s/data, dns: ["127.0.0.1:%d"], admin: "127.0.0.1:0", geo: {overrides: [
   {prefix: 192.0.2.0/24, site: us}, {prefix: 198.51.100.0/24, site: eu}, {prefix: 127.0.0.0/8, site: us}]}}
 sites: {us: {lat: 40.71, lon: -74.01}, eu: {lat: 50.11, lon: 8.68}}
 pools:
@@ -291,17 +294,24 @@ func (s *soak) write(dir string, n uint32) error {
 	return os.Rename(file+".new", file)
 }
 
-func run(length time.Duration, port int) (err error) {
+func hold(length time.Duration, port int, out string) (err error) {
 	dir, err := os.MkdirTemp("", "soak")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	for _, p := range []string{"./cmd/gslbd", "./testdata/bench/load"} {
-		build := exec.Command("go", "build", "-o", dir+"/", p)
-		build.Stderr = os.Stderr
-		if err := build.Run(); err != nil {
-			return fmt.Errorf("build %s: %w", p, err)
+	bin, err := run.Build(dir)
+	if err != nil {
+		return err
+	}
+	build := exec.Command("go", "build", "-o", dir+"/", "./testdata/bench/load")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("build load: %w", err)
+	}
+	if port == 0 {
+		if port, err = run.FreePort(); err != nil {
+			return err
 		}
 	}
 	s := &soak{server: fmt.Sprintf("127.0.0.1:%d", port)}
@@ -311,36 +321,22 @@ func run(length time.Duration, port int) (err error) {
 	if err := s.write(dir, 1); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "gslb.yaml"), fmt.Appendf(nil, world, port, port+1), 0o644); err != nil {
+	config := filepath.Join(dir, "gslb.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, world, dir, port), 0o644); err != nil {
 		return err
 	}
-	var log bytes.Buffer
-	node := exec.Command(filepath.Join(dir, "gslbd"), "-config", "gslb.yaml")
-	node.Dir, node.Stdout, node.Stderr = dir, &log, &log
-	if err := node.Start(); err != nil {
+	node, err := run.Start(bin, config)
+	if err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- node.Wait() }()
-	defer func() {
-		_ = node.Process.Signal(syscall.SIGTERM) // it may have ended
-		if e := <-ended; e != nil && err == nil {
-			err = fmt.Errorf("gslbd: %w", e)
-		}
-		if err != nil {
-			_, _ = os.Stderr.Write(log.Bytes()[:min(log.Len(), 4000)])
-		}
-	}()
-	for range 200 { // until it answers
-		if m, err := dns.Exchange(new(dns.Msg).SetQuestion("ns1.example.com.", dns.TypeA), s.server); err == nil && m.Rcode == 0 {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
+	defer func() { err = errors.Join(err, node.Stop()) }()
+	if err := node.Ready(time.Minute); err != nil {
+		return err
 	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), length)
 	defer cancel()
-	saturate := exec.CommandContext(ctx, filepath.Join(dir, "load"), "-server", s.server, "-pid", strconv.Itoa(node.Process.Pid),
+	saturate := exec.CommandContext(ctx, filepath.Join(dir, "load"), "-server", s.server, "-pid", strconv.Itoa(node.PID()),
 		"-names", "s%d.example.com", "-n", "2", "-time", (length - 2*time.Second).String(), "-tsv")
 	saturated := make(chan []byte, 1)
 	go func() {
@@ -367,10 +363,14 @@ func run(length time.Duration, port int) (err error) {
 			if err := s.write(dir, n); err != nil {
 				return err
 			}
-			if err := node.Process.Signal(syscall.SIGHUP); err != nil {
+			if err := syscall.Kill(node.PID(), syscall.SIGHUP); err != nil {
 				return err
 			}
-			memory = append(memory, resident(node.Process.Pid))
+			_, rss, err := run.Usage(node.PID())
+			if err != nil {
+				return err
+			}
+			memory = append(memory, rss)
 		}
 	}
 	wg.Wait()
@@ -383,12 +383,17 @@ func run(length time.Duration, port int) (err error) {
 	served, _ := stamp(final)
 	half := memory[len(memory)/2:]
 	early, late := highest(memory[:len(memory)/2]), highest(half)
-	fmt.Printf("%s: %d checked answers, %d wrong, %d lost (sockets dropped %d), %d reloads, the last served is %d\n",
-		length, s.asked.Load(), s.wrong.Load(), s.lost.Load(), drops, s.reloads.Load(), served)
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Soak\n\nWritten by `go run ./testdata/bench/soak -time %s`; run it to get these figures again.\n\n", length)
+	fmt.Fprintf(&b, "- %d checked answers over UDP and TCP: %d wrong, %d lost (queues of sockets dropped %d packets).\n", s.asked.Load(), s.wrong.Load(), s.lost.Load(), drops)
+	fmt.Fprintf(&b, "- %d reloads; the last one served is %d.\n", s.reloads.Load(), served)
 	if len(load) >= 5 {
-		fmt.Printf("beside %s queries/s of one client: %s %% answered, %s %% wrong, %s µs of CPU each\n", load[0], load[2], load[3], load[1])
+		fmt.Fprintf(&b, "- Beside them %s queries/s of one client that saturates the node: %s %% answered, %s %% wrong, %s µs of CPU each.\n", load[0], load[2], load[3], load[1])
 	}
-	fmt.Printf("memory: at most %d MiB in the first half, %d MiB in the second\n", early>>20, late>>20)
+	fmt.Fprintf(&b, "- Memory: at most %d MiB in the first half, %d MiB in the second.\n%s", early>>20, late>>20, run.Machine())
+	if err := run.Write(out, b.String()); err != nil {
+		return err
+	}
 	var faults []error
 	select {
 	case err := <-failed:
@@ -415,17 +420,6 @@ func highest(v []int64) (most int64) {
 		most = max(most, n)
 	}
 	return most
-}
-
-// resident returns the resident memory of a process in octets; 0 if it has ended.
-func resident(pid int) int64 {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
-	if err != nil {
-		return 0
-	}
-	f := strings.Fields(string(text))
-	pages, _ := strconv.ParseInt(f[1], 10, 64) // the kernel writes numbers
-	return pages * int64(os.Getpagesize())
 }
 
 // dropped returns what the queues of the sockets of that port, and of those connected to it, had no
