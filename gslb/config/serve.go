@@ -42,7 +42,7 @@ type Limits struct {
 	Rate    float64        `json:"rate,omitempty"`    // replies a second to an address; wider prefixes have a multiple; default no limit
 	Burst   float64        `json:"burst,omitempty"`   // replies at once; default 2.5 × rate
 	Slip    int            `json:"slip,omitempty"`    // every so manieth reply over the limit is sent truncated; default 1, -1 for none
-	Allow   []netip.Prefix `json:"allow,omitempty"`   // who is never limited
+	Allow   []netip.Prefix `json:"allow,omitempty"`   // who is never limited, and has a queue of its own
 	Amplify int            `json:"amplify,omitempty"` // most octets of a reply for one of its query; default no bound
 }
 
