@@ -28,7 +28,7 @@ type Memory struct {
 	mu sync.Mutex // guards what follows; held to copy references, never to decode
 	// len(traces) = count <= maxTraces, octets <= maxOctets
 	traces    map[TraceID]*remembered
-	order     []TraceID // a ring: the oldest at first, count of them
+	order     []*remembered // a ring: the oldest at first, count of them
 	first     int
 	count     int
 	octets    int
@@ -39,7 +39,9 @@ type Memory struct {
 
 // remembered is a trace.
 type remembered struct {
+	id      TraceID
 	entries []entry
+	first   [1]entry // where entries begins: most traces have one
 	spans   int
 	octets  int
 }
@@ -71,7 +73,7 @@ func NewMemory(traces, octets int) *Memory {
 		maxTraces: max(traces, 0),
 		maxOctets: octets,
 		traces:    make(map[TraceID]*remembered),
-		order:     make([]TraceID, max(traces, 0)),
+		order:     make([]*remembered, max(traces, 0)),
 		origins:   make(map[string]*origin),
 	}
 }
@@ -120,14 +122,16 @@ func (m *Memory) add(resource []byte, id TraceID, spans []byte, n int) {
 		return
 	}
 	for m.octets+cost+traceOverhead > m.maxOctets || !known && m.count == m.maxTraces {
-		m.evict()
-		t, known = m.traces[id] // it may have been the oldest
+		if t == m.evict() { // it may have been the oldest
+			t, known = nil, false
+		}
 	}
 	if !known {
-		t = &remembered{octets: traceOverhead}
+		t = &remembered{id: id, octets: traceOverhead}
+		t.entries = t.first[:0]
 		m.octets += traceOverhead
 		m.traces[id] = t
-		m.order[(m.first+m.count)%len(m.order)] = id
+		m.order[(m.first+m.count)%len(m.order)] = t
 		m.count++
 	}
 	t.entries = append(t.entries, entry{m.originOf(resource), bytes.Clone(spans)})
@@ -136,14 +140,16 @@ func (m *Memory) add(resource []byte, id TraceID, spans []byte, n int) {
 	m.octets += cost
 }
 
-// evict forgets the oldest trace.
-func (m *Memory) evict() {
-	id := m.order[m.first]
-	m.octets -= m.traces[id].octets
-	delete(m.traces, id)
+// evict forgets the oldest trace, and returns it.
+func (m *Memory) evict() *remembered {
+	t := m.order[m.first]
+	m.octets -= t.octets
+	delete(m.traces, t.id)
+	m.order[m.first] = nil
 	m.first = (m.first + 1) % len(m.order)
 	m.count--
 	m.evicted++
+	return t
 }
 
 // originOf returns the resource of that content, the same one each time while it is remembered.
@@ -198,8 +204,8 @@ func (m *Memory) Linked(id TraceID) []Span {
 	order := make([]TraceID, 0, m.count)
 	for i := range m.count {
 		t := m.order[(m.first+i)%len(m.order)]
-		order = append(order, t)
-		entries[t] = slices.Clip(m.traces[t].entries)
+		order = append(order, t.id)
+		entries[t.id] = slices.Clip(t.entries)
 	}
 	m.mu.Unlock()
 
@@ -303,8 +309,8 @@ func (m *Memory) Traces(f Filter) []Summary {
 	m.mu.Lock()
 	all := make([]snapshot, 0, m.count)
 	for i := m.count - 1; i >= 0; i-- {
-		id := m.order[(m.first+i)%len(m.order)]
-		all = append(all, snapshot{id, slices.Clip(m.traces[id].entries)})
+		t := m.order[(m.first+i)%len(m.order)]
+		all = append(all, snapshot{t.id, slices.Clip(t.entries)})
 	}
 	m.mu.Unlock()
 

@@ -99,6 +99,9 @@ func shut(b []byte, mark int) []byte {
 }
 
 func appendBytes[S ~string | ~[]byte](b []byte, field protowire.Number, v S) []byte {
+	if field < oneOctet>>3 && len(v) < oneOctet {
+		return append(append(b, octetTag(field, protowire.BytesType), byte(len(v))), v...)
+	}
 	b = protowire.AppendTag(b, field, protowire.BytesType)
 	b = protowire.AppendVarint(b, uint64(len(v)))
 	return append(b, v...)
@@ -114,6 +117,26 @@ func appendFixed64(b []byte, field protowire.Number, v uint64) []byte {
 	return protowire.AppendFixed64(b, v)
 }
 
+// oneOctet bounds the varints that take one octet. Nearly all lengths and tags do, and are
+// written as they are: encoding is most of what a sampled query costs.
+const oneOctet = 1 << 7
+
+// octetTag is the tag of a field below 16.
+func octetTag(field protowire.Number, t protowire.Type) byte { return byte(field)<<3 | byte(t) }
+
+// shortAttr appends an attribute up to its AnyValue, of which n octets follow, if both
+// lengths take one octet; false if not, and then b is as it was.
+func shortAttr(b []byte, field protowire.Number, key string, n int) ([]byte, bool) {
+	const tagAndLen = 2
+	pair := tagAndLen + len(key) + tagAndLen + n
+	if pair >= oneOctet {
+		return b, false
+	}
+	b = append(b, octetTag(field, protowire.BytesType), byte(pair), octetTag(keyValueKey, protowire.BytesType), byte(len(key)))
+	b = append(b, key...)
+	return append(b, octetTag(keyValueValue, protowire.BytesType), byte(n)), true
+}
+
 // openAttr starts the KeyValue of an attribute in field and in it the AnyValue; shutAttr ends
 // both. They must pair.
 func openAttr(b []byte, field protowire.Number, key string) (_ []byte, pair, value int) {
@@ -126,18 +149,29 @@ func openAttr(b []byte, field protowire.Number, key string) (_ []byte, pair, val
 func shutAttr(b []byte, pair, value int) []byte { return shut(shut(b, value), pair) }
 
 func attrString[S ~string | ~[]byte](b []byte, field protowire.Number, key string, v S) []byte {
+	if b, ok := shortAttr(b, field, key, 2+len(v)); ok {
+		return append(append(b, octetTag(anyString, protowire.BytesType), byte(len(v))), v...)
+	}
 	b, pair, value := openAttr(b, field, key)
 	b = appendBytes(b, anyString, v)
 	return shutAttr(b, pair, value)
 }
 
 func attrInt(b []byte, field protowire.Number, key string, v int64) []byte {
+	if v >= 0 && v < oneOctet {
+		if b, ok := shortAttr(b, field, key, 2); ok {
+			return append(b, octetTag(anyInt, protowire.VarintType), byte(v))
+		}
+	}
 	b, pair, value := openAttr(b, field, key)
 	b = appendVarint(b, anyInt, uint64(v))
 	return shutAttr(b, pair, value)
 }
 
 func attrBool(b []byte, field protowire.Number, key string, v bool) []byte {
+	if b, ok := shortAttr(b, field, key, 2); ok {
+		return append(b, octetTag(anyBool, protowire.VarintType), byte(protowire.EncodeBool(v)))
+	}
 	b, pair, value := openAttr(b, field, key)
 	b = appendVarint(b, anyBool, protowire.EncodeBool(v))
 	return shutAttr(b, pair, value)

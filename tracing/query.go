@@ -122,7 +122,7 @@ func (m *spanMaker) appendQuery(b []byte, q *Query, trace TraceID, root SpanID, 
 func (m *spanMaker) appendCohort(b []byte, q *Query, trace TraceID, id SpanID, first *Link, facts *Facts) []byte {
 	b, mark := openSpan(b, trace, id, SpanID{}, SpanDecision, KindInternal,
 		q.Start+int64(q.Parsed), q.Start+int64(q.Decided), flagsSampled)
-	b = attrString(b, spanAttributes, AttrQuestionName, nameText(q))
+	b = attrString(b, spanAttributes, AttrQuestionName, m.name(q))
 	b = m.appendDecision(b, q, facts)
 	if m.server != "" {
 		b = attrString(b, spanAttributes, AttrServerAddress, m.server)
@@ -141,7 +141,7 @@ func (m *spanMaker) appendQuestion(b []byte, q *Query, client netip.Addr) []byte
 	if resolver.Is6() {
 		network = "ipv6"
 	}
-	b = attrString(b, spanAttributes, AttrQuestionName, nameText(q))
+	b = attrString(b, spanAttributes, AttrQuestionName, m.name(q))
 	b = attrString(b, spanAttributes, AttrQuestionType, typeText(q.Qtype))
 	if m.server != "" {
 		b = attrString(b, spanAttributes, AttrServerAddress, m.server)
@@ -221,6 +221,28 @@ func attrKnown(b []byte, key, value string) []byte {
 		return b
 	}
 	return attrString(b, spanAttributes, key, value)
+}
+
+// name is nameText, without the parser for names that need no escapes: nearly all. It is good
+// until the maker is used again.
+func (m *spanMaker) name(q *Query) []byte {
+	m.scratch = m.scratch[:0]
+	for rest := q.Name[:q.NameLen]; len(rest) > 0 && rest[0] != 0; {
+		n := int(rest[0])
+		if n >= len(rest) {
+			return []byte(nameText(q))
+		}
+		for _, c := range rest[1 : 1+n] {
+			if plain := c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '-' || c == '_'; !plain {
+				return []byte(nameText(q))
+			}
+		}
+		m.scratch = append(append(m.scratch, rest[1:1+n]...), '.')
+		if rest = rest[1+n:]; len(rest) == 1 && rest[0] == 0 {
+			return m.scratch[:len(m.scratch)-1]
+		}
+	}
+	return []byte(nameText(q))
 }
 
 // nameText is the qname in presentation form (RFC 1035, section 5.1) without the trailing dot;

@@ -113,7 +113,7 @@ func TestNameText(t *testing.T) {
 	} {
 		var q Query
 		q.NameLen = uint8(copy(q.Name[:], tc.wire))
-		if got := nameText(&q); got != tc.want {
+		if got := string(newSpanMaker("", nil).name(&q)); got != tc.want || got != nameText(&q) {
 			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
 		}
 	}
