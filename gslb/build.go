@@ -257,15 +257,22 @@ func (p *Pool) settle(config []config.Endpoint, ramps []float64, since map[Endpo
 
 // settle fills v from the endpoints of p; open are those to answer with when none is healthy.
 func (v *view) settle(p *Pool, strict bool, open []int, config []config.Endpoint, ramps []float64) {
+	fit, idle := v.count(p, strict, nil)
+	v.up = p.list(first(fit, idle, open), config, ramps)
+}
+
+// count fills v but for what to answer with, from the endpoints of p and, unless an operator
+// forced them, from those that are seen down. It returns which are healthy, and which are but
+// are drained.
+func (v *view) count(p *Pool, strict bool, seen map[EndpointID]Verdict) (fit, idle []int) {
 	total, usable, alive, up, counted := 0, 0, 0, 0, 0
-	var fit, idle []int // endpoints: healthy, healthy but drained
 	for i, e := range p.Endpoints {
 		if e.Weight == 0 {
 			continue
 		}
 		total += e.Weight
 		counted++
-		if e.Verdict == Down || strict && e.Verdict == Unknown {
+		if e.Verdict == Down || strict && e.Verdict == Unknown || !e.Forced && seen[EndpointID{p.Name, e.Addr}] == Down {
 			continue
 		}
 		up++
@@ -282,8 +289,8 @@ func (v *view) settle(p *Pool, strict bool, open []int, config []config.Endpoint
 	if total > 0 {
 		v.healthy, v.alive = float64(usable)/float64(total), float64(alive)/float64(total)
 	}
-	v.up = p.list(first(fit, idle, open), config, ramps)
 	v.note = fmt.Sprintf("%d of %d endpoints healthy", up, counted)
+	return fit, idle
 }
 
 // lastGoodSpan is how long before the last healthy endpoint went down the others must have
@@ -392,6 +399,7 @@ func (b *builder) steering(where, name string, c config.Steering, s steering, se
 	}
 	env := &environment{
 		chains: b.in.Objects.Chains, name: name, now: b.in.Now, load: b.in.Load, shares: b.in.Shares[name], rtt: b.in.RTT,
+		sites: b.in.Objects.Sites, seen: b.in.Regional,
 	}
 	if err := s.compile(c.EffectivePolicy(), env); err != nil {
 		b.fail("%s: policy: %w", where, err)

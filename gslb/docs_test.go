@@ -124,7 +124,7 @@ func docsAnswer(t *testing.T, o *config.Objects, m *geo.Map, question string) st
 	words := strings.Fields(question)
 	in := Inputs{
 		Revision: 1, Objects: o, Geo: m, Now: now, Verdicts: map[EndpointID]Verdict{}, Flipping: map[EndpointID]bool{}, FlipAt: map[EndpointID]time.Time{},
-		Since: map[EndpointID]time.Time{}, Load: map[string]float64{},
+		Regional: map[string]map[EndpointID]Verdict{}, Since: map[EndpointID]time.Time{}, Load: map[string]float64{},
 	}
 	number := func(s string) float64 {
 		v, err := strconv.ParseFloat(s, 64)
@@ -167,6 +167,13 @@ func docsAnswer(t *testing.T, o *config.Objects, m *geo.Map, question string) st
 	for _, pool := range args["down"] {
 		each(pool, func(id EndpointID) { in.Verdicts[id] = Down })
 	}
+	for _, d := range args["seen-down"] { // REGION:POOL
+		region, pool, _ := strings.Cut(d, ":")
+		if in.Regional[region] == nil {
+			in.Regional[region] = map[EndpointID]Verdict{}
+		}
+		each(pool, func(id EndpointID) { in.Regional[region][id] = Down })
+	}
 	for _, f := range args["flip"] {
 		pool, in1, known := strings.Cut(f, ":")
 		each(pool, func(id EndpointID) {
@@ -190,7 +197,7 @@ func docsAnswer(t *testing.T, o *config.Objects, m *geo.Map, question string) st
 	}
 	in.RTT = NewRTTTable(rows)
 	for k := range args {
-		if !slices.Contains([]string{"at", "down", "flip", "since", "load", "rtt"}, k) {
+		if !slices.Contains([]string{"at", "down", "seen-down", "flip", "since", "load", "rtt"}, k) {
 			t.Fatalf("%s: no such word in %v", k, slices.Collect(maps.Keys(args)))
 		}
 	}

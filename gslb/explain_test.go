@@ -93,3 +93,23 @@ select:
 		})
 	}
 }
+
+// TestExplainRegion wants it said where a pool is down from.
+func TestExplainRegion(t *testing.T) {
+	in := testInputs(t, "pools: {us: {}, eu: {}}, policy: [{health: {by: region}}, nearest]", "", "", "")
+	in.Regional = map[string]map[EndpointID]Verdict{"eu": {}}
+	for _, e := range in.Objects.Pools["eu"].Endpoints {
+		in.Regional["eu"][EndpointID{"eu", e.Address}] = Down
+	}
+	s := mustBuild(t, nil, in)
+	want := `pools: eu us
+health: us (3 of 3 endpoints healthy)
+  - eu (0 of 3 endpoints healthy as seen from eu)
+nearest: us (6204 km)
+select: us (2 of 2 IPv4, 1 of 1 IPv6)
+198.51.100.0/24 us failover scope=26 ttl=30
+`
+	if got := s.Explain(s.Service("w.example"), client("198.51.100.0/24")).text(); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

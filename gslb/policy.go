@@ -108,6 +108,8 @@ type environment struct {
 	load   map[string]float64
 	shares map[string]float64 // of the service, by pool
 	rtt    *RTTTable
+	sites  map[string]config.Site
+	seen   map[string]map[EndpointID]Verdict // Inputs.Regional
 }
 
 // compile fills s.stages from a policy. The candidates are there.

@@ -2,6 +2,7 @@ package gslb
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	glob "path"
 	"slices"
@@ -74,48 +75,124 @@ func fenced(g string, p *Pool) bool {
 	return ok
 }
 
-// health drops pools without a healthy endpoint, or with too few, and demotes degraded ones.
+// health drops pools without a healthy endpoint, or with too few, and demotes degraded ones:
+// for everybody, and by region for those clients as well whose vantages see them so.
 func (k *compiler) health(h *config.HealthStage) stage {
-	n := len(k.candidates)
-	down, degraded, notes := make([]bool, n), make([]bool, n), make([]string, n)
 	strict := h.Unknown == "down"
-	for i, c := range k.candidates {
-		v := &c.pool.views[loose]
-		if strict {
-			v = &c.pool.views[sure]
+	all := k.fitness(h, "")
+	plan := fmt.Sprint(all.down, all.degraded, strict)
+	var by map[string]*fitness // the regions that see something else
+	var around *regions
+	if h.By == "region" {
+		for _, region := range slices.Sorted(maps.Keys(k.env.seen)) {
+			f := k.fitness(h, region)
+			if slices.Equal(f.down, all.down) && slices.Equal(f.degraded, all.degraded) {
+				continue
+			}
+			if by == nil {
+				by, around = make(map[string]*fitness), newRegions(k.env.sites)
+				plan += fmt.Sprint(*around)
+			}
+			by[region] = f
+			plan += fmt.Sprint(region, f.down, f.degraded)
 		}
-		down[i], notes[i] = v.down, v.note
+	}
+	as := func(at *locus) *fitness {
+		if by != nil {
+			if f := by[around.of(at)]; f != nil {
+				return f
+			}
+		}
+		return all
+	}
+	return stage{
+		name: "health", local: by != nil, plan: plan,
+		judge: func(c *contest, _ int, at *locus) {
+			c.shape.strict = c.shape.strict || strict
+			f := as(at)
+			for i := range c.standings {
+				if f.down[i] {
+					c.standings[i].down = true
+				}
+				if f.degraded[i] {
+					c.standings[i].tier |= tierDegraded
+				}
+			}
+		},
+		note: func(c *contest, i int, at *locus) string { return as(at).notes[i] },
+	}
+}
+
+// fitness is what a health stage finds of each candidate.
+type fitness struct {
+	down, degraded []bool
+	notes          []string
+}
+
+// fitness judges the candidates as all vantages see them, or those of a region.
+func (k *compiler) fitness(h *config.HealthStage, region string) *fitness {
+	n := len(k.candidates)
+	f := &fitness{make([]bool, n), make([]bool, n), make([]string, n)}
+	for i, c := range k.candidates {
+		views, from := c.pool.views, ""
+		if seen := k.env.seen[region]; slices.ContainsFunc(c.pool.Endpoints, func(e Endpoint) bool { return seen[EndpointID{c.pool.Name, e.Addr}] == Down }) {
+			from = " as seen from " + region
+			views[loose].count(c.pool, false, seen)
+			views[sure].count(c.pool, true, seen)
+		}
+		v := &views[loose]
+		if h.Unknown == "down" {
+			v = &views[sure]
+		}
+		f.down[i], f.notes[i] = v.down, v.note+from
 		if t := h.Threshold; t != nil && !v.down && v.alive < *t {
-			down[i] = true
-			notes[i] += fmt.Sprintf(", under the threshold of %.0f %%", 100**t)
+			f.down[i] = true
+			f.notes[i] += fmt.Sprintf(", under the threshold of %.0f %%", 100**t)
 		}
 		share := v.healthy
 		if h.Unknown == "degraded" {
-			share = c.pool.views[sure].healthy
+			share = views[sure].healthy
 		}
 		least := c.pool.minHealth
 		if h.MinHealthy != nil {
 			least = *h.MinHealthy
 		}
-		if degraded[i] = share < least; degraded[i] && !down[i] {
-			notes[i] += fmt.Sprintf(", degraded: %.0f %% of its weight usable", 100*share)
+		if f.degraded[i] = share < least; f.degraded[i] && !f.down[i] {
+			f.notes[i] += fmt.Sprintf(", degraded: %.0f %% of its weight usable", 100*share)
 		}
 	}
-	return stage{
-		name: "health", plan: fmt.Sprint(down, degraded, strict),
-		judge: func(c *contest, _ int, _ *locus) {
-			c.shape.strict = c.shape.strict || strict
-			for i := range c.standings {
-				if down[i] {
-					c.standings[i].down = true
-				}
-				if degraded[i] {
-					c.standings[i].tier |= tierDegraded
-				}
-			}
-		},
-		note: func(c *contest, i int, _ *locus) string { return notes[i] },
+	return f
+}
+
+// regions tell of what region a client is: that of its site, else of the site nearest to it.
+type regions struct {
+	bySite map[string]string
+	spots  []spot   // of the sites, by name
+	names  []string // the region of each
+}
+
+func newRegions(sites map[string]config.Site) *regions {
+	r := &regions{bySite: make(map[string]string, len(sites))}
+	for _, name := range slices.Sorted(maps.Keys(sites)) {
+		s := sites[name]
+		r.bySite[name] = s.EffectiveRegion(name)
+		r.spots, r.names = append(r.spots, spotAt(s.Lat, s.Lon)), append(r.names, r.bySite[name])
 	}
+	return r
+}
+
+// of returns the region of a client there; "" if nobody knows where that is.
+func (r *regions) of(at *locus) string {
+	if region, ok := r.bySite[at.place.Site]; ok || !at.known || len(r.spots) == 0 {
+		return region
+	}
+	best := 0
+	for i := range r.spots {
+		if at.cos(&r.spots[i]) > at.cos(&r.spots[best]) {
+			best = i
+		}
+	}
+	return r.names[best]
 }
 
 // failover orders pools by the group that names them; those that no group names are last.

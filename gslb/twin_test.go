@@ -3,6 +3,7 @@ package gslb
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/netip"
@@ -159,6 +160,10 @@ func (w *witness) judge(pool string) (v verdictOf) {
 				}
 			}
 		case s.Health != nil:
+			x := x
+			if s.Health.By == "region" {
+				x = look(w.regional(), pool)
+			}
 			up, usable := x.up, x.usable
 			if s.Health.Unknown == "down" {
 				up, usable = x.sureUp, x.sure
@@ -194,6 +199,32 @@ func (w *witness) judge(pool string) (v verdictOf) {
 		v.tier++
 	}
 	return v
+}
+
+// regional is the world as the vantages of the client's region see it: that of its site, or of
+// the site that is nearest to it.
+func (w *witness) regional() Inputs {
+	site, ok := w.place.Site, false
+	if _, ok = w.in.Objects.Sites[site]; !ok && w.place.Located {
+		least := math.Inf(1)
+		for _, name := range slices.Sorted(maps.Keys(w.in.Objects.Sites)) {
+			s := w.in.Objects.Sites[name]
+			if km := haversine(w.place.Lat, w.place.Lon, s.Lat, s.Lon); km < least-1e-6 {
+				least, site, ok = km, name, true
+			}
+		}
+	}
+	in := w.in
+	if !ok {
+		return in
+	}
+	in.Verdicts = maps.Clone(in.Verdicts)
+	for id, v := range in.Regional[cmp.Or(in.Objects.Sites[site].Region, site)] {
+		if v == Down {
+			in.Verdicts[id] = v
+		}
+	}
+	return in
 }
 
 func (w *witness) listed(list []string, pool string) bool {
@@ -627,12 +658,14 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 		Sites: map[string]config.Site{}, Pools: map[string]config.Pool{}, Services: map[string]config.Service{}, States: map[string]config.State{},
 		Probes: map[string]config.Probe{"t": {TCP: &config.TCPProbe{Port: 80}}},
 	}
-	in = Inputs{Revision: 1, Objects: o, Verdicts: map[EndpointID]Verdict{}, Flipping: map[EndpointID]bool{}, Now: now}
+	in = Inputs{Revision: 1, Objects: o, Verdicts: map[EndpointID]Verdict{}, Flipping: map[EndpointID]bool{}, Now: now,
+		Regional: map[string]map[EndpointID]Verdict{"s0": {}, "r": {}, "nowhere": {}}}
 	for i := range 4 {
 		o.Sites[fmt.Sprint("s", i)] = config.Site{
 			Lat: float64(rng.IntN(160) - 80), Lon: float64(rng.IntN(360) - 180),
 			Continent: []string{"", "EU", "NA"}[rng.IntN(3)], Country: []string{"", "DE", "US"}[rng.IntN(3)],
 			Subdivision: []string{"", "DE-BE", "US-CA"}[rng.IntN(3)], City: []string{"", "Berlin"}[rng.IntN(2)],
+			Region: []string{"", "r"}[i%2],
 		}
 	}
 	o.Sites["s4"] = o.Sites["s0"]
@@ -657,6 +690,9 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 				v = Down
 			}
 			in.Verdicts[EndpointID{name, addr}] = v
+			if from := in.Regional[[]string{"s0", "r", "nowhere"}[rng.IntN(3)]]; p.Probe != "" && rng.IntN(2) == 0 {
+				from[EndpointID{name, addr}] = Verdict(1 + rng.IntN(2))
+			}
 			if rng.IntN(8) == 0 {
 				key := fmt.Sprint("e", i, ".", j)
 				o.States[key] = config.State{Pool: name, Endpoint: addr, State: []string{"drain", "down", "up"}[rng.IntN(3)], Author: "ann"}
@@ -786,7 +822,7 @@ func randomStages(rng *rand.Rand, pools []string) []config.Stage {
 	if rng.IntN(4) == 0 {
 		fence.Within = []string{"country", "continent"}[rng.IntN(2)]
 	}
-	h := &config.HealthStage{Unknown: []string{"", "up", "degraded", "down"}[rng.IntN(4)]}
+	h := &config.HealthStage{Unknown: []string{"", "up", "degraded", "down"}[rng.IntN(4)], By: []string{"", "region"}[rng.IntN(2)]}
 	if rng.IntN(3) == 0 {
 		v := share()
 		h.Threshold = &v

@@ -59,14 +59,15 @@ type Inputs struct {
 	Objects  *config.Objects // valid: config.Validate found no fault
 	Geo      *geo.Map        // nil: nothing is known of any address
 	Verdicts map[EndpointID]Verdict
-	Flipping map[EndpointID]bool           // endpoints whose verdict is about to change: they shorten the TTL
-	FlipAt   map[EndpointID]time.Time      // when such a verdict may change at the earliest; missing: not known
-	Since    map[EndpointID]time.Time      // when a verdict turned from up to down or back; missing: it never did
-	Load     map[string]float64            // by pool: the share of its capacity that is in use, 0..; missing: not known
-	Shares   map[string]map[string]float64 // by service, then by pool: what a plan lets the pool take of the clients that would be its own, 0..1
-	RTT      *RTTTable                     // measured round-trip times; nil: none
-	Names    map[string][]netip.Addr       // what the hostnames of pools resolve to, for a service at the apex of a zone
-	Now      time.Time                     // for states that end; see Snapshot.Next
+	Regional map[string]map[EndpointID]Verdict // by region of sites: what its own vantages say, where that is not in Verdicts
+	Flipping map[EndpointID]bool               // endpoints whose verdict is about to change: they shorten the TTL
+	FlipAt   map[EndpointID]time.Time          // when such a verdict may change at the earliest; missing: not known
+	Since    map[EndpointID]time.Time          // when a verdict turned from up to down or back; missing: it never did
+	Load     map[string]float64                // by pool: the share of its capacity that is in use, 0..; missing: not known
+	Shares   map[string]map[string]float64     // by service, then by pool: what a plan lets the pool take of the clients that would be its own, 0..1
+	RTT      *RTTTable                         // measured round-trip times; nil: none
+	Names    map[string][]netip.Addr           // what the hostnames of pools resolve to, for a service at the apex of a zone
+	Now      time.Time                         // for states that end; see Snapshot.Next
 }
 
 // Snapshot is one immutable state of the world, and decides from it. It is safe for

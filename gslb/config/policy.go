@@ -103,6 +103,7 @@ type HealthStage struct {
 	Threshold  *float64 `json:"threshold,omitempty"`  // share of endpoint weight, 0..1: a pool below it is dropped; default 0, of which only nothing is short
 	MinHealthy *float64 `json:"minHealthy,omitempty"` // in place of every pool's own
 	Unknown    string   `json:"unknown,omitempty"`    // what an endpoint of which nothing is known counts as: up (default), degraded or down
+	By         string   `json:"by,omitempty"`         // fleet (default), or region: a pool is also down, or degraded, for the clients of a region whose own vantages see it so
 }
 
 // FailoverStage orders pools by rank. In YAML a list of names, or of lists of names that
@@ -292,6 +293,7 @@ func (c *checker) stage(p path, s Stage, pools []string) {
 			between(c, p.at("minHealthy"), *s.Health.MinHealthy, 0, 1)
 		}
 		c.oneOf(p.at("unknown"), s.Health.Unknown, "up", "degraded", "down")
+		c.oneOf(p.at("by"), s.Health.By, "fleet", "region")
 	case s.Failover != nil:
 		c.failover(p, s.Failover.Order, pools)
 	case s.Nearest != nil:

@@ -236,6 +236,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 		Objects:  v.Objects,
 		Geo:      n.places.Current(),
 		Verdicts: verdicts,
+		Regional: n.health.Regional(),
 		Since:    gslb.Turned(prev, verdicts, start),
 		Flipping: n.health.Flipping(),
 		Load:     n.xds.engineLoad(),
