@@ -487,7 +487,9 @@ zones:
       @ NS ns
       ns A 127.0.0.1
 probes:
-  web: {http: {path: /healthz}, interval: 300ms, timeout: 200ms, rise: 2, fall: 2}
+  # A node of a busy machine may not answer its own probe for long, and that is not what these
+  # tests are about: so the time-out is generous, and what fails seldom is not kept out.
+  web: {http: {path: /healthz}, interval: 1s, timeout: 1s, rise: 1, fall: 2, damping: {off: true}}
 pools:
   first: {site: eu, probe: web, endpoints: [%s]}
   second: {site: us, probe: web, endpoints: [%s]}
@@ -688,9 +690,7 @@ func TestKilledVantage(t *testing.T) {
 			strings.Replace(fleet(first, second), "path: /healthz", "headers: {Vantage: "+name+"}", 1)
 	}
 	b := startNode(t, write(t, dir, "b.yaml", text("b", "")))
-	if got := b.www(); got != "A 192.0.2.1" {
-		t.Errorf("ns-b alone: got %s, want A 192.0.2.1", got)
-	}
+	eventually(t, "ns-b alone", "A 192.0.2.1", b.www)
 	a := startNode(t, write(t, dir, "a.yaml", text("a", b.gossip())))
 	eventually(t, "ns-a with ns-b", "A 192.0.2.1", a.www)
 	vantages := func() string {
@@ -707,15 +707,16 @@ func TestKilledVantage(t *testing.T) {
 		return strings.Join(out, ", ")
 	}
 	eventually(t, "vantages", "ns-a false, ns-b true", vantages)
-	if got := a.www(); got != "A 192.0.2.1" {
-		t.Errorf("one against one: got %s, want A 192.0.2.1", got)
-	}
+	eventually(t, "one against one", "A 192.0.2.1", a.www)
 	b.kill()
 	eventually(t, "ns-a without ns-b", "A 192.0.2.2", a.www)
 	eventually(t, "vantages without ns-b", "ns-a false", vantages)
-	if got := a.member("ns-b"); got != "silent" && got != "gone" {
-		t.Errorf("ns-b: got %q, want silent or gone", got)
-	}
+	eventually(t, "ns-a of ns-b", "not heard", func() string {
+		if s := a.member("ns-b"); s != "silent" && s != "gone" {
+			return s
+		}
+		return "not heard"
+	})
 	a.stop()
 }
 
