@@ -18,7 +18,7 @@ PKGS := ./... ./testdata/bench/... ./testdata/geo/...
 build:
 	CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/gslbd ./cmd/gslbctl ./cmd/gfe
 
-check: format vet lint test bench-once fuzz demo
+check: format vet lint test sim bench-once fuzz demo
 
 format:
 	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt these:"; echo "$$bad"; exit 1; fi
@@ -31,6 +31,10 @@ lint:
 
 test:
 	go test -race $(PKGS)
+
+# Gossip among 100 nodes, for which the race detector is too slow.
+sim:
+	go test -run '^TestSimScale$$' ./health
 
 # Every benchmark once, so that none rots.
 bench-once:
@@ -61,4 +65,4 @@ bench:
 	go run ./testdata/bench/detect -out testdata/bench/results/detect.md
 	go run ./testdata/bench/tracing -out testdata/bench/results/tracing.md
 
-.PHONY: build check format vet lint test bench-once fuzz demo dist compose bench
+.PHONY: build check format vet lint test sim bench-once fuzz demo dist compose bench

@@ -173,11 +173,37 @@ func testHearForged(t *testing.T) {
 	if s := m.Stats(); s.Repeated != 1 || m.table.nodes["ns2"].heading != heard {
 		t.Errorf("a replay: %d repeated, heading %+v, want 1 and %+v", s.Repeated, m.table.nodes["ns2"].heading, heard)
 	}
-	for range messageBurst + 500 {
+	m.table.nodes["ns2"].room.spent = messageBurst - 5 // most of a burst: each signature takes its time
+	for range 20 {
 		m.hear(first)
 	}
-	if got := m.Stats().GossipDropped["flood"]; got == 0 {
-		t.Error("a flood: nothing dropped")
+	if got := m.Stats().GossipDropped["flood"]; got != 15 {
+		t.Errorf("a flood: %d dropped, want 15", got)
+	}
+}
+
+// TestBudget wants a whole burst let through, then what the rate allows.
+func TestBudget(t *testing.T) {
+	var b budget
+	now := time.Now()
+	took := func(n int) (taken int) {
+		for range n {
+			if b.take(now) {
+				taken++
+			}
+		}
+		return taken
+	}
+	if got := took(messageBurst + 100); got != messageBurst {
+		t.Errorf("at once: %d taken, want %d", got, messageBurst)
+	}
+	now = now.Add(time.Second / 2)
+	if got := took(messageRate); got != messageRate/2 {
+		t.Errorf("half a second later: %d taken, want %d", got, messageRate/2)
+	}
+	now = now.Add(time.Hour)
+	if got := took(2 * messageBurst); got != messageBurst {
+		t.Errorf("an hour later: %d taken, want %d", got, messageBurst)
 	}
 }
 
@@ -254,7 +280,7 @@ func TestSimVantages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
 		w.net.delay = 20 * time.Millisecond
-		const nodes, endpoints, k = 12, 60, 2 // four nodes in each of three sites
+		const nodes, endpoints, k = 12, 24, 2 // four nodes in each of three sites
 		targets := fakeTargets(endpoints)
 		for i := range targets {
 			targets[i].Probe.Vantages = k
@@ -352,17 +378,17 @@ func TestSimRoles(t *testing.T) {
 func TestSimConstantWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
-		const endpoints = 200
+		const endpoints = 100
 		w.start(6, endpoints)
 		defer w.stop()
 		w.until(40*time.Second, "all hear all", func() bool { return strings.Count(w.nodes[5].votes(), "+ns") == 6 })
 		measure := func() float64 {
-			time.Sleep(45 * time.Second)
+			time.Sleep(15 * time.Second)
 			var octets int
 			w.net.set(func() { w.net.bytes = 0 })
-			time.Sleep(20 * time.Second)
+			time.Sleep(12 * time.Second)
 			w.net.set(func() { octets = w.net.bytes })
-			return float64(octets) / 20 / 6
+			return float64(octets) / 12 / 6
 		}
 		calm := measure()
 		for i := range endpoints {
