@@ -230,7 +230,8 @@ func BenchmarkVotes(b *testing.B) { // 20 vantages of one endpoint
 	id := sampleReport(1).Observations[0].ID
 	last := gslb.Unknown
 	for b.Loop() {
-		last = Judge(defaultRule, last, table.Votes(id, time.Second, epoch)).Verdict
+		votes, _ := table.Votes(id, time.Second, epoch)
+		last = Judge(defaultRule, last, votes).Verdict
 	}
 	if last != gslb.Up {
 		b.Fatalf("got %v, want up", last)

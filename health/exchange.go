@@ -469,7 +469,7 @@ func (m *Monitor) assign() {
 			m.table.Remove(m.o.Node, t.ID)
 		}
 	}
-	m.assigned, m.reassign = mine, false
+	m.assigned, m.reassign, m.recount = mine, false, true
 	m.mu.Unlock()
 	m.prober.SetTargets(mine)
 }

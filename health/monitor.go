@@ -84,6 +84,8 @@ type Monitor struct {
 	reassign  bool      // whatever is assigned is new
 	shared    bool      // a target wants only some vantages of a site
 	counted   time.Time // when countLocked was last
+	recount   bool      // an own observation changed since
+	judges    []string  // who was alive and believed when all was judged last; nil: judge all anew
 	unknown   int       // of judged: without a vote yet
 	public    *verdicts // of judged; nil when out of date
 	restored  map[gslb.EndpointID]gslb.Verdict
@@ -96,6 +98,7 @@ type Monitor struct {
 // judgement is what the table says of one target.
 type judgement struct {
 	Judgement
+	until   time.Time               // no sooner does time alone change it
 	known   bool                    // there was a vote since the target was set
 	since   time.Time               // the verdict
 	regions map[string]gslb.Verdict // where it is another than the verdict: by region of vantages
@@ -290,7 +293,7 @@ func (m *Monitor) setTargets(targets []Target) {
 		m.table.Remove(m.o.Node, id)
 		m.changeLocked()
 	}
-	m.targets = next
+	m.targets, m.recount = next, true
 	m.shared = false
 	for _, t := range targets {
 		m.shared = m.shared || t.Probe.Vantages > 0
@@ -340,7 +343,12 @@ func (m *Monitor) Flipping() map[gslb.EndpointID]bool { return m.publish().flipp
 func (m *Monitor) Regional() map[string]map[gslb.EndpointID]gslb.Verdict { return m.publish().regional }
 
 // SetIdle says which pools nobody asks for: probes that say so go slower for them.
-func (m *Monitor) SetIdle(pools map[string]bool) { m.prober.SetIdle(pools) }
+func (m *Monitor) SetIdle(pools map[string]bool) {
+	m.prober.SetIdle(pools)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.judges = nil // votes last longer or shorter now
+}
 
 // Changed returns a channel that receives after Verdicts or Flipping changed: once for all
 // changes since the last receive. There is one channel, for one reader.
@@ -365,6 +373,7 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 	m.stats.dropped[dropFull].Add(uint64(refused))
 	m.seeLocked(m.o.Node, t.ID, now, r.Latency)
 	if len(changed) > 0 {
+		m.recount = true
 		for _, c := range changed {
 			m.news[c.ID] = m.news[c.ID] || c.Flip
 			if c.Flip {
@@ -454,12 +463,14 @@ func (m *Monitor) leave() {
 	m.gossip.tell(m.sealAll(encodeReport(&report, now, maxPacket)))
 }
 
-// age judges everything anew, since votes go stale without a word.
+// age judges anew what time alone may have changed, since votes go stale without a word.
 func (m *Monitor) age() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
-	m.countLocked(now)
+	if m.recount || now.Sub(m.counted) >= staleFloor {
+		m.countLocked(now)
+	}
 	m.sayLocked(now) // a node is heard by itself
 	if now.Sub(m.forgot) >= time.Minute {
 		m.table.Forget(now)
@@ -471,10 +482,26 @@ func (m *Monitor) age() {
 		}
 		m.forgot = now
 	}
-	m.judgeLocked(now, maps.Keys(m.targets))
+	m.reviewLocked(now)
 	if m.guard != nil && m.guard.settle(m.voteLocked, now) { // time alone ends what is held or kept out
 		m.changeLocked()
 	}
+}
+
+// reviewLocked judges what time may have changed: everything when another set of vantages is
+// alive and believed than at the last time, else what has votes whose own time has come.
+func (m *Monitor) reviewLocked(now time.Time) {
+	doubts := m.doubtsLocked(now)
+	judges := slices.DeleteFunc(m.table.Alive(now), func(name string) bool { return doubts[name] })
+	all := m.judges == nil || !slices.Equal(judges, m.judges)
+	m.judges = judges
+	m.judgeLocked(now, func(yield func(gslb.EndpointID) bool) {
+		for id, j := range m.judged {
+			if (all || now.After(j.until)) && !yield(id) {
+				return
+			}
+		}
+	})
 }
 
 func idsOf(changes []Change) iter.Seq[gslb.EndpointID] {
@@ -519,12 +546,12 @@ func (m *Monitor) judgeLocked(now time.Time, ids iter.Seq[gslb.EndpointID]) {
 			continue
 		}
 		old := m.judged[id]
-		votes := m.table.Votes(id, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now)
+		votes, until := m.table.Votes(id, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now)
 		for i := range votes {
 			votes[i].Abstains = doubts[votes[i].Node]
 		}
 		rule := ruleOf(t.Probe.Quorum)
-		j := judgement{Judgement: Judge(rule, old.Verdict, votes), known: old.known, since: old.since}
+		j := judgement{Judgement: Judge(rule, old.Verdict, votes), until: until, known: old.known, since: old.since}
 		j.regions = m.regionalLocked(rule, j.Verdict, votes)
 		if !old.known && len(votes) > 0 {
 			j.known = true

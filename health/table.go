@@ -2,7 +2,7 @@ package health
 
 import (
 	"cmp"
-	"fmt"
+	"encoding/binary"
 	"hash/fnv"
 	"maps"
 	"slices"
@@ -244,17 +244,21 @@ func (t *Table) Remove(node string, id gslb.EndpointID) {
 // same digest give the same verdicts.
 func (t *Table) Digest(now time.Time) uint64 {
 	h := fnv.New64a()
+	var b []byte
 	for _, name := range t.Names() {
 		v := t.nodes[name]
 		if !v.alive(now) {
 			continue
 		}
-		fmt.Fprintf(h, "%s %d\n", name, v.heading.Version.Epoch)
+		b = binary.BigEndian.AppendUint64(append(append(b[:0], name...), 0), v.heading.Version.Epoch)
 		for _, id := range slices.SortedFunc(maps.Keys(v.observed), compareID) {
 			if o := v.observed[id]; !o.Silent && o.Version.Epoch == v.heading.Version.Epoch {
-				fmt.Fprintf(h, "%s %s %v\n", id.Pool, id.Addr, o.Up)
+				addr := id.Addr.As16()
+				b = append(append(append(b, id.Pool...), 0), addr[:]...)
+				b = append(b, byte(compareBool(o.Up, false)))
 			}
 		}
+		_, _ = h.Write(b)
 	}
 	return h.Sum64()
 }
@@ -341,13 +345,26 @@ func (t *Table) Lost(now time.Time) bool {
 }
 
 // Votes returns the fresh observations of id, which is probed every interval. Their order
-// says nothing.
-func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) []Vote {
-	var votes []Vote
+// says nothing. As long as the same nodes are alive and none says something else, they stay
+// the same until at least the time that comes with them.
+func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) (votes []Vote, until time.Time) {
+	until = now.Add(maxInterval)
 	for name, v := range t.nodes {
-		if o, ok := v.observed[id]; ok && !o.Silent && v.fresh(o, interval, now) {
-			votes = append(votes, Vote{Node: name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
+		o, ok := v.observed[id]
+		if !ok || o.Silent || !v.alive(now) {
+			continue
 		}
+		if !v.fresh(o, interval, now) {
+			until = now // whoever confirms it gives it back
+			continue
+		}
+		until = earlier(until, o.At.Add(max(staleFactor*interval, staleFloor))) // or later: a node may promise less
+		votes = append(votes, Vote{Node: name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
 	}
-	return votes
+	return votes, until
+}
+
+// Alive returns the nodes that are heard at now, in order.
+func (t *Table) Alive(now time.Time) []string {
+	return slices.DeleteFunc(t.Names(), func(name string) bool { return !t.nodes[name].alive(now) })
 }

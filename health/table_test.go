@@ -165,7 +165,7 @@ func TestTableVotes(t *testing.T) {
 					table.Gone("ns1")
 				}
 			}
-			votes := table.Votes(idA, interval, at(tc.now))
+			votes, _ := table.Votes(idA, interval, at(tc.now))
 			if len(votes) != tc.want {
 				t.Errorf("got %+v, want %d votes", votes, tc.want)
 			}

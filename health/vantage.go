@@ -117,7 +117,7 @@ func (m *Monitor) countLocked(now time.Time) {
 	if v == nil {
 		return
 	}
-	m.counted = now
+	m.counted, m.recount = now, false
 	all, down := 0, 0
 	for id, o := range v.observed {
 		if t, ok := m.targets[id]; ok && now.Sub(o.At) <= max(staleFloor, staleFactor*time.Duration(t.Probe.Interval)) {
