@@ -64,9 +64,14 @@ func respond(listen string) {
 			}
 			go func() {
 				defer func() { _ = c.Close() }()
-				buf := make([]byte, 1024)
-				if n, _ := c.Read(buf); n > 0 {
-					_, _ = c.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"))
+				buf := make([]byte, 1024) // a request comes in one piece
+				for {
+					if n, err := c.Read(buf); n == 0 || err != nil {
+						return
+					}
+					if _, err := c.Write([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")); err != nil {
+						return
+					}
 				}
 			}()
 		}

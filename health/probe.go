@@ -67,6 +67,8 @@ type Prober struct {
 
 	files   tlsFiles
 	imports imports
+	knocker *knocker // set by Run; nil: the net package connects
+	kept    budgeted // connections that HTTP probes keep
 }
 
 // poolPace is how fast the endpoints of a pool answer this vantage.
@@ -80,6 +82,8 @@ type poolPace struct {
 type job struct {
 	target Target                       // set at construction
 	probe  func(context.Context) Result // set at construction; ends within the target's timeout
+
+	release func() // set at construction: closes what the probe keeps between its runs; may be nil
 
 	// guarded by Prober.mu
 	state  State
@@ -100,7 +104,7 @@ func NewProber(o ProberOptions) *Prober {
 	if o.stats == nil {
 		o.stats = new(stats)
 	}
-	return &Prober{o: o, wake: make(chan struct{}, 1), jobs: make(map[gslb.EndpointID]*job)}
+	return &Prober{o: o, wake: make(chan struct{}, 1), jobs: make(map[gslb.EndpointID]*job), kept: budgeted{limit: maxKept()}}
 }
 
 // Restore gives the verdicts that targets new after it start with, from an earlier life of
@@ -131,7 +135,8 @@ func (p *Prober) SetTargets(targets []Target) {
 		if old != nil && reflect.DeepEqual(old.target, t) {
 			continue
 		}
-		j := &job{target: t, probe: p.prepare(t), index: -1}
+		j := &job{target: t, index: -1}
+		j.probe, j.release = p.prepare(t)
 		j.state.Verdict = p.restored[t.ID]
 		if old != nil {
 			j.state.Verdict = old.state.Verdict
@@ -166,28 +171,44 @@ func (p *Prober) dropLocked(j *job) {
 	j.gone = true
 	if j.index >= 0 {
 		heap.Remove(&p.queue, j.index)
+		j.close()
 	}
 	if j.cancel != nil {
 		j.cancel()
 	}
 }
 
-// prepare returns the probe of t, which ends within its timeout.
-func (p *Prober) prepare(t Target) func(context.Context) Result {
-	if p.o.probe != nil {
-		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }
-	}
-	probe, limit := p.kind(t), time.Duration(t.Probe.Timeout)
-	return func(ctx context.Context) Result {
-		ctx, cancel := context.WithTimeout(ctx, limit)
-		defer cancel()
-		return probe(ctx)
+// close closes what j's probe keeps. No probe of j is in flight.
+func (j *job) close() {
+	if j.release != nil {
+		j.release()
 	}
 }
 
+// prepare returns the probe of t, which ends within its timeout, and what closes what it keeps
+// between its runs, if anything.
+func (p *Prober) prepare(t Target) (probe func(context.Context) Result, release func()) {
+	if p.o.probe != nil {
+		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }, nil
+	}
+	kind, limit := p.kind(t), time.Duration(t.Probe.Timeout)
+	if t.Probe.HTTP != nil {
+		h := p.newHTTPProbe(t)
+		h.kept = &p.kept
+		kind, release = inverted(t, h.run), h.release
+	}
+	return func(ctx context.Context) Result {
+		ctx, cancel := context.WithTimeout(ctx, limit)
+		defer cancel()
+		return kind(ctx)
+	}, release
+}
+
 // kind returns the probe of t by its kind, the opposite of it if that is wanted.
-func (p *Prober) kind(t Target) func(context.Context) Result {
-	probe := p.plain(t)
+func (p *Prober) kind(t Target) func(context.Context) Result { return inverted(t, p.plain(t)) }
+
+// inverted returns probe, or the opposite of it if t wants that.
+func inverted(t Target, probe func(context.Context) Result) func(context.Context) Result {
 	if !t.Probe.Invert {
 		return probe
 	}
@@ -201,6 +222,8 @@ func (p *Prober) plain(t Target) func(context.Context) Result {
 	switch c := t.Probe; {
 	case c.HTTP != nil:
 		return p.newHTTPProbe(t).run
+	case c.TCP != nil && c.TCP.Send == "" && c.TCP.Expect == "":
+		return func(ctx context.Context) Result { return p.probeTCP(ctx, t) }
 	case c.TCP != nil:
 		return speak("tcp", sendExpect(c.TCP.Send, c.TCP.Expect, false))
 	case c.TLS != nil:
@@ -235,6 +258,19 @@ func (p *Prober) plain(t Target) func(context.Context) Result {
 // Run probes the targets until ctx ends, and returns once the last probe has.
 func (p *Prober) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
+	defer p.rest()
+	if p.o.probe == nil {
+		k, err := newKnocker()
+		if err != nil {
+			p.o.Logger.Warn("TCP probes take more CPU: no epoll", "error", err)
+		} else {
+			p.knocker = k
+			var polling sync.WaitGroup
+			defer polling.Wait()
+			defer k.close()
+			polling.Go(k.run)
+		}
+	}
 	defer wg.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -249,6 +285,18 @@ func (p *Prober) Run(ctx context.Context) error {
 	}
 }
 
+// rest closes what probes keep, once none is in flight.
+func (p *Prober) rest() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, j := range p.jobs {
+		j.close()
+	}
+}
+
+// batch is how early a probe may start, so that many start with one wake-up.
+const batch = time.Millisecond
+
 // launch starts the probes that are due, as far as the bound allows, and returns how long
 // to wait for the next.
 func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
@@ -257,8 +305,8 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
 	now := time.Now()
 	for len(p.queue) > 0 && p.inFlight < p.o.MaxInFlight {
 		j := p.queue[0]
-		if wait := j.due.Sub(now); wait > 0 {
-			return wait
+		if wait := j.due.Sub(now) - batch; wait > 0 {
+			return max(wait, batch)
 		}
 		if j.target.Probe.Exec != nil {
 			if p.programs >= maxPrograms { // its turn comes when a program ends
@@ -300,19 +348,25 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	defer nudge(p.wake)
+	if p.inFlight == p.o.MaxInFlight { // others may wait for this one to end
+		defer nudge(p.wake)
+	}
 	p.inFlight--
 	if j.target.Probe.Exec != nil {
 		p.programs--
 	}
 	j.cancel = nil
 	if j.gone {
+		j.close()
 		return
 	}
 	j.state = state
 	j.due = start.Add(p.pause(j))
 	j.probed = true
 	heap.Push(&p.queue, j)
+	if j.index == 0 {
+		nudge(p.wake)
+	}
 }
 
 // pause returns how long after a probe's start the next one of j starts.
@@ -486,13 +540,22 @@ const programWait = 20 * time.Millisecond
 // connect opens a connection to t over "tcp" or "udp" that fails whatever is done on it once ctx ends. The
 // caller closes it.
 func connect(ctx context.Context, network string, t Target) (net.Conn, error) {
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
-	c, err := d.DialContext(ctx, network, t.Addr.String())
+	c, err := dial(ctx, network, t)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	return &boundConn{Conn: c, stop: stop}, nil
+	return bind(ctx, c), nil
+}
+
+// dial is connect for a connection that outlives ctx.
+func dial(ctx context.Context, network string, t Target) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
+	return d.DialContext(ctx, network, t.Addr.String())
+}
+
+// bind lets whatever is done on c fail once ctx ends, until c is closed.
+func bind(ctx context.Context, c net.Conn) net.Conn {
+	return &boundConn{Conn: c, stop: context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })}
 }
 
 // boundConn is a connection that watches a context until it is closed.

@@ -14,9 +14,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
@@ -26,15 +29,56 @@ const (
 	maxBody   = 64 << 10 // octets of the body that a probe reads; the rest is not waited for
 )
 
-// httpProbe sends one HTTP request over a connection of its own and judges the answer. It
-// writes and reads through the codecs of net/http and x/net/http2 but not their clients,
-// whose pool, redirects and proxies a probe must not have.
+// httpProbe sends one HTTP request and judges the answer. It writes and reads through the
+// codecs of net/http and x/net/http2 but not their clients, whose pool, redirects and proxies
+// a probe must not have. It is for one probe at a time.
+//
+// Over HTTP/1.1 the connection of a success serves the next probes too, since to open it is
+// most of their cost on both sides. Now and then, and after every failure, a probe opens a new
+// one: a server that answers who is connected already and accepts nobody else is found then.
 type httpProbe struct {
+	// set at construction
 	target  Target
 	request *http.Request  // nil with err
+	wire    []byte         // request, over HTTP/1.1
 	tls     *tlsClient     // nil without TLS
 	matches *regexp.Regexp // nil: anything does
 	err     error          // why there is no request
+	kept    *budgeted      // room for connections; nil keeps none
+
+	conn *httpConn // for the next probe; nil: it opens one
+}
+
+// httpConn is a connection for several probes.
+type httpConn struct {
+	net.Conn
+	uses int
+}
+
+// budgeted counts what there may be a limited number of. It is safe for concurrent use.
+type budgeted struct {
+	limit int64 // set at construction
+	n     atomic.Int64
+}
+
+func (b *budgeted) take() bool {
+	if b.n.Add(1) > b.limit {
+		b.n.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (b *budgeted) give() { b.n.Add(-1) }
+
+// maxKept returns how many connections probes may keep: half of the files that this process
+// may open, since others need some too.
+func maxKept() int64 {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	return int64(min(limit.Cur/2, 1<<16))
 }
 
 // newHTTPProbe returns the probe of t, whose probe has every default filled in.
@@ -56,7 +100,7 @@ func (p *Prober) newHTTPProbe(t Target) *httpProbe {
 		header.Set(k, v)
 	}
 	pr.request = &http.Request{
-		Method: h.Method, URL: u, Host: h.Host, Header: header, Close: true,
+		Method: h.Method, URL: u, Host: h.Host, Header: header, Close: h.Reuse <= 1,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	if host := header.Get("Host"); host != "" { // net/http leaves the field out of the header
@@ -70,6 +114,9 @@ func (p *Prober) newHTTPProbe(t Target) *httpProbe {
 		}
 		pr.tls = p.tlsClient(h.ServerName, h.SkipVerify, h.Files, alpn)
 	}
+	var wire bytes.Buffer
+	pr.err = pr.request.Write(&wire)
+	pr.wire = wire.Bytes()
 	return pr
 }
 
@@ -78,41 +125,104 @@ func (p *httpProbe) run(ctx context.Context) Result {
 	if p.err != nil {
 		return Result{Class: Local, Detail: p.err.Error()}
 	}
+	if c := p.conn; c != nil {
+		p.conn = nil
+		if r, ended := p.ask(ctx, time.Now(), c); !ended {
+			return r
+		}
+	}
 	start := time.Now()
-	c, err := connect(ctx, "tcp", p.target)
+	c, err := dial(ctx, "tcp", p.target)
 	if err != nil {
 		return failure(start, err, Protocol)
 	}
-	defer func() { _ = c.Close() }()
 	if p.tls != nil {
 		secure, err := p.tls.client(ctx, c)
 		if err != nil {
+			_ = c.Close()
 			return tlsFailure(start, err)
 		}
 		c = secure
 	}
 	if p.target.Probe.HTTP.HTTP2 {
+		c := bind(ctx, c)
+		defer func() { _ = c.Close() }()
 		resp, err := roundTrip2(c, p.request.WithContext(ctx))
 		if err != nil {
 			return failure(start, err, Protocol)
 		}
 		defer func() { _ = resp.Body.Close() }()
-		return p.judge(start, resp, resp.Body)
+		r, _ := p.judge(start, resp, resp.Body)
+		return r
 	}
-	if err := p.request.Write(c); err != nil {
-		return failure(start, err, Protocol)
-	}
+	r, _ := p.ask(ctx, start, &httpConn{Conn: c})
+	return r
+}
+
+var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
+
+// ask sends the request over c and judges the answer. The connection is kept for the next
+// probe, or closed. ended says that there is no answer, for the server had ended a connection
+// that was kept: that is its right, and no result.
+func (p *httpProbe) ask(ctx context.Context, start time.Time, c *httpConn) (r Result, ended bool) {
+	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+	keep := false
+	defer func() {
+		if stop() && keep && p.keeps(c) {
+			p.conn = c
+			return
+		}
+		p.drop(c)
+	}()
+	c.uses++
 	in := &io.LimitedReader{R: c, N: maxHeader}
-	resp, err := readResponse(bufio.NewReader(in), p.request)
+	fail := func(err error) (Result, bool) {
+		r := failure(start, err, Protocol)
+		return r, c.uses > 1 && in.N == maxHeader && r.Class == Reset && ctx.Err() == nil
+	}
+	if _, err := c.Write(p.wire); err != nil {
+		return fail(err)
+	}
+	reader := readers.Get().(*bufio.Reader)
+	reader.Reset(in)
+	defer func() {
+		reader.Reset(nil)
+		readers.Put(reader)
+	}()
+	resp, err := readResponse(reader, p.request)
 	switch {
 	case err != nil && in.N <= 0:
-		return Result{Class: Protocol, Latency: time.Since(start), Detail: fmt.Sprintf("header over %d octets", maxHeader)}
+		return Result{Class: Protocol, Latency: time.Since(start), Detail: fmt.Sprintf("header over %d octets", maxHeader)}, false
 	case err != nil:
-		return failure(start, err, Protocol)
+		return fail(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	in.N = 2*maxBody + int64(maxBody) // with the framing of chunks
-	return p.judge(start, resp, resp.Body)
+	r, whole := p.judge(start, resp, resp.Body)
+	keep = whole && !resp.Close && resp.StatusCode >= 200 && reader.Buffered() == 0
+	return r, false
+}
+
+// keeps reports whether c is for more probes, and then has room.
+func (p *httpProbe) keeps(c *httpConn) bool {
+	return p.kept != nil && c.uses < p.target.Probe.HTTP.Reuse && (c.uses > 1 || p.kept.take())
+}
+
+// drop closes c.
+func (p *httpProbe) drop(c *httpConn) {
+	if c.uses > 1 { // it was kept
+		p.kept.give()
+	}
+	_ = c.Close()
+}
+
+// release closes what is kept. No probe is under way.
+func (p *httpProbe) release() {
+	if p.conn != nil {
+		p.kept.give()
+		_ = p.conn.Close()
+		p.conn = nil
+	}
 }
 
 // roundTrip2 sends req over c by HTTP/2 (RFC 9113). What it starts ends with c.
@@ -126,12 +236,13 @@ func roundTrip2(c net.Conn, req *http.Request) (*http.Response, error) {
 	return h2.RoundTrip(req)
 }
 
-// judge compares the response to what the probe expects.
-func (p *httpProbe) judge(start time.Time, resp *http.Response, body io.Reader) Result {
+// judge compares the response to what the probe expects. whole says that it is as expected
+// and was read to its end.
+func (p *httpProbe) judge(start time.Time, resp *http.Response, body io.Reader) (r Result, whole bool) {
 	h := p.target.Probe.HTTP
 	if !expects(h.Expect, resp.StatusCode) {
 		return Result{Class: WrongStatus, Latency: time.Since(start),
-			Detail: fmt.Sprintf("status %d, expected %s", resp.StatusCode, alternatives(h.Expect))}
+			Detail: fmt.Sprintf("status %d, expected %s", resp.StatusCode, alternatives(h.Expect))}, false
 	}
 	var buf bytes.Buffer
 	into := io.Discard
@@ -140,13 +251,13 @@ func (p *httpProbe) judge(start time.Time, resp *http.Response, body io.Reader) 
 	}
 	n, err := io.Copy(into, io.LimitReader(body, maxBody+1))
 	if err != nil && n <= maxBody {
-		return failure(start, err, Protocol)
+		return failure(start, err, Protocol), false
 	}
-	r := Result{Latency: time.Since(start)}
+	r = Result{Latency: time.Since(start)}
 	text := buf.Bytes()[:min(buf.Len(), maxBody)]
-	wrong := func(format string, args ...any) Result {
+	wrong := func(format string, args ...any) (Result, bool) {
 		r.Class, r.Detail = WrongBody, printable(fmt.Sprintf(format, args...), maxDetail)
-		return r
+		return r, false
 	}
 	switch {
 	case h.Contains != "" && !bytes.Contains(text, []byte(h.Contains)):
@@ -160,7 +271,7 @@ func (p *httpProbe) judge(start time.Time, resp *http.Response, body io.Reader) 
 			return wrong("%v", err)
 		}
 	}
-	return r
+	return r, n <= maxBody
 }
 
 // checkJSON says what is wrong with the value that e expects of text.

@@ -451,7 +451,8 @@ func TestProbeExec(t *testing.T) {
 		if tc.class == Timeout {
 			x.Probe.Timeout = config.Duration(200 * time.Millisecond)
 		}
-		r := NewProber(ProberOptions{Exec: tc.folder}).prepare(x)(t.Context())
+		probe, _ := NewProber(ProberOptions{Exec: tc.folder}).prepare(x)
+		r := probe(t.Context())
 		t.Logf("%s: %v", tc.command, r)
 		wants(t, r, tc.class, tc.detail)
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -74,11 +75,82 @@ func closedPort(t *testing.T) netip.AddrPort {
 func probeOnce(t *testing.T, x Target, roots *x509.CertPool) Result {
 	t.Helper()
 	p := NewProber(ProberOptions{RootCAs: roots})
-	return p.prepare(x)(t.Context())
+	probe, release := p.prepare(x)
+	if release != nil {
+		defer release()
+	}
+	return probe(t.Context())
 }
 
 func serverAddr(s *httptest.Server) netip.AddrPort {
 	return s.Listener.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// TestProbeHTTPReuse counts the connections of many probes.
+func TestProbeHTTPReuse(t *testing.T) {
+	var opened, open atomic.Int32
+	var bad atomic.Bool
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if bad.Load() {
+			w.WriteHeader(503)
+		}
+		_, _ = w.Write([]byte("ok"))
+	}))
+	s.Config.ConnState = func(_ net.Conn, st http.ConnState) {
+		switch st {
+		case http.StateNew:
+			opened.Add(1)
+			open.Add(1)
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	p := NewProber(ProberOptions{})
+	prepare := func(reuse int) (func() Class, func()) {
+		probe, release := p.prepare(target(serverAddr(s), config.Probe{
+			HTTP: &config.HTTPProbe{Reuse: reuse}, Interval: config.Duration(ample), Timeout: config.Duration(ample)}))
+		return func() Class { return probe(t.Context()).Class }, release
+	}
+	expect := func(what string, probe func() Class, n int, class Class, connections int32) {
+		t.Helper()
+		opened.Store(0)
+		for i := range n {
+			if got := probe(); got != class {
+				t.Fatalf("%s: probe %d: got %v, want %v", what, i, got, class)
+			}
+		}
+		if got := opened.Load(); got != connections {
+			t.Errorf("%s: %d probes opened %d connections, want %d", what, n, got, connections)
+		}
+	}
+	probe, release := prepare(0)
+	expect("by default", probe, 25, OK, 3)
+	s.CloseClientConnections()
+	expect("after the server hung up", probe, 1, OK, 1)
+	bad.Store(true)
+	expect("failing", probe, 3, WrongStatus, 2) // the first over what was kept
+	bad.Store(false)
+	expect("well again", probe, 3, OK, 1)
+	own, _ := prepare(1)
+	expect("each its own", own, 3, OK, 3)
+	if got := p.kept.n.Load(); got != 1 {
+		t.Errorf("%d connections are kept, want 1", got)
+	}
+	release()
+	if got := p.kept.n.Load(); got != 0 {
+		t.Errorf("%d connections are kept after all, want none", got)
+	}
+	p.kept.limit = 1
+	first, one := prepare(0)
+	second, two := prepare(0)
+	expect("while there is room", first, 5, OK, 1)
+	expect("when there is none", second, 5, OK, 5)
+	one()
+	expect("when there is again", second, 5, OK, 1)
+	two()
+	eventually(t, "no connection is open", func() bool { return open.Load() == 0 })
 }
 
 func TestProbeHTTP(t *testing.T) {
@@ -93,7 +165,7 @@ func TestProbeHTTP(t *testing.T) {
 		w.WriteHeader(200)
 	})
 	mux.HandleFunc("/asked", func(w http.ResponseWriter, r *http.Request) {
-		if got := fmt.Sprint(r.Method, " ", r.Host, " ", r.URL.RawQuery, " ", r.Header.Get("X-Check"), " ", r.Header.Get("Connection")); got != "HEAD www.example.com a=b yes close" {
+		if got := fmt.Sprint(r.Method, " ", r.Host, " ", r.URL.RawQuery, " ", r.Header.Get("X-Check")); got != "HEAD www.example.com a=b connection:"+r.Header.Get("Connection") {
 			http.Error(w, got, 400)
 		}
 	})
@@ -114,8 +186,9 @@ func TestProbeHTTP(t *testing.T) {
 		{"no body", config.HTTPProbe{Path: "/empty", Expect: []config.Statuses{"200", "204"}}, OK, ""},
 		{"a body past the bound", config.HTTPProbe{Path: "/large"}, OK, ""},
 		{"an interim response", config.HTTPProbe{Path: "/early"}, OK, ""},
-		{"method, host, query and headers", config.HTTPProbe{Path: "/asked?a=b", Method: "HEAD", Host: "www.example.com", Headers: map[string]string{"x-check": "yes"}}, OK, ""},
-		{"host among the headers", config.HTTPProbe{Path: "/asked?a=b", Method: "HEAD", Headers: map[string]string{"x-check": "yes", "host": "www.example.com"}}, OK, ""},
+		{"method, host, query and headers", config.HTTPProbe{Path: "/asked?a=b", Method: "HEAD", Host: "www.example.com", Headers: map[string]string{"x-check": "connection:"}}, OK, ""},
+		{"a connection of its own", config.HTTPProbe{Path: "/asked?a=b", Method: "HEAD", Host: "www.example.com", Reuse: 1, Headers: map[string]string{"x-check": "connection:close"}}, OK, ""},
+		{"host among the headers", config.HTTPProbe{Path: "/asked?a=b", Method: "HEAD", Headers: map[string]string{"x-check": "connection:", "host": "www.example.com"}}, OK, ""},
 		{"a path that is none", config.HTTPProbe{Path: "no slash"}, Local, `path "no slash"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -253,7 +326,8 @@ func TestProbeEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan Result, 1)
 	x := target(addr, config.Probe{HTTP: &config.HTTPProbe{}, Interval: config.Duration(time.Hour), Timeout: config.Duration(time.Hour)})
-	go func() { done <- NewProber(ProberOptions{}).prepare(x)(ctx) }()
+	probe, _ := NewProber(ProberOptions{}).prepare(x)
+	go func() { done <- probe(ctx) }()
 	<-reached
 	cancel()
 	<-done // or the test times out

@@ -19,6 +19,7 @@ const (
 	defaultJitter   = 0.1
 	defaultRise     = 2
 	defaultFall     = 3
+	defaultReuse    = 10
 )
 
 // Targets returns what the probes of valid objects have to test, ordered by ID, with every
@@ -114,6 +115,7 @@ func fillHTTP(h config.HTTPProbe, addr netip.Addr, port, known uint16) *config.H
 	}
 	h.Path = cmp.Or(h.Path, "/")
 	h.Method = cmp.Or(h.Method, "GET")
+	h.Reuse = cmp.Or(h.Reuse, defaultReuse)
 	if len(h.Expect) == 0 {
 		h.Expect = []config.Statuses{"200"}
 	}

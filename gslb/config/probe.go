@@ -74,6 +74,7 @@ type HTTPProbe struct {
 	Contains   string            `json:"contains,omitempty"` // substring of the body
 	Matches    string            `json:"matches,omitempty"`  // regular expression (RE2) that the body matches
 	JSON       *JSONExpect       `json:"json,omitempty"`
+	Reuse      int               `json:"reuse,omitempty"` // most probes over one connection of HTTP/1.1, 1..1000; default 10; 1 is a new one each time
 }
 
 // JSONExpect expects a value in a JSON body of at most 64 KiB.
@@ -463,6 +464,9 @@ func (c *checker) tlsSide(p path, tls bool, name string, skip bool, files TLSFil
 func (c *checker) httpProbe(p path, h *HTTPProbe) {
 	if h.Path != "" && (h.Path[0] != '/' || strings.ContainsFunc(h.Path, isSpaceOrControl)) {
 		c.fail(p.at("path"), "%q; expected / and no spaces", h.Path)
+	}
+	if h.Reuse != 0 {
+		between(c, p.at("reuse"), h.Reuse, 1, 1000)
 	}
 	if h.Method != "" && !isToken(h.Method) {
 		c.fail(p.at("method"), "%q; expected a method such as GET", h.Method)
