@@ -32,9 +32,9 @@ lint:
 test:
 	go test -race $(PKGS)
 
-# Gossip among 100 nodes, for which the race detector is too slow.
+# Gossip among many nodes, for which the race detector is too slow.
 sim:
-	go test -run '^TestSimScale$$' ./health
+	go test -run '^TestSim(Scale|SlowNodes)$$' ./health
 
 # Every benchmark once, so that none rots.
 bench-once:

@@ -210,6 +210,7 @@ func TestBudget(t *testing.T) {
 // TestSimSigned runs a fleet whose words are signed, with one node that has the gossip's key
 // but no other, and one that has stolen a name.
 func TestSimSigned(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
 		w.net.delay = 20 * time.Millisecond
@@ -277,6 +278,7 @@ func TestSimKeyRotation(t *testing.T) {
 // TestSimVantages wants k vantages per site for each endpoint, work that is shared, and the
 // loss of a node to move only its own.
 func TestSimVantages(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
 		w.net.delay = 20 * time.Millisecond
@@ -376,6 +378,7 @@ func TestSimRoles(t *testing.T) {
 
 // TestSimConstantWork wants the same octets on the wire in calm and when everything is down.
 func TestSimConstantWork(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
 		const endpoints = 100

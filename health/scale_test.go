@@ -4,6 +4,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -45,6 +47,13 @@ func (w *world) alike() bool {
 	return !slices.ContainsFunc(w.nodes[1:], func(n *simNode) bool { return digest(n) != first })
 }
 
+// alive returns how many nodes n hears, itself included.
+func (n *simNode) alive() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.table.Alive(time.Now()))
+}
+
 // known returns how many nodes have heard that the first node says down of id.
 func (w *world) known(id gslb.EndpointID) (n int) {
 	for _, s := range w.nodes {
@@ -60,6 +69,7 @@ func (w *world) known(id gslb.EndpointID) (n int) {
 // TestSimScale measures how a large fleet gets to know of a flip, what it says in calm, what it
 // calls down when packets are lost, and how it heals.
 func TestSimScale(t *testing.T) {
+	t.Parallel()
 	nodes := *simNodes
 	if nodes <= 100 { // larger fleets need the memory
 		defer debug.SetGCPercent(debug.SetGCPercent(400))
@@ -139,7 +149,7 @@ func TestSimScale(t *testing.T) {
 		time.Sleep(apart)
 		w.net.set(func() { w.net.cut = nil })
 		took := w.until(2*time.Minute, "equal digests", func() bool {
-			return w.known(idOf(0)) == 0 && len(w.nodes[0].table.Doubts(time.Now())) == nodes && w.alike()
+			return w.known(idOf(0)) == 0 && w.nodes[0].alive() == nodes && w.alike()
 		})
 		t.Logf("half from half for %v: equal digests %v after it healed", apart, took)
 		period := w.nodes[0].gossip.period(1)
@@ -160,8 +170,9 @@ func TestSimScale(t *testing.T) {
 // TestSimSlowNodes runs a fleet for long, of which a tenth are slow: their packets come late,
 // and their probes fail now and then. Nothing is to be called down.
 func TestSimSlowNodes(t *testing.T) {
+	t.Parallel()
 	const nodes, endpoints = 20, 3
-	long := 2 * time.Minute
+	long := map[bool]time.Duration{false: 2 * time.Minute, true: 30 * time.Second}[raceEnabled]
 	if *simNodes > 100 {
 		long = time.Hour
 	}
@@ -199,6 +210,110 @@ func TestSimSlowNodes(t *testing.T) {
 			if s := n.Stats(); s.Flips != before[n.number] {
 				t.Errorf("ns%d: %d flips in %v, want none", n.number, s.Flips-before[n.number], long)
 			}
+		}
+	})
+}
+
+// simSoak is how long TestSimSoak lets faults happen. A week, as docs/faults.md has it, is
+//
+//	go test ./health -run TestSimSoak -v -timeout 4h -sim.soak 168h
+var simSoak = flag.Duration("sim.soak", map[bool]time.Duration{false: 20 * time.Minute, true: 5 * time.Minute}[raceEnabled], "virtual time of TestSimSoak")
+
+// TestSimSoak lets everything happen to six nodes in three sites, at random and at once: losses
+// and delays, partitions of any kind, one-way cuts, restarts with the clock set back, and
+// endpoints that die and return. No node is ever to call down what is up, and once nothing has
+// changed for a while every node that believes itself is to say what is true.
+func TestSimSoak(t *testing.T) {
+	t.Parallel()
+	const nodes, endpoints = 6, 6
+	const settled = 40 * time.Second // detection, and a partition's healing
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(5, uint64(*simSoak)))
+		w := &world{t: t}
+		w.start(nodes, endpoints)
+		defer func() { w.stop() }()
+		time.Sleep(20 * time.Second)
+		begin, calm := time.Now(), time.Now() // calm: nothing happened since
+		turned := make([]time.Time, endpoints)
+		dead := -1 // the endpoint that is down
+		was := make([]map[gslb.EndpointID]gslb.Verdict, nodes)
+		events := make(map[string]int)
+		checks := 0
+		check := func() {
+			for i, n := range w.nodes {
+				verdicts := n.Verdicts()
+				for e := range endpoints {
+					id := idOf(e)
+					if e != dead && verdicts[id] == gslb.Down && was[i] != nil && was[i][id] == gslb.Up && time.Since(turned[e]) > 10*time.Second {
+						t.Fatalf("after %v, %v: ns%d turned %v down, which is up since %v\n%s", time.Since(begin), events, i, id, turned[e].Sub(begin), w.dump())
+					}
+					want := gslb.Up
+					if e == dead {
+						want = gslb.Down
+					}
+					if time.Since(calm) > settled && !n.Stats().Abstains {
+						checks++
+						if verdicts[id] != want {
+							t.Fatalf("after %v, %v: ns%d says %v of %v, which is %v since %v\n%s", time.Since(begin), events, i, verdicts[id], id, want, turned[e].Sub(begin), w.dump())
+						}
+					}
+				}
+				was[i] = verdicts
+			}
+		}
+		number := func(addr string) (n int) {
+			if _, err := fmt.Sscanf(addr, "10.0.0.%d:7946", &n); err != nil {
+				panic(err)
+			}
+			return n
+		}
+		happen := map[string]func(){
+			"loss":  func() { w.net.set(func() { w.net.loss = []float64{0, 0.01, 0.05, 0.2}[rng.IntN(4)] }) },
+			"delay": func() { w.net.set(func() { w.net.delay = time.Duration(rng.IntN(150)) * time.Millisecond }) },
+			"partition": func() {
+				side := rng.Uint32()
+				w.net.set(func() { w.net.cut = func(from, to string) bool { return (side>>number(from)^side>>number(to))&1 != 0 } })
+			},
+			"one-way cut": func() {
+				a, b := rng.IntN(nodes), rng.IntN(nodes)
+				w.net.set(func() { w.net.cut = func(from, to string) bool { return number(from) == a && number(to) == b } })
+			},
+			"healing": func() { w.net.set(func() { w.net.cut = nil }) },
+			"restart": func() {
+				i, back := rng.IntN(nodes), uint64(rng.IntN(2)*24*3600*1e6)
+				w.nodes[i].stop()
+				time.Sleep(time.Duration(rng.IntN(5000)) * time.Millisecond)
+				w.nodes[i] = w.run(i, fakeTargets(endpoints), func(m *Monitor) { m.self.Version.Epoch -= back })
+				was[i] = nil
+			},
+			"death or return": func() {
+				if e := rng.IntN(endpoints); dead >= 0 {
+					w.kill(idOf(dead), nil)
+					turned[dead], dead = time.Now(), -1
+				} else {
+					w.kill(idOf(e), everywhere)
+					turned[e], dead = time.Now(), e
+				}
+			},
+		}
+		kinds := slices.Sorted(maps.Keys(happen))
+		for time.Since(begin) < *simSoak {
+			kind := kinds[rng.IntN(len(kinds))]
+			events[kind]++
+			happen[kind]()
+			calm = time.Now()
+			for range 5 + rng.IntN(90) {
+				time.Sleep(time.Second)
+				check()
+			}
+		}
+		w.net.set(func() { w.net.cut, w.net.loss = nil, 0 })
+		took := w.until(2*time.Minute, "all know the same in the end", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.alive() != nodes }) && w.alike()
+		})
+		t.Logf("%v: %v; %d checks of what is true; all alike %v after the end", *simSoak, events, checks, took)
+		if checks == 0 {
+			t.Error("nothing was ever settled")
 		}
 	})
 }

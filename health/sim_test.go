@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -121,11 +122,14 @@ func (w *world) agreed(id gslb.EndpointID, v gslb.Verdict, nodes ...*simNode) bo
 
 // votes returns the fresh votes that n counts for its first target: "+ns0 -ns2".
 func (n *simNode) votes() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	first := slices.MinFunc(slices.Collect(maps.Keys(n.targets)), compareID)
+	votes, _ := n.table.Votes(first, time.Duration(n.targets[first].Probe.Interval), time.Now())
+	slices.SortFunc(votes, func(a, b Vote) int { return strings.Compare(a.Node, b.Node) })
 	var out []string
-	for _, v := range n.Views()[0].Vantages {
-		if v.Fresh {
-			out = append(out, map[bool]string{true: "+", false: "-"}[v.Up]+v.Node)
-		}
+	for _, v := range votes {
+		out = append(out, map[bool]string{true: "+", false: "-"}[v.Up]+v.Node)
 	}
 	return strings.Join(out, " ")
 }
@@ -141,6 +145,7 @@ func (w *world) dump() string {
 // TestSimFlip kills an endpoint and brings it back, over good and bad networks: every node
 // is to say so in time, and nothing else is to flip.
 func TestSimFlip(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		nodes int
 		loss  float64
@@ -169,7 +174,8 @@ func TestSimFlip(t *testing.T) {
 				w.kill(id, nil)
 				up := w.until(4400*time.Millisecond, "up everywhere", func() bool { return w.agreed(id, gslb.Up) })
 				w.net.set(func() { w.net.bytes, w.net.count = 0, 0 })
-				time.Sleep(30 * time.Second)
+				const idle = 10
+				time.Sleep(idle * time.Second)
 				for _, n := range w.nodes {
 					if s := n.Stats(); s.Flips != 2 {
 						t.Errorf("ns%d: %d flips, want 2: %+v", n.number, s.Flips, s)
@@ -177,7 +183,7 @@ func TestSimFlip(t *testing.T) {
 				}
 				w.net.set(func() {
 					t.Logf("down on all after %v, up after %v; idle %.1f packets/s, %.0f octets/s a node", down, up,
-						float64(w.net.count)/30/float64(tc.nodes), float64(w.net.bytes)/30/float64(tc.nodes))
+						float64(w.net.count)/idle/float64(tc.nodes), float64(w.net.bytes)/idle/float64(tc.nodes))
 				})
 			})
 		})
@@ -229,6 +235,7 @@ func TestSimLeave(t *testing.T) {
 
 // TestSimPartition cuts a fleet in two and heals it: nothing flips, and all count again.
 func TestSimPartition(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
 		w.net.delay = 30 * time.Millisecond
