@@ -3,7 +3,9 @@ package health
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -11,8 +13,10 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -32,6 +36,11 @@ const nodeEnv = "MERIDIAN_TEST_NODE"
 type nodeConf struct {
 	Number int
 	Key    string
+	Sites  int           // over which nodes are spread; 0: each node is one
+	Clock  time.Duration // by which the node's clock is wrong
+	Signs  bool          // nodes sign
+	Seed   string        // of the key that it signs with, in place of its own
+	Lies   bool          // it says down of the first endpoint
 }
 
 // nodeSays is what it says of itself five times a second.
@@ -41,9 +50,14 @@ type nodeSays struct {
 	Abstains bool
 	Flips    uint64
 	Refused  uint64
+	Unsigned uint64 // words of those that have no key
+	Forged   uint64 // and of those that sign with another
 }
 
-const lanEndpoints = 4
+const (
+	lanEndpoints = 4
+	lanNodes     = 7 // that have a key
+)
 
 func lanTargets() []Target {
 	var out []Target
@@ -64,9 +78,26 @@ func runNode(text string) {
 		panic(err)
 	}
 	listen := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 99, 0, byte(1 + c.Number)}), 7946)
-	m := New(Options{Node: fmt.Sprintf("ns%d", c.Number), Site: fmt.Sprintf("site%d", c.Number),
-		Gossip: config.Gossip{Listen: listen, Key: c.Key, Join: []string{"10.99.0.1:7946", "10.99.0.2:7946"}}})
-	m.SetTargets(lanTargets())
+	name := fmt.Sprintf("ns%d", c.Number)
+	o := Options{Node: name, Site: fmt.Sprintf("site%d", c.Number%cmp.Or(c.Sites, 256)),
+		Gossip: config.Gossip{Listen: listen, Key: c.Key, Join: []string{"10.99.0.1:7946", "10.99.0.2:7946"}}}
+	if c.Signs {
+		o.Key = keyOf(cmp.Or(c.Seed, name))
+	}
+	m := New(o)
+	m.self.Version.Epoch += uint64(c.Clock.Microseconds()) // all that is ever read of the clock on the wall
+	if c.Signs {
+		m.keys = make(map[string]ed25519.PublicKey)
+		for i := range lanNodes {
+			listed := fmt.Sprintf("ns%d", i)
+			m.keys[listed] = keyOf(listed).Public().(ed25519.PublicKey)
+		}
+	}
+	targets := lanTargets()
+	if c.Lies {
+		targets[0].Addr = netip.AddrPortFrom(targets[0].Addr.Addr(), 1)
+	}
+	m.SetTargets(targets)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- m.Run(ctx) }()
@@ -84,9 +115,13 @@ func runNode(text string) {
 		s.Votes = (&simNode{Monitor: m}).votes()
 		st := m.Stats()
 		s.Abstains, s.Flips, s.Refused = st.Abstains, st.Flips, st.GossipDropped["refused"]
+		s.Unsigned, s.Forged = st.GossipDropped["unsigned"], st.GossipDropped["forged"]
 		_ = out.Encode(s)
 	}
 }
+
+// lans counts the LANs of this process, so that each has a name of its own.
+var lans atomic.Int32
 
 // lan is the bridge and what hangs on it.
 type lan struct {
@@ -148,7 +183,7 @@ func newLAN(t *testing.T, nodes int) *lan {
 	if os.Geteuid() != 0 {
 		need("not root: no network namespaces")
 	}
-	l := &lan{t: t, outer: t, prefix: fmt.Sprintf("mrd%d", os.Getpid()%10000)}
+	l := &lan{t: t, outer: t, prefix: fmt.Sprintf("mrd%d%c", os.Getpid()%10000, 'a'+lans.Add(1))}
 	bridge := l.prefix + "b"
 	if out, err := exec.Command("ip", "netns", "add", bridge).CombinedOutput(); err != nil {
 		need(fmt.Sprintf("no network namespaces: %v: %s", err, out))
@@ -217,12 +252,14 @@ func (l *lan) endpoint(i int) {
 	l.outer.Cleanup(p.stop)
 }
 
-func (l *lan) node(i int, key string) *process {
-	b, err := json.Marshal(nodeConf{Number: i, Key: key})
+func (l *lan) node(i int, key string) *process { return l.nodeWith(nodeConf{Number: i, Key: key}) }
+
+func (l *lan) nodeWith(c nodeConf) *process {
+	b, err := json.Marshal(c)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	p := l.start(l.ns(i), nodeEnv, string(b))
+	p := l.start(l.ns(c.Number), nodeEnv, string(b))
 	l.outer.Cleanup(p.stop)
 	return p
 }
@@ -266,13 +303,12 @@ func saying(want string) func(nodeSays) bool {
 // TestNamespaces puts three real nodes through what networks do, one thing after another: what
 // is up stays up for all, and what dies is down for those who are not cut off.
 func TestNamespaces(t *testing.T) {
-	if !*netns && os.Getenv("REQUIRE_ALL") != "1" {
-		t.Skip("takes most of a minute: asked for with -netns, or REQUIRE_ALL=1")
-	}
+	needNetns(t)
+	t.Parallel() // it waits more than it works
 	l := newLAN(t, 4)
-	stopped := 8 * time.Second
+	stopped, losing, oneWay := 8*time.Second, 5*time.Second, 8*time.Second
 	if *netns {
-		stopped = time.Minute
+		stopped, losing, oneWay = time.Minute, 30*time.Second, 30*time.Second
 	}
 	var nodes []*process
 	for i := range 3 {
@@ -295,21 +331,18 @@ func TestNamespaces(t *testing.T) {
 			_ = exec.Command("ip", "netns", "exec", l.ns(n), "tc", "qdisc", "del", "dev", "eth0", "root").Run()
 		})
 	}
-	steps := []struct {
-		name string
-		do   func(t *testing.T)
-	}{
+	steps := []step{
 		{"loss and delay", func(t *testing.T) {
 			for i := range nodes {
 				netem(t, i, "delay", "60ms", "10ms", "loss", "5%")
 			}
-			l.stays(10*time.Second, "a false verdict", nodes, saying("++++"))
+			l.stays(losing, "a false verdict", nodes, saying("++++"))
 		}},
 		{"one-way loss", func(t *testing.T) { // what the third says to peers is lost; it hears them
 			for _, peer := range []string{"10.99.0.1", "10.99.0.2"} {
 				l.run("ip", "-n", l.ns(2), "route", "add", "blackhole", peer+"/32")
 			}
-			l.stays(12*time.Second, "a false verdict", nodes, saying("++++"))
+			l.stays(oneWay, "a false verdict", nodes, saying("++++"))
 			for _, peer := range []string{"10.99.0.1", "10.99.0.2"} {
 				l.run("ip", "-n", l.ns(2), "route", "del", "blackhole", peer+"/32")
 			}
@@ -361,10 +394,114 @@ func TestNamespaces(t *testing.T) {
 			}
 		}},
 	}
+	l.steps(steps)
+}
+
+func needNetns(t *testing.T) {
+	if !*netns && os.Getenv("REQUIRE_ALL") != "1" {
+		t.Skip("takes most of a minute: asked for with -netns, or REQUIRE_ALL=1")
+	}
+}
+
+// step is one thing that happens to a LAN.
+type step struct {
+	name string
+	do   func(t *testing.T)
+}
+
+// steps lets one thing happen after another, until one fails.
+func (l *lan) steps(steps []step) {
 	for _, s := range steps {
-		if !t.Run(s.name, func(t *testing.T) { l.t = t; s.do(t) }) {
+		if !l.outer.Run(s.name, func(t *testing.T) { l.t = t; s.do(t) }) {
 			break
 		}
-		l.t = t
+		l.t = l.outer
 	}
+}
+
+// TestNamespacesSix does as TestNamespaces with six nodes that sign, two in each of three sites,
+// one of them a day ahead and another a day behind.
+func TestNamespacesSix(t *testing.T) {
+	needNetns(t)
+	t.Parallel()
+	l := newLAN(t, lanNodes)
+	apart := 8 * time.Second
+	if *netns {
+		apart = time.Minute
+	}
+	const day = 24 * time.Hour
+	conf := func(i int) nodeConf { return nodeConf{Number: i, Key: key('k'), Sites: 3, Signs: true} }
+	var nodes []*process
+	for i := range lanNodes - 1 {
+		c := conf(i)
+		c.Clock = []time.Duration{day, -day, 0}[min(i, 2)]
+		nodes = append(nodes, l.nodeWith(c))
+	}
+	all := func(s nodeSays) bool { return s.Verdicts == "++++" && strings.Count(s.Votes, "+ns") == len(nodes) }
+	l.until(patience, "all hear all", nodes, all)
+	l.steps([]step{
+		{"wrong clocks", func(*testing.T) {
+			l.ends[3].stop()
+			l.until(patience, "everybody sees what dies", nodes, saying("+++-"))
+			l.endpoint(3)
+			l.until(patience, "everybody sees it again", nodes, all)
+		}},
+		{"a clock set right", func(*testing.T) { // peers know of a life in the future
+			nodes[0].stop()
+			nodes[0] = l.nodeWith(conf(0))
+			l.until(patience, "all hear all", nodes, all)
+			l.stays(2*time.Second, "a false verdict", nodes, saying("++++"))
+		}},
+		{"partition 3/3", func(*testing.T) {
+			split := func(verb string) {
+				for i := range nodes {
+					for j := range nodes {
+						if (i < 3) != (j < 3) {
+							l.run("ip", "-n", l.ns(i), "route", verb, "blackhole", fmt.Sprintf("10.99.0.%d/32", 1+j))
+						}
+					}
+				}
+			}
+			split("add")
+			half := func(from, to int) func(nodeSays) bool {
+				var want []string
+				for i := from; i < to; i++ {
+					want = append(want, fmt.Sprintf("+ns%d", i))
+				}
+				return func(s nodeSays) bool { return s.Votes == strings.Join(want, " ") }
+			}
+			l.until(patience, "one half hears itself alone", nodes[:3], half(0, 3))
+			l.until(patience, "so does the other", nodes[3:], half(3, 6))
+			l.stays(apart, "a false verdict", nodes, saying("++++"))
+			l.ends[3].stop()
+			l.until(patience, "both see what dies", nodes, saying("+++-"))
+			split("del")
+			l.until(patience, "healed", nodes, func(s nodeSays) bool { return strings.Count(s.Votes, "+ns") == len(nodes) && s.Verdicts == "+++-" })
+			l.endpoint(3)
+			l.until(patience, "all hear all", nodes, all)
+		}},
+		{"stolen keys", func(*testing.T) {
+			thief := conf(6) // of the gossip's key: what it signs with is its own
+			thief.Seed, thief.Lies = "thief", true
+			p := l.nodeWith(thief)
+			l.until(patience, "the thief is heard and not believed", nodes, func(s nodeSays) bool { return s.Unsigned+s.Forged > 0 })
+			l.stays(3*time.Second, "the thief counts", nodes, func(s nodeSays) bool { return !strings.Contains(s.Votes, "ns6") && s.Verdicts == "++++" })
+			p.stop()
+			thief.Seed = "" // of a node's key as well
+			p = l.nodeWith(thief)
+			l.until(patience, "the thief has a vote", nodes, func(s nodeSays) bool { return strings.Contains(s.Votes, "-ns6") })
+			l.stays(3*time.Second, "a single vote decides", nodes, saying("++++"))
+			p.stop()
+		}},
+		{"rolling restart", func(*testing.T) {
+			for i := range nodes {
+				nodes[i].stop()
+				left := slices.Delete(slices.Clone(nodes), i, i+1)
+				l.stays(time.Second, "a false verdict", left, saying("++++"))
+				nodes[i] = l.nodeWith(conf(i))
+				l.until(patience, "it hears all", nodes[i:i+1], all)
+			}
+			l.until(patience, "all hear all", nodes, all)
+		}},
+	})
 }
