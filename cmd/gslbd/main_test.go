@@ -572,6 +572,11 @@ func TestWithoutEtcd(t *testing.T) {
 	if got := n.www(); got != "A 192.0.2.2" {
 		t.Errorf("without etcd: got %s, want A 192.0.2.2", got)
 	}
+	// Nothing that it tests answers either: it goes on, open, by the order of the policy.
+	up.die()
+	eventually(t, "without etcd and any pool", "A 192.0.2.1", n.www)
+	up.start()
+	eventually(t, "without etcd, when the pool is back", "A 192.0.2.2", n.www)
 	revision := n.status().Revision
 	n.kill()
 
@@ -718,6 +723,70 @@ func TestKilledVantage(t *testing.T) {
 		return "not heard"
 	})
 	a.stop()
+}
+
+// TestReplaced: of two nodes now the one, now the other is replaced, by SIGTERM and by SIGKILL
+// in turn, as fast as they come up, while a resolver that knows both asks all the time. It
+// always gets an answer, the right one.
+func TestReplaced(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var paths, addrs [2]string
+	var nodes [2]*process
+	for i := range nodes {
+		addrs[i] = freeAddr(t)
+		paths[i] = write(t, dir, fmt.Sprintf("%d.yaml", i), fmt.Sprintf(`
+node: {name: ns%d, site: eu, data: data%d, dns: [%q], admin: "127.0.0.1:0"}
+sites: {eu: {lat: 50, lon: 8}}
+zones: [{name: example.com, records: "$TTL 300\n@ SOA ns hostmaster 1 7200 900 1209600 300\n@ NS ns\nns A 127.0.0.1\n"}]
+pools: {first: {site: eu, endpoints: [{address: 192.0.2.1}]}}
+services: {www.example.com: {pools: {first: {}}}}
+`, i, i, addrs[i]))
+		nodes[i] = startNode(t, paths[i])
+	}
+	done, ended := make(chan struct{}), make(chan int)
+	go func() {
+		asked := 0
+		defer func() { ended <- asked }()
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			// A node that is gone says nothing, and one that knows nothing yet is REFUSED: then a
+			// resolver asks the other.
+			var got string
+			for try := 0; try < 4 && got != "A 192.0.2.1"; try++ {
+				m, _, err := (&dns.Client{Timeout: 2 * time.Second}).Exchange(question("www.example.com", dns.TypeA, ""), addrs[(asked+try)%2])
+				if err != nil {
+					got = err.Error()
+					continue
+				}
+				if got = answers(m); got != "A 192.0.2.1" && got != "REFUSED" {
+					break
+				}
+			}
+			if asked++; got != "A 192.0.2.1" {
+				t.Errorf("query %d: got %s, want A 192.0.2.1", asked, got)
+				return
+			}
+		}
+	}()
+	for round := range 8 {
+		i := round % 2
+		if round/2%2 == 0 {
+			nodes[i].stop()
+		} else {
+			nodes[i].kill()
+		}
+		nodes[i] = startNode(t, paths[i])
+	}
+	close(done)
+	t.Logf("%d queries answered meanwhile", <-ended)
+	for _, n := range nodes {
+		n.stop()
+	}
 }
 
 // TestDemoInterrupted: Ctrl-C ends the demo well at any moment, and leaves no file behind.
