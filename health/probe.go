@@ -60,6 +60,8 @@ type Prober struct {
 	jobs     map[gslb.EndpointID]*job         // guarded by mu
 	queue    jobQueue                         // guarded by mu: the jobs not in flight, by due time
 	inFlight int                              // guarded by mu
+	spare    int                              // guarded by mu: goroutines that wait, or soon will, for a duty
+	duties   chan duty                        // for them; never full
 	restored map[gslb.EndpointID]gslb.Verdict // guarded by mu; see Restore
 	programs int                              // guarded by mu: exec probes in flight
 	pools    map[string]*poolPace             // guarded by mu
@@ -104,7 +106,8 @@ func NewProber(o ProberOptions) *Prober {
 	if o.stats == nil {
 		o.stats = new(stats)
 	}
-	return &Prober{o: o, wake: make(chan struct{}, 1), jobs: make(map[gslb.EndpointID]*job), kept: budgeted{limit: maxKept()}}
+	return &Prober{o: o, wake: make(chan struct{}, 1), jobs: make(map[gslb.EndpointID]*job), kept: budgeted{limit: maxKept()},
+		duties: make(chan duty, o.MaxInFlight)}
 }
 
 // Restore gives the verdicts that targets new after it start with, from an earlier life of
@@ -321,15 +324,41 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
 		}
 		heap.Pop(&p.queue)
 		p.inFlight++
-		jobCtx, cancel := context.WithCancel(ctx)
-		j.cancel = cancel
-		state := j.state
-		wg.Go(func() {
-			defer cancel()
-			p.run(jobCtx, j, state, now)
-		})
+		var d duty
+		d.ctx, d.cancel = context.WithCancel(ctx)
+		d.job, d.state, d.start = j, j.state, now
+		j.cancel = d.cancel
+		if p.spare > 0 {
+			p.spare--
+			p.duties <- d
+		} else {
+			wg.Go(func() { p.work(ctx, d) })
+		}
 	}
 	return time.Hour // a change of the queue or an ending probe wakes Run
+}
+
+// duty is one probe to be made.
+type duty struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	job    *job
+	state  State // that job is in
+	start  time.Time
+}
+
+// work makes one probe, and others until ctx ends: a goroutine that stays need not grow its
+// stack for each.
+func (p *Prober) work(ctx context.Context, d duty) {
+	for {
+		p.run(d.ctx, d.job, d.state, d.start)
+		d.cancel()
+		select {
+		case d = <-p.duties:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // run makes one probe of j, which started in the state given, and puts j back in the queue.
@@ -352,6 +381,7 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 		defer nudge(p.wake)
 	}
 	p.inFlight--
+	p.spare++
 	if j.target.Probe.Exec != nil {
 		p.programs--
 	}
