@@ -34,7 +34,7 @@ test:
 
 # Gossip among many nodes, for which the race detector is too slow.
 sim:
-	go test -run '^TestSim(Scale|SlowNodes)$$' ./health
+	go test -run '^TestSim(Scale|SlowNodes|Flip|Soak)$$' ./health
 
 # Every benchmark once, so that none rots.
 bench-once:

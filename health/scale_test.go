@@ -217,7 +217,7 @@ func TestSimSlowNodes(t *testing.T) {
 // simSoak is how long TestSimSoak lets faults happen. A week, as docs/faults.md has it, is
 //
 //	go test ./health -run TestSimSoak -v -timeout 4h -sim.soak 168h
-var simSoak = flag.Duration("sim.soak", map[bool]time.Duration{false: 20 * time.Minute, true: 5 * time.Minute}[raceEnabled], "virtual time of TestSimSoak")
+var simSoak = flag.Duration("sim.soak", map[bool]time.Duration{false: 20 * time.Minute, true: 2 * time.Minute}[raceEnabled], "virtual time of TestSimSoak")
 
 // TestSimSoak lets everything happen to six nodes in three sites, at random and at once: losses
 // and delays, partitions of any kind, one-way cuts, restarts with the clock set back, and

@@ -146,13 +146,14 @@ func (w *world) dump() string {
 // is to say so in time, and nothing else is to flip.
 func TestSimFlip(t *testing.T) {
 	t.Parallel()
+	many := map[bool]int{false: 20, true: 8}[raceEnabled]
 	for _, tc := range []struct {
 		nodes int
 		loss  float64
 		delay time.Duration
 	}{
 		{1, 0, 0}, {2, 0, 20 * time.Millisecond}, {3, 0, 20 * time.Millisecond}, {3, 0.2, 150 * time.Millisecond},
-		{20, 0, 20 * time.Millisecond}, {20, 0.05, 80 * time.Millisecond},
+		{many, 0, 20 * time.Millisecond}, {many, 0.05, 80 * time.Millisecond},
 	} {
 		t.Run(fmt.Sprintf("%d nodes, loss %v, delay %v", tc.nodes, tc.loss, tc.delay), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
