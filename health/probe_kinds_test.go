@@ -324,6 +324,7 @@ func TestProbeDialogues(t *testing.T) {
 		{"MySQL login", config.Probe{MySQL: &config.MySQLProbe{User: "probe"}}, serve(greeting, map[string]string{"probe": mysql(2, "\x00\x00\x00\x02\x00\x00\x00")}), OK, ""},
 		{"MySQL login, another method", config.Probe{MySQL: &config.MySQLProbe{User: "probe"}}, serve(greeting, map[string]string{"probe": mysql(2, "\xfecaching_sha2_password\x00x"), "\x00\x00\x00\x03": mysql(4, "\x00\x00")}), OK, ""},
 		{"MySQL login refused", config.Probe{MySQL: &config.MySQLProbe{User: "probe"}}, serve(greeting, map[string]string{"probe": mysql(2, "\xff\x15\x04#28000Access denied")}), OK, ""},
+		{"MySQL login refused, as MariaDB does", config.Probe{MySQL: &config.MySQLProbe{User: "probe"}}, serve(greeting, map[string]string{"probe": mysql(2, "\xff\xa2\x06#28000Access denied")}), OK, ""},
 		{"MySQL login fails", config.Probe{MySQL: &config.MySQLProbe{User: "probe"}}, serve(greeting, map[string]string{"probe": mysql(2, "\xff\x69\x04#HY000Host is blocked")}), WrongStatus, "error 1129: Host is blocked"},
 		{"not MySQL", config.Probe{MySQL: &config.MySQLProbe{}}, serve("SSH-2.0-OpenSSH\r\n", nil), Protocol, "not a MySQL"},
 		{"Redis", config.Probe{Redis: &config.RedisProbe{}}, serve("", map[string]string{"*1\r\n$4\r\nPING\r\n": "+PONG\r\n"}), OK, ""},

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -135,6 +136,10 @@ func talkPostgres(user, database string) dialogue {
 // The capabilities of a MySQL client that has no password (MySQL internals, capability flags).
 const mysqlCapabilities = 1<<9 | 1<<15 | 1<<19 // PROTOCOL_41, SECURE_CONNECTION, PLUGIN_AUTH
 
+// mysqlDenials are the errors of a server that works and does not let the user in: with a
+// password, without one (as MariaDB says it), and to no database.
+var mysqlDenials = []uint16{1045, 1698, 1044}
+
 // talkMySQL reads the greeting (MySQL internals, Protocol::HandshakeV10), and logs in when
 // there is a user.
 func talkMySQL(user string) dialogue {
@@ -171,7 +176,7 @@ func talkMySQL(user string) dialogue {
 			}
 		}
 		switch {
-		case len(m) > 3 && m[0] == 0xff && binary.LittleEndian.Uint16(m[1:]) != 1045: // access denied is an answer
+		case len(m) > 3 && m[0] == 0xff && !slices.Contains(mysqlDenials, binary.LittleEndian.Uint16(m[1:])):
 			return WrongStatus, mysqlError(m), nil
 		case len(m) == 0:
 			return Protocol, "an empty answer to the login", nil
