@@ -99,11 +99,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // serve runs one node until ctx ends.
 func serve(ctx context.Context, path string, workers int, log *slog.Logger, stdout io.Writer) error {
-	f, _, err := node.Load(path) // what it warns of is logged by who serves it
+	f, zones, _, err := node.Load(path) // what it warns of is logged by who serves it
 	if err != nil {
 		return err
 	}
-	n, err := node.New(node.Options{File: f, Path: path, Version: version(), Log: log, Workers: workers})
+	n, err := node.New(node.Options{File: f, Path: path, Zones: zones, Version: version(), Log: log, Workers: workers})
 	if err != nil {
 		return err
 	}

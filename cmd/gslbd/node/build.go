@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -46,6 +47,7 @@ type builder struct {
 	looks    map[string]stamp            // of the zones' files, when they were read
 	parts    map[string]map[string]stamp // of the files that zones include, likewise; not of zones without
 	set      *zone.Set                   // of zones, without services
+	early    Zones                       // what Load read and the builder has not taken over yet
 
 	included atomic.Pointer[map[string]stamp] // parts of all zones together; not to be changed
 
@@ -64,7 +66,7 @@ const settle = 5 * time.Millisecond
 // firstRound is the longest wait for a first round of probes where nothing is known yet.
 const firstRound = 10 * time.Second
 
-func newBuilder(n *Node) *builder {
+func newBuilder(n *Node, early Zones) *builder {
 	return &builder{
 		n:       n,
 		kick:    make(chan struct{}, 1),
@@ -73,6 +75,7 @@ func newBuilder(n *Node) *builder {
 		sources: map[string][32]byte{},
 		looks:   map[string]stamp{},
 		parts:   map[string]map[string]stamp{},
+		early:   early,
 	}
 }
 
@@ -270,6 +273,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 // keeps its last good version, and takes no other zone down.
 func (b *builder) readZones(o *config.Objects, forced bool) error {
 	defer b.gatherParts()
+	defer clear(b.early) // of use at the start alone, and large
 	for name, z := range o.Zones {
 		look := stampOf(z.File)
 		if _, known := b.sources[name]; !forced && known && z.File != "" && look == b.looks[name] && same(b.parts[name]) {
@@ -308,22 +312,43 @@ func (b *builder) readZones(o *config.Objects, forced bool) error {
 	return err
 }
 
-// readZone parses text to the zone of that name.
+// readZone reads text as the zone of that name, unless Load has read the same.
 func (b *builder) readZone(name, file, text string) error {
-	b.sources[name] = sha256.Sum256([]byte(text)) // a faulty text is reported once
-	z, files, warnings, err := zone.ParseFiles(strings.NewReader(text), file, name)
-	delete(b.parts, name)
-	if len(files) > 0 {
-		b.parts[name] = stampsOf(files)
+	r, ok := b.early[name]
+	if !ok || r.source != sha256.Sum256([]byte(text)) || !same(r.parts) {
+		r = read(name, file, text)
 	}
-	for _, w := range warnings {
+	b.sources[name] = r.source // a faulty text is reported once
+	delete(b.parts, name)
+	if len(r.parts) > 0 {
+		b.parts[name] = r.parts
+	}
+	for _, w := range r.warnings {
 		b.n.log.Warn("zone", "zone", name, "warning", w.String())
 	}
-	if err != nil {
-		return err
+	if r.err != nil {
+		return r.err
 	}
-	b.zones[name] = z
+	b.zones[name] = r.zone
 	return nil
+}
+
+// Zones are zones as Load read them, by name.
+type Zones map[string]reading
+
+// reading is what became of a zone's text.
+type reading struct {
+	source   [32]byte         // hash of the text
+	parts    map[string]stamp // of the files that it includes
+	zone     *zone.Zone       // nil with err
+	warnings []zone.Warning
+	err      error
+}
+
+// read reads text as the zone of that name.
+func read(name, file, text string) reading {
+	z, files, warnings, err := zone.ParseFiles(strings.NewReader(text), file, name)
+	return reading{source: sha256.Sum256([]byte(text)), parts: stampsOf(files), zone: z, warnings: warnings, err: err}
 }
 
 // gatherParts makes the parts of all zones known to who looks at files.
@@ -370,18 +395,19 @@ func (b *builder) snapshot(revision uint64) *gslb.Snapshot {
 // Check reports every fault of the configuration file at path, its zones and its databases
 // together, and what else is worth a warning.
 func Check(path string) (warnings []string, err error) {
-	_, warnings, err = Load(path)
+	_, _, warnings, err = Load(path)
 	return warnings, err
 }
 
-// Load reads the configuration file at path for a node. Its error is that of Check.
-func Load(path string) (f *config.File, warnings []string, err error) {
+// Load reads the configuration file at path for a node, and the zones that it names. Its error is
+// that of Check.
+func Load(path string) (f *config.File, zones Zones, warnings []string, err error) {
 	f, err = config.ReadFile(path)
 	if f == nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	faults := []error{err}
-	zones, warnings, err := checkZones(&f.Objects)
+	zones, warnings, err = checkZones(&f.Objects)
 	faults = append(faults, err)
 	places := geoConfig(f)
 	if faults[0] != nil {
@@ -390,17 +416,21 @@ func Load(path string) (f *config.File, warnings []string, err error) {
 	m, err := geo.Open(places)
 	faults = append(faults, placed(f, err))
 	if errors.Join(faults...) != nil {
-		return f, warnings, errors.Join(faults...)
+		return f, zones, warnings, errors.Join(faults...)
 	}
 	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
 	if err == nil {
-		set, fault := zone.NewSet(zones, nil)
+		var all []*zone.Zone
+		for _, name := range slices.Sorted(maps.Keys(zones)) {
+			all = append(all, zones[name].zone)
+		}
+		set, fault := zone.NewSet(all, nil)
 		if err = fault; err == nil {
 			_, err = set.WithServices(servicesIn(set, s))
 		}
 		err = errors.Join(err, checkProxies(f, s))
 	}
-	return f, warnings, placed(f, err)
+	return f, zones, warnings, placed(f, err)
 }
 
 // aboutObject is how an error begins that is about an object.
@@ -433,29 +463,40 @@ func placed(f *config.File, err error) error {
 	return err
 }
 
-// checkZones reads the zones of o and reports every fault in them.
-func checkZones(o *config.Objects) (zones []*zone.Zone, warnings []string, err error) {
+// checkZones reads the zones of o, as many at once as there are cores, and reports every fault in
+// them.
+func checkZones(o *config.Objects) (zones Zones, warnings []string, err error) {
+	names := o.Names("zones")
+	readings, lost := make([]reading, len(names)), make([]bool, len(names))
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(names)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < len(names); i = int(next.Add(1)) - 1 {
+				text, file, err := zoneText(o.Zones[names[i]])
+				if lost[i] = err != nil; err == nil && (text != "" || file != "") { // neither is a fault of the configuration
+					readings[i] = read(names[i], file, text)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	zones = make(Zones, len(names))
+	unread := &config.Objects{}
 	var faults []error
-	lost := &config.Objects{} // zones whose file cannot be read
-	for _, name := range o.Names("zones") {
-		text, file, err := zoneText(o.Zones[name])
-		if err != nil {
-			lost.Take(o, "zones", name)
-			continue
-		}
-		if text == "" && file == "" {
-			continue // a fault of the configuration
-		}
-		z, warns, err := zone.Parse(strings.NewReader(text), file, name)
-		for _, w := range warns {
+	for i, r := range readings {
+		for _, w := range r.warnings {
 			warnings = append(warnings, w.String())
 		}
-		if err != nil {
-			faults = append(faults, err)
-			continue
+		switch {
+		case lost[i]:
+			unread.Take(o, "zones", names[i])
+		case r.err != nil:
+			faults = append(faults, r.err)
+		case r.zone != nil:
+			zones[names[i]] = r
 		}
-		zones = append(zones, z)
 	}
-	_, err = config.ResolveFiles(lost) // says where they stand
+	_, err = config.ResolveFiles(unread) // says where they stand
 	return zones, warnings, errors.Join(append([]error{err}, faults...)...)
 }

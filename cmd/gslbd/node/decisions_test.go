@@ -70,7 +70,7 @@ func TestNodeWritesDecisions(t *testing.T) {
 			tapped <- m
 		}
 	}()
-	f, _, err := Load(path)
+	f, _, _, err := Load(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -36,6 +36,7 @@ type Options struct {
 	Log     *slog.Logger            // nil: slog.Default
 	Extra   map[string]http.Handler // further handlers of the admin API, by path prefix
 	Workers int                     // UDP workers per address; 0: one per core
+	Zones   Zones                   // of File, as Load read them; the node takes them over. Nil: they are read anew
 }
 
 // Node is one running gslbd. Make one with New, then call Listen and Run.
@@ -95,7 +96,7 @@ func New(opts Options) (*Node, error) {
 		return nil, err
 	}
 	n.health = health.New(ho)
-	n.build = newBuilder(n)
+	n.build = newBuilder(n, opts.Zones)
 	follow, err := newFollowing(nc.Tracing)
 	if err != nil {
 		return nil, fmt.Errorf("node.tracing: %w", err)
