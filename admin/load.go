@@ -34,6 +34,9 @@ func checkLoad(l *api.Load, snap *gslb.Snapshot) error {
 	if err := checkCounts("", l.Requests, l.Errors, l.InFlight, l.Seconds); err != nil {
 		return err
 	}
+	if err := CheckRTTs(l.RTTs); err != nil {
+		return err
+	}
 	seen := map[string]bool{}
 	for _, u := range l.Upstreams {
 		if snap.Pool(u.Pool) == nil || seen[u.Pool] {
@@ -59,6 +62,28 @@ func checkCounts(where string, requests, errors, inFlight uint64, seconds float6
 	return nil
 }
 
+// Bounds of round-trip times that are believed.
+const (
+	maxRTT        = 60_000 // ms
+	maxRTTSamples = 1_000_000
+)
+
+// CheckRTTs says what is wrong with the round-trip times of a report.
+func CheckRTTs(rtts []api.RTTSample) error {
+	if len(rtts) > api.MaxRTTs {
+		return fmt.Errorf("%d round-trip times: expected up to %d", len(rtts), api.MaxRTTs)
+	}
+	for _, r := range rtts {
+		if _, ok := gslb.RTTPrefix(r.Client); !ok {
+			return fmt.Errorf("rtt of client %q: expected a prefix such as 198.51.100.0/24", r.Client)
+		}
+		if !(r.Millis > 0 && r.Millis <= maxRTT) || r.Samples < 1 || r.Samples > maxRTTSamples {
+			return fmt.Errorf("rtt of client %s: %v ms of %d samples: expected over 0, up to %d ms, of 1..%d samples", r.Client, r.Millis, r.Samples, maxRTT, maxRTTSamples)
+		}
+	}
+	return nil
+}
+
 // clip cuts text from outside for a message.
 func clip(s string) string { return s[:min(len(s), 255)] }
 
@@ -80,6 +105,8 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, "load report: "+err.Error(), "")
 		return
 	}
+	rtts := l.RTTs
+	l.RTTs = nil // they are no load to be kept
 	if !s.loads.put(l, s.o.Now()) {
 		fail(w, http.StatusServiceUnavailable, fmt.Sprintf("%d proxies report here already", maxLoads), "report to another node")
 		return
@@ -87,7 +114,46 @@ func (s *Server) load(w http.ResponseWriter, r *http.Request) {
 	if s.o.OnLoad != nil {
 		s.o.OnLoad(l)
 	}
+	if s.o.OnRTTs != nil && len(rtts) > 0 {
+		s.o.OnRTTs(l.Pool, rtts)
+	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// reportRTTs takes round-trip times from who is no proxy of ours.
+func (s *Server) reportRTTs(w http.ResponseWriter, r *http.Request) {
+	var report api.RTTReport
+	if !decode(w, r, &report) {
+		return
+	}
+	snap, ok := s.snapshot(w)
+	if !ok {
+		return
+	}
+	if snap.Pool(report.Pool) == nil {
+		unknown(w, "pool", clip(report.Pool), poolNames(snap))
+		return
+	}
+	if err := CheckRTTs(report.RTTs); err != nil {
+		fail(w, http.StatusBadRequest, err.Error(), "")
+		return
+	}
+	if s.o.OnRTTs != nil && len(report.RTTs) > 0 {
+		s.o.OnRTTs(report.Pool, report.RTTs)
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// showRTTs answers what is known of round-trip times.
+func (s *Server) showRTTs(w http.ResponseWriter, _ *http.Request) {
+	out := api.RTTs{}
+	if s.o.RTTs != nil {
+		out = s.o.RTTs()
+	}
+	if out.Rows == nil {
+		out.Rows = []api.RTTRow{}
+	}
+	reply(w, out)
 }
 
 // showLoads answers the last report of each proxy.

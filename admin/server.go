@@ -20,6 +20,7 @@
 //	GET  /api/v1/top?stream=1&interval=1s       counters; NDJSON with stream
 //	GET  /api/v1/assignments/{pool}             NDJSON, where a pool's proxies send requests
 //	GET,POST /api/v1/load                       what proxies report
+//	GET,POST /api/v1/rtt                        round-trip times of users, as anybody reports them
 package admin
 
 import (
@@ -75,6 +76,8 @@ type Options struct {
 	Traces   Traces                               // nil: no trace is kept
 	OTLP     http.Handler                         // POST /v1/traces
 	OnLoad   func(api.Load)                       // every valid load report; it must not block
+	RTTs     func() api.RTTs                      // what is known of round-trip times; nil: nothing
+	OnRTTs   func(pool string, r []api.RTTSample) // valid reports of them; it must not block
 	Ready    func() (ok bool, reason string)      // default: once there is a snapshot
 	Degraded func() []string                      // faults that the API cannot see itself: a sentence each
 	Wrap     func(http.Handler) http.Handler      // put around every request that was let in: a span, say
@@ -252,6 +255,7 @@ func (s *Server) routes() http.Handler {
 	handle("/api/v1/traces/{id}", methods{"GET": s.trace})
 	handle("/api/v1/top", methods{"GET": s.top})
 	handle("/api/v1/assignments/{pool}", methods{"GET": s.assignments})
+	handle(api.RTTPath, methods{"GET": s.showRTTs, "POST": s.reportRTTs})
 	handle("/api/v1/load", methods{"GET": s.showLoads, "POST": s.load})
 	for pattern, h := range s.o.Extra {
 		mux.Handle(pattern, h)

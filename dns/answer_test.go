@@ -374,8 +374,12 @@ func TestTraceAhead(t *testing.T) {
 		a.serve(d, ask(t, name, "A"), resolver, false, make([]byte, maxUDPBuffer))
 		return len(tracer.records) - before
 	}
-	a.start = time.Now()
-	if got := []int{serve("www.example.com"), serve("nowhere.example.com"), serve("mail.example.com")}; !slices.Equal(got, []int{1, 1, 0}) {
+	var got []int
+	for _, name := range []string{"www.example.com", "nowhere.example.com", "mail.example.com"} {
+		a.start, a.last = time.Now(), 0 // so that a slow machine makes none of them late
+		got = append(got, serve(name))
+	}
+	if !slices.Equal(got, []int{1, 1, 0}) {
 		t.Errorf("got %d records of a decision, a name error and plain data, want 1, 1 and 0", got)
 	}
 	a.start, a.last = time.Now().Add(-2*slow), 0

@@ -232,6 +232,47 @@ type Load struct {
 	Errors    uint64         `json:"errors"`   // answered 5xx by the proxy or by what is behind it; at most Requests
 	InFlight  uint64         `json:"inFlight"` // at the end of the interval
 	Upstreams []UpstreamLoad `json:"upstreams,omitempty"`
+	RTTs      []RTTSample    `json:"rtts,omitempty"` // of the connections of users, by prefix; at most MaxRTTs
+}
+
+// MaxRTTs bounds the samples of one report.
+const MaxRTTs = 500
+
+// RTTSample is the mean round-trip time between the clients of a prefix and a pool.
+type RTTSample struct {
+	Client  netip.Prefix `json:"client"`  // counted under its /24 or /48 if it is longer
+	Millis  float64      `json:"ms"`      // over 0, up to 60000
+	Samples int          `json:"samples"` // that it is the mean of: 1..1000000
+}
+
+// RTTReport is what anybody but our own proxies reports of users' round-trip times.
+type RTTReport struct {
+	Pool string      `json:"pool"`
+	RTTs []RTTSample `json:"rtts"` // at most MaxRTTs
+}
+
+// RTTs is what a node knows of round-trip times.
+type RTTs struct {
+	Used bool       `json:"used"` // a stage asks for them; otherwise they are only gathered
+	Rows []RTTRow   `json:"rows"` // ordered by client, then pool
+	Seen RTTSources `json:"seen"`
+}
+
+// RTTRow is one of them. Source is proxies, beacons, peers or probes; what several know is mixed.
+type RTTRow struct {
+	Client  netip.Prefix `json:"client"`
+	Pool    string       `json:"pool"`
+	Millis  float64      `json:"ms"`
+	Samples int          `json:"samples"`
+	Last    time.Time    `json:"last"` // of the last sample
+	Source  string       `json:"source"`
+}
+
+// RTTSources counts the samples of each kind that were taken and refused since the start.
+type RTTSources struct {
+	Proxies uint64 `json:"proxies"`
+	Beacons uint64 `json:"beacons"`
+	Refused uint64 `json:"refused"` // beacons over the rate, or that make no sense
 }
 
 // UpstreamLoad is the part of a Load that went to one pool.

@@ -91,3 +91,9 @@ const ProxiesPath = "/api/v1/proxies"
 func (c *Client) Proxies(ctx context.Context) (*Proxies, error) {
 	return get[Proxies](ctx, c, ProxiesPath, nil)
 }
+
+// RTTPath is where a node tells what it knows of round-trip times, and takes reports of them.
+const RTTPath = "/api/v1/rtt"
+
+// RTTs returns what the node knows of round-trip times.
+func (c *Client) RTTs(ctx context.Context) (*RTTs, error) { return get[RTTs](ctx, c, RTTPath, nil) }

@@ -50,6 +50,7 @@ type Node struct {
 	Tracing    Tracing          `json:"tracing,omitzero"`
 	Serve      Serve            `json:"serve,omitzero"` // how DNS is answered
 	Decisions  DecisionLog      `json:"decisionLog,omitzero"`
+	RTT        NodeRTT          `json:"rtt,omitzero"`
 	XDS        XDS              `json:"xds,omitzero"`
 	Health     NodeHealth       `json:"health,omitzero"`
 }

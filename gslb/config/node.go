@@ -76,6 +76,9 @@ func (c *checker) node(p path, n Node) {
 	if n.Gossip.Listen.IsValid() {
 		listen(p.at("gossip").at("listen"), n.Gossip.Listen)
 	}
+	if n.RTT.Beacon.Listen.IsValid() {
+		listen(p.at("rtt").at("beacon").at("listen"), n.RTT.Beacon.Listen)
+	}
 	if n.XDS.Listen.IsValid() {
 		listen(p.at("xds").at("listen"), n.XDS.Listen)
 	}
@@ -91,6 +94,7 @@ func (c *checker) node(p path, n Node) {
 	c.tracing(p.at("tracing"), n.Tracing)
 	c.serve(p.at("serve"), n.Serve)
 	c.decisionLog(p.at("decisionLog"), n.Decisions)
+	c.rtt(p.at("rtt"), n.RTT)
 	if n.OTLP.Sample != nil {
 		between(c, p.at("otlp").at("sample"), *n.OTLP.Sample, 0, 1)
 	}

@@ -175,34 +175,9 @@ func (u Upstream) ByDistance() bool {
 }
 
 // UsesLoad reports whether a stage of o asks how much of a pool's capacity is in use.
-func (o *Objects) UsesLoad() bool {
-	for _, c := range o.Chains {
-		if useLoad(c.Policy) {
-			return true
-		}
-	}
-	for _, s := range o.Services {
-		if useLoad(s.Policy) {
-			return true
-		}
-	}
-	for _, p := range o.Pools {
-		for _, u := range p.Upstreams() {
-			if useLoad(u.Policy) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func useLoad(stages []Stage) bool {
-	return slices.ContainsFunc(stages, func(s Stage) bool {
-		if s.Match == nil {
-			return s.Shed != nil
-		}
-		return useLoad(s.Match.Else) || slices.ContainsFunc(s.Match.Cases, func(c MatchCase) bool { return useLoad(c.Then) })
-	})
+func (o *Objects) UsesLoad() (uses bool) {
+	o.eachStage(func(s *Stage) { uses = uses || s.Shed != nil })
+	return uses
 }
 
 // isDefault reports whether u says nothing but its steering.

@@ -3,6 +3,7 @@ package config
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestServe(t *testing.T) {
@@ -75,6 +76,51 @@ func TestDecisionLogConfig(t *testing.T) {
 	} {
 		if _, err := Parse("a.yaml", []byte(strings.Replace(good, tt.from, tt.to, 1))); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want %q", tt.to, err, tt.want)
+		}
+	}
+}
+
+func TestRTTConfig(t *testing.T) {
+	const good = "node: {name: a, site: s, dns: [\"127.0.0.1:0\"], rtt: {rows: 100, expire: 2h, probes: true, beacon: {listen: \"127.0.0.1:8054\", rate: 10, trust: [10.0.0.0/8]}}}\nsites: {s: {}}\n"
+	f, err := Parse("a.yaml", []byte(good))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := f.Node.RTT.Effective(); r.Rows != 100 || r.Expire.Std() != 2*time.Hour || !r.Probes || r.Beacon.Rate != 10 {
+		t.Errorf("got %+v", r)
+	}
+	if r := (NodeRTT{}).Effective(); r.Rows != 16384 || r.Expire.Std() != 24*time.Hour || r.Probes || r.Beacon.Listen.IsValid() || r.Beacon.Rate != 100 {
+		t.Errorf("defaults: got %+v", r)
+	}
+	for _, tt := range []struct{ from, to, want string }{
+		{"rows: 100", "rows: 1", "rows"},
+		{"expire: 2h", "expire: 1s", "expected 1m to"},
+		{"rate: 10", "rate: -1", "rate"},
+		{"10.0.0.0/8", "10.0.0.1/8", "bits beyond the prefix"},
+		{"listen: \"127.0.0.1:8054\", ", "", "expected the address to take reports on"},
+		{"127.0.0.1:8054", "127.0.0.1:8053", "is already"},
+	} {
+		if _, err := Parse("a.yaml", []byte(strings.Replace(good, tt.from, tt.to, 1))); err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.to, err, tt.want)
+		}
+	}
+}
+
+func TestUsesRTT(t *testing.T) {
+	for text, want := range map[string]time.Duration{ // 0: it does not
+		"services: {x.test: {pools: {a: }, policy: [health, nearest]}}":                                            0,
+		"services: {x.test: {pools: {a: }, policy: [health, {nearest: {by: rtt}}]}}":                               24 * time.Hour,
+		"services: {x.test: {pools: {a: }, policy: [{rtt: {maxAge: 2h}}]}, y.test: {pools: {a: }, policy: [rtt]}}": 2 * time.Hour,
+		"pools: {a: {site: s, upstream: {pools: {b: }, policy: [{rtt: {maxAge: 3h}}]}}}":                           3 * time.Hour,
+		"chains: {c: [{match: {cases: [{if: {country: [DE]}, then: [{rtt: {maxAge: 90m}}]}], else: [nearest]}}]}":  90 * time.Minute,
+		"chains: {c: [{match: {cases: [{if: {country: [DE]}, then: [nearest]}], else: [{rtt: {maxAge: 1h}}]}}]}":   time.Hour,
+	} {
+		o, err := ParseObjects("t.yaml", []byte(text))
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if got, used := o.UsesRTT(); got != want || used != (want > 0) {
+			t.Errorf("%s: %v, %v; want %v", text, got, used, want)
 		}
 	}
 }

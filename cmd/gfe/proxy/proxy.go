@@ -77,6 +77,7 @@ type Proxy struct {
 	server   *serve.Server
 	requests counts
 	rate     rate
+	rtts     passive
 }
 
 // New checks c and returns a proxy that neither listens nor runs.
@@ -109,7 +110,7 @@ func New(c Config) (*Proxy, error) {
 		ErrorLog:       slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // of answers that broke half way
 	}
 	p.server, err = serve.New(serve.Config{
-		Name: "gfe " + c.Name, Handler: serve.Trace(c.Tracer, p),
+		Name: "gfe " + c.Name, Handler: serve.Trace(c.Tracer, p), ConnContext: withConn,
 		Listen: c.Listen, Cert: c.Cert, Key: c.Key, Lame: c.Lame, Grace: c.Grace, Log: c.Log,
 	})
 	if err != nil {
@@ -160,10 +161,14 @@ func (p *Proxy) report(ctx context.Context) {
 		}
 		load := p.Load()
 		limit, cancel := context.WithTimeout(ctx, p.c.Report)
-		err := to.Report(limit, since(taken, load, now.Sub(takenAt)))
+		report := since(taken, load, now.Sub(takenAt))
+		report.RTTs = p.rtts.take()
+		err := to.Report(limit, report)
 		cancel()
 		if err == nil {
 			taken, takenAt = load, now
+		} else {
+			p.rtts.put(report.RTTs)
 		}
 		if (err != nil) != failing && ctx.Err() == nil { // once a change, not once a report
 			failing = err != nil
@@ -196,7 +201,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	sw := &outcome{ResponseWriter: w}
 	p.requests.issued.Add(1)
-	defer func() { p.requests.done(sw.ok()) }()
+	defer func() {
+		p.requests.done(sw.ok())
+		p.rtts.look(r, time.Now())
+	}()
 	switch {
 	case r.Method == http.MethodConnect || r.Method == http.MethodTrace:
 		p.page(sw, r, http.StatusMethodNotAllowed, r.Method+" is not for a gateway")

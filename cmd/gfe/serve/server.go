@@ -31,6 +31,8 @@ type Config struct {
 	Lame  time.Duration // after ctx ended: still serve, but say so in the health check; default none
 	Grace time.Duration // after that: how long requests under way may take; default 10 s
 
+	ConnContext func(ctx context.Context, c net.Conn) context.Context // of http.Server; nil: none
+
 	Log *slog.Logger // default slog.Default()
 }
 
@@ -80,6 +82,7 @@ func New(c Config) (*Server, error) {
 		Protocols:         protocols,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
+		ConnContext:       c.ConnContext,
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // a client's bad handshake is the client's
 	}

@@ -47,7 +47,9 @@ func (n *Node) adminOptions() admin.Options {
 		HealthStats: n.health.Stats,
 		TraceStats:  n.traces.Stats,
 		Extra:       n.xds.handlers(n.opts.Extra),
-		Metrics:     []prometheus.Collector{n.xds},
+		Metrics:     []prometheus.Collector{n.xds, n.rtts},
+		RTTs:        n.rtts.status,
+		OnRTTs:      n.rtts.report,
 	}
 }
 

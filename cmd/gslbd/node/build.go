@@ -243,6 +243,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 		Since:    gslb.Turned(prev, verdicts, start),
 		Flipping: n.health.Flipping(),
 		Load:     n.xds.engineLoad(),
+		RTT:      n.rtts.table.Load(),
 		Now:      start,
 	})
 	if err != nil {

@@ -57,6 +57,7 @@ type Node struct {
 	admin     *admin.Server
 	build     *builder
 	xds       *proxies
+	rtts      *rtts
 
 	listening bool
 }
@@ -140,6 +141,7 @@ func New(opts Options) (*Node, error) {
 	})
 	n.dns = dns.New(serve)
 	n.xds = newProxies(n, nc.XDS)
+	n.rtts = newRTTs(n, nc.RTT)
 	n.admin = admin.New(n.adminOptions())
 	return n, nil
 }
@@ -175,6 +177,9 @@ func (n *Node) Listen() error {
 		return err
 	}
 	if err := n.xds.listen(); err != nil {
+		return err
+	}
+	if err := n.rtts.listen(); err != nil {
 		return err
 	}
 	n.listening = true
@@ -225,8 +230,10 @@ func (n *Node) Run(ctx context.Context) error {
 		run(&back, outer, "reload", n.follow)
 	}
 	run(&back, outer, "xds", n.xds.run)
+	run(&back, outer, "rtt", n.rtts.run)
 	run(&front, inner, "dns", n.dns.Run)
 	run(&front, inner, "admin", n.admin.Run)
+	run(&front, inner, "beacon", n.rtts.serve)
 
 	<-inner.Done()
 	front.Wait()
