@@ -6,6 +6,8 @@
 #   wan.sh cut REGION    nothing goes to the region or comes from it any more: us-east, eu-west or ap-southeast
 #   wan.sh join REGION   it does again
 #   wan.sh latency       prints what latency there is
+#
+# NETEM is what tc is told in place of "netem delay …", to try this file where netem is not.
 set -euo pipefail
 
 # What lies at a place: its region, and the users in its city.
@@ -37,12 +39,13 @@ pair() {
 # shape DEVICE adds the latency to what leaves by it.
 shape() {
   local class=1 delay
-  tc qdisc replace dev "$1" root handle 1: htb default 9 || return
+  tc qdisc del dev "$1" root 2>/dev/null || true
+  tc qdisc add dev "$1" root handle 1: htb default 9
   for delay in 0 $near $us_eu $eu_ap $us_ap; do
     [ "$delay" = 0 ] && class=9
-    tc class add dev "$1" parent 1: classid "1:$class" htb rate 10gbit quantum 60000
+    tc class add dev "$1" parent 1: classid "1:$class" htb rate 10gbit burst 256k cburst 256k quantum 60000
     if [ "$delay" = 0 ]; then class=1; continue; fi
-    tc qdisc add dev "$1" parent "1:$class" handle "1$class:" ${NETEM:-netem delay ${delay}ms limit 10000} || return
+    tc qdisc add dev "$1" parent "1:$class" handle "1$class:" ${NETEM:-netem delay ${delay}ms limit 10000}
     class=$((class + 1))
   done
   pair "$1" "${us% *}" "${us#* }" 1; pair "$1" "${eu% *}" "${eu#* }" 1; pair "$1" "${ap% *}" "${ap#* }" 1
@@ -60,7 +63,7 @@ case ${1:-} in
       ip addr replace "$gateway" dev "$dev"
       # What goes to a region that is cut off is lost on the way, and nobody is told.
       [ "${gateway#*/}" = 22 ] || ip route replace blackhole "${gateway%.*}.0/24" metric 1000
-      if ! shape "$dev" 2>/tmp/tc; then
+      if ! "$0" shape "$dev" 2>/tmp/tc; then   # a process of its own, which ends at the first fault
         latency="none: $(grep -m 1 -v '^$' /tmp/tc)"
         tc qdisc del dev "$dev" root 2>/dev/null || true
       fi
@@ -69,8 +72,9 @@ case ${1:-} in
     echo "wan: latency between the regions: $latency"
     exec sleep infinity
     ;;
+  shape) shape "$2" ;;
   cut) ip link set "$(device "$(region "$2")")" down ;;
   join) ip link set "$(device "$(region "$2")")" up ;;
   latency) cat /tmp/latency ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
