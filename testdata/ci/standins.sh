@@ -5,10 +5,13 @@
 #   standins.sh roots     puts the programs and their libraries together in dist/: needs the network for Go modules
 #   standins.sh images    builds the images from there
 #   standins.sh           both
+#   standins.sh jaeger    builds the trace backend of the tour from its Go module, once: eleven minutes of one core
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
 export COMPOSE_DOCKER_CLI_BUILD=0 DOCKER_BUILDKIT=0   # its builder is an image, too
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/meridian-ci   # where .ci/run puts what is not in Debian
 
 # root NAME PROGRAM…: dist/NAME with these programs and the libraries that they load, where this machine has them.
 root() {
@@ -16,7 +19,7 @@ root() {
   rm -rf "$dir"; mkdir -p "$dir/tmp" "$dir/etc"; chmod 1777 "$dir/tmp"
   printf 'root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n' >"$dir/etc/passwd"
   for p in "$@"; do
-    real=$(readlink -f "$(command -v "$p")") || { echo "standins: no $p on this machine" >&2; exit 1; }
+    real=$(readlink -f "$(type -P "$p")") || { echo "standins: no $p on this machine" >&2; exit 1; }
     install -D "$real" "$dir/usr/bin/${p##*/}"
     for lib in $(ldd "$real" 2>/dev/null | grep -oE '/[^ ]+'); do
       [ -e "$dir$lib" ] || install -D "$(readlink -f "$lib")" "$dir$lib"
@@ -36,11 +39,26 @@ roots() {
   install -D /etc/ssl/openssl.cnf dist/tools/etc/ssl/openssl.cnf
   install -D /etc/ssl/openssl.cnf dist/tools/usr/lib/ssl/openssl.cnf
   ln -s usr/bin dist/tools/bin
-  root envoy "${ENVOY:-$(command -v envoy || echo "${XDG_CACHE_HOME:-$HOME/.cache}/meridian-ci/envoy/_bin/envoy")}"
+  root envoy "${ENVOY:-$(type -P envoy || echo "$cache/envoy/_bin/envoy")}"
   root prometheus prometheus; mkdir -p dist/prometheus/prometheus
   mkdir -p dist/etcd/usr/bin
   CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o dist/etcd/usr/bin/etcd go.etcd.io/etcd/server/v3
-  if [ -n "${JAEGER:-}" ]; then root jaeger "$JAEGER"; fi
+  rm -rf dist/jaeger
+  local jaeger; jaeger=${JAEGER:-$(type -P jaeger || echo "$cache/jaeger-1.76.0/jaeger")}
+  if [ -x "$jaeger" ]; then root jaeger "$jaeger"; fi
+}
+
+jaeger() {
+  local version=1.76.0 build                    # its releases 2.x are versions 1.x of the module: 2.13.0
+  [ ! -x "$cache/jaeger-$version/jaeger" ] || return 0
+  build=$(mktemp -d)
+  (
+    cd "$build"
+    go mod init standins && go get -tool "github.com/jaegertracing/jaeger/cmd/jaeger@v$version" &&
+      go build -trimpath -ldflags="-s -w" -o jaeger github.com/jaegertracing/jaeger/cmd/jaeger
+  ) >"$build/log" 2>&1 || { tail -n 20 "$build/log" >&2; exit 1; }
+  install -D "$build/jaeger" "$cache/jaeger-$version/jaeger"
+  rm -rf "$build"
 }
 
 images() {
@@ -53,6 +71,7 @@ images() {
 case ${1:-all} in
   roots) roots ;;
   images) images ;;
+  jaeger) jaeger ;;
   all) roots; images ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -17,10 +17,10 @@ bold= off=
 user() { docker exec ${bold:+-e COLOUR=1} "$client" /tour/user.sh "$@"; }
 at_desk() { docker exec "$client" "$@"; }
 ctl() { echo "  \$ gslbctl $*"; docker exec "$client" gslbctl --server http://172.28.1.11:8053 "$@" 2>&1 | sed 's/^/  /'; }
-run() { echo "  \$ docker compose $*"; compose "$@" >/tmp/tour.$$ 2>&1 || { cat /tmp/tour.$$ >&2; exit 1; }; }
+run() { echo "  \$ docker compose $*"; compose "$@" >"$out" 2>&1 || { cat "$out" >&2; exit 1; }; }
 wan() { echo "  \$ docker compose exec wan /tour/wan.sh $*"; docker exec "$(compose ps -q wan)" /tour/wan.sh "$@"; }
 want() { user want "$@"; }
-trap 'rm -f /tmp/tour.$$' EXIT
+out=$(mktemp); trap 'rm -f "$out"' EXIT
 
 step() {
   if [ -t 0 ] && [ -t 1 ]; then read -rp $'\n  Enter goes on … ' _; fi
@@ -40,9 +40,9 @@ at_home() {
 # alone shows what the name server of eu-west says inside its region, where no tool but its own reaches it.
 alone() {
   echo "  \$ docker compose exec ns-eu gslbctl explain www.example.com --client 172.28.10.10"
-  docker exec "$(compose ps -q ns-eu)" gslbctl explain www.example.com --client 172.28.10.10 >/tmp/tour.$$
-  sed 's/^/  /' /tmp/tour.$$
-  grep -q '^answer  *gfe-eu' /tmp/tour.$$ || { echo "  ✗ expected it to answer gfe-eu"; exit 1; }
+  docker exec "$(compose ps -q ns-eu)" gslbctl explain www.example.com --client 172.28.10.10 >"$out"
+  sed 's/^/  /' "$out"
+  grep -q '^answer  *gfe-eu' "$out" || { echo "  ✗ expected it to answer gfe-eu"; exit 1; }
   echo "  ✓ ns-eu answers gfe-eu"
 }
 
@@ -107,7 +107,7 @@ step_cut() {
 step_overload() {
   step "A pool is overloaded" "fe-eu takes 20 requests a second. Frankfurt sends 40: what is too much goes to the next nearest frontends," \
     "by what the proxies report of their load. DNS answers as before."
-  user load frankfurt 40 25 >/tmp/tour.$$ &
+  user load frankfurt 40 25 >"$out" &
   local load=$!
   want 25 "the name server of eu-west moves what is too much" '^gfe-eu to .*fe-eu [12][0-9], fe-us [1-9]' spill
   sleep 4
@@ -115,8 +115,8 @@ step_overload() {
   at_desk gslbctl --server http://172.28.2.11:8053 gfe list | sed 's/^/  /'
   wait $load
   echo "  Who answered Frankfurt in these 25 seconds:"
-  cat /tmp/tour.$$
-  awk '{ n += $2; if ($1 ~ /^fe-us/) us += $2; if ($1 ~ /^fe-eu/) eu += $2 } END { exit !(n >= 500 && us >= n / 10 && eu >= n / 4) }' /tmp/tour.$$ ||
+  cat "$out"
+  awk '{ n += $2; if ($1 ~ /^fe-us/) us += $2; if ($1 ~ /^fe-eu/) eu += $2 } END { exit !(n >= 500 && us >= n / 10 && eu >= n / 4) }' "$out" ||
     { echo "  ✗ expected at least 500 answers, a tenth of them from us-east, and a quarter from eu-west"; exit 1; }
   echo "  ✓ the load was shared"
   want 60 "the load is gone, and all is as before" '^nothing spills$' spill
@@ -144,14 +144,29 @@ step_etcd() {
 }
 
 step_trace() {
-  step "One trace, from the question to the database" "The name server traced its decision; the GFE, the frontend, the backend and the database what they did for the request."
-  echo "  \$ gslbctl trace www.example.com --client 172.28.10.10"
-  at_desk gslbctl --server http://172.28.2.11:8053 trace www.example.com --client 172.28.10.10 >/tmp/tour.$$ || { cat /tmp/tour.$$; exit 1; }
-  sed 's/^/  /' /tmp/tour.$$
-  local id; id=$(grep -oE 'trace [0-9a-f]{32}' /tmp/tour.$$ | head -n 1 | cut -d' ' -f2)
+  step "One trace, from the question to the database" \
+    "The name server traced its decision; the GFE, the frontend and the backend what they did for the request, and handed that to the name" \
+    "server of their region; the database, which is in us-east, to the one there. --also asks that, too."
+  local words=(--server http://172.28.2.11:8053 trace www.example.com --client 172.28.10.10 --also http://172.28.1.11:8053)
+  local hop missing
+  for _ in 1 2 3 4 5; do   # services hand their spans on within seconds; one that was late is there the next time
+    at_desk gslbctl "${words[@]}" >"$out" || { cat "$out"; exit 1; }
+    missing=
+    for hop in 'dns.query www' 'gslb.decide gfe-eu' 'GET / .* gfe ' ' frontend fe-eu-' ' backend be-eu-' ' database db '; do
+      grep -q "$hop" "$out" || missing=$hop
+    done
+    [ -n "$missing" ] || break
+  done
+  echo "  \$ gslbctl ${words[*]}"
+  sed 's/^/  /' "$out"
+  [ -z "$missing" ] || { echo "  ✗ no span of '$missing'"; exit 1; }
+  echo "  ✓ from the question by way of GFE, frontend and backend to the database"
   [ -n "$(compose ps -q traces)" ] || { echo "  The trace backend is left out here: there is no program for it."; return 0; }
-  want 30 "the trace backend has it, from the name server to the database" '(backend|frontend|gslbd).* database' traced "$id"
-  echo "  http://127.0.0.1:16686/trace/$id shows it in a browser."
+  local query request
+  read -r query request < <(user traces "${words[@]}")
+  want 60 "the trace backend has the decision" '^gslbd: .*dns.query.*gslb.decide' traced "$query"
+  want 60 "and the request that came of it" '^backend database frontend gfe:' traced "$request"
+  echo "  http://127.0.0.1:16686/trace/$request shows it in a browser, as http://127.0.0.1:8052 does without a backend."
 }
 
 step_metrics() {

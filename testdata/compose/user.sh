@@ -141,7 +141,11 @@ spill() {
     [.spills[]? | select(.from == "gfe-eu")][0] | if . == null then "nothing spills" else
     "\(.from) to " + ([.placed | to_entries | sort_by(.key)[] | select(.value >= 1) | "\(.key) \(.value | round)"] | join(", ")) end'
 }
-traced() { curl -s --max-time 5 "http://172.28.8.20:16686/api/traces/$1" | jq -r '.data[0] | . as $t | [.spans[].processID | $t.processes[.].serviceName] | group_by(.) | map(.[0]) | join(" ")'; }
+traces() { gslbctl "$@" --output json | jq -r '.traces | join(" ")'; }
+traced() {   # "services: spans" of a trace, as the trace backend has it
+  curl -s --max-time 5 "http://172.28.8.20:16686/api/traces/$1" | jq -r '.data[0] // empty
+    | . as $t | ([.spans[] | $t.processes[.processID].serviceName] | unique | join(" ")) + ": " + ([.spans[].operationName] | sort | join(", "))'
+}
 prometheus() { curl -s --max-time 5 -G "http://172.28.8.21:9090/api/v1/query" --data-urlencode "query=$1"; }
 scraped() { prometheus 'up == 1' | jq -r '[.data.result[].metric.node] | sort | .[]'; }
 series() { prometheus "$1" | jq -r 'if .status == "success" then "\(.data.result | length) series" else .error end'; }
@@ -165,6 +169,6 @@ case ${1:-} in
     for city in "${cities[@]}"; do ip addr replace "$(address "$city")/22" dev eth0; done
     exec sleep infinity
     ;;
-  ask | visit | why | map | load | split | want | spill) "$@" ;;
+  ask | visit | why | map | load | split | want | spill | traces) "$@" ;;
   *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

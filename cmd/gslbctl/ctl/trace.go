@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,6 +39,7 @@ type traceFlags struct {
 	port                        uint16
 	tls, noRequest, all         bool
 	limit                       int
+	also                        []string
 }
 
 // traceCommand shows traces, and makes one.
@@ -73,6 +75,7 @@ through the answer, and draw both, from the query to what is behind the proxies.
 	fl.BoolVar(&f.tls, "tls", false, "request with TLS, without checking the certificate")
 	fl.BoolVar(&f.noRequest, "no-request", false, "only the DNS query")
 	fl.BoolVar(&f.all, "all", false, "draw every attribute")
+	fl.StringSliceVar(&f.also, "also", nil, "admin address of further nodes that remember spans of it, as those of another region do; may be repeated")
 	fl.IntVarP(&f.limit, "limit", "n", 20, "how many traces to list")
 	return c
 }
@@ -118,11 +121,57 @@ func reasonColourOrNone(reason string) string {
 
 // drawTrace draws one trace.
 func (a *app) drawTrace(ctx context.Context, id string, f *traceFlags) error {
-	t, err := ask(ctx, a, func(ctx context.Context, c *api.Client) (*api.Trace, error) { return c.Trace(ctx, id) })
+	also, err := f.others()
+	if err != nil {
+		return err
+	}
+	t, err := ask(ctx, a, func(ctx context.Context, c *api.Client) (*api.Trace, error) { return traceOf(ctx, c, also, id) })
 	if err != nil {
 		return err
 	}
 	return a.show(t, func() { a.draw(slices.Concat(t.Spans, t.Linked), f) })
+}
+
+// others are the clients of the further nodes.
+func (f *traceFlags) others() ([]*api.Client, error) {
+	var out []*api.Client
+	for _, server := range f.also {
+		c, err := api.NewClient(server, os.Getenv("MERIDIAN_TOKEN"))
+		if err != nil {
+			return nil, &exitError{code: ExitUsage, err: fmt.Errorf("--also: %w", err)}
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// traceOf asks a node for a trace, and others for their spans of it: each service hands its
+// spans to the node of its own region. It fails where no node knows the trace.
+func traceOf(ctx context.Context, c *api.Client, also []*api.Client, id string) (*api.Trace, error) {
+	t, err := c.Trace(ctx, id)
+	for _, c := range also {
+		more, moreErr := c.Trace(ctx, id)
+		switch {
+		case moreErr != nil: // what it knows is missing in the tree
+		case err != nil:
+			t, err = more, nil
+		default:
+			t.Spans = join(t.Spans, more.Spans)
+			t.Linked = join(t.Linked, more.Linked)
+			t.Tree = nil // it was drawn without them
+		}
+	}
+	return t, err
+}
+
+// join adds those of more to spans that are not among them.
+func join(spans, more []tracing.Span) []tracing.Span {
+	for _, s := range more {
+		if !slices.ContainsFunc(spans, func(have tracing.Span) bool { return have.TraceID == s.TraceID && have.SpanID == s.SpanID }) {
+			spans = append(spans, s)
+		}
+	}
+	return spans
 }
 
 func (a *app) draw(spans []tracing.Span, f *traceFlags) {
@@ -150,6 +199,7 @@ type madeTrace struct {
 	Spans    []tracing.Span `json:"spans"`
 
 	client netip.Prefix
+	also   []*api.Client
 	told   tracing.TraceID // of the query, where the node said it; zero: to be searched for
 }
 
@@ -158,6 +208,9 @@ func (a *app) makeTrace(ctx context.Context, name string, f *traceFlags) error {
 	m := &madeTrace{Question: strings.TrimSuffix(name, "."), Answers: []netip.Addr{}, Traces: []string{}, Spans: []tracing.Span{}}
 	var err error
 	if m.client, err = clientPrefix(f.client); err != nil {
+		return err
+	}
+	if m.also, err = f.others(); err != nil {
 		return err
 	}
 	m.Client = m.client.String()
@@ -395,14 +448,14 @@ func (a *app) request(ctx context.Context, m *madeTrace, f *traceFlags, query []
 	var behind []tracing.Span
 	if err == nil {
 		behind = a.await(ctx, spanQuiet, func(ctx context.Context, c *api.Client) []tracing.Span {
-			t, err := c.Trace(ctx, span.TraceID.String())
+			t, err := traceOf(ctx, c, m.also, span.TraceID.String())
 			if err != nil {
 				return nil
 			}
 			return t.Spans
 		})
 		if len(behind) == 0 && a.output == "table" {
-			fmt.Fprintf(a.out, "no span of the request came to this node; ask the node that its proxies report to: gslbctl trace %s\n", span.TraceID)
+			fmt.Fprintf(a.out, "no span of the request came to this node; name the node that its proxies report to: gslbctl trace %s --also http://…\n", span.TraceID)
 		}
 	}
 	m.keep(append([]tracing.Span{span}, behind...))

@@ -154,6 +154,44 @@ func TestTraceIDAlsoDrawsLinks(t *testing.T) {
 	}
 }
 
+// TestTraceAlso: of a trace whose spans are with several nodes, all are drawn, each once.
+func TestTraceAlso(t *testing.T) {
+	start := time.Unix(1_700_000_000, 0)
+	span := func(id, parent byte, name string) tracing.Span {
+		return tracing.Span{TraceID: queryTrace, SpanID: tracing.SpanID{id}, ParentID: tracing.SpanID{parent}, Name: name, Kind: tracing.KindServer, Service: name, Start: start, End: start.Add(time.Second)}
+	}
+	nodeOf := func(spans ...tracing.Span) http.Handler {
+		m := tracing.NewMemory(100, 1<<20)
+		m.Add(spans...)
+		return traceNode(t, m, serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
+	}
+	here := nodeOf(span(1, 0, "frontend"), span(2, 1, "backend"))
+	there := httptest.NewServer(nodeOf(span(2, 1, "backend"), span(3, 2, "database")))
+	defer there.Close()
+	gone := httptest.NewServer(nil)
+	gone.Close()
+
+	for _, r := range []struct {
+		name, args string
+		node       http.Handler
+		code       int
+		want       string
+	}{
+		{"both", "--also " + there.URL, here, ExitOK, "3 services, 3 spans"},
+		{"one that does not know it", "--also " + there.URL, nodeOf(), ExitOK, "2 services, 2 spans"},
+		{"one that is gone", "--also " + gone.URL + "," + there.URL, here, ExitOK, "3 services, 3 spans"},
+		{"nobody knows it", "--also " + gone.URL, nodeOf(), ExitError, "no trace"},
+		{"no address", "--also ftp://x", here, ExitUsage, "--also"},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			stdout, stderr, code := run(t, r.node, "", append([]string{"trace", queryTrace.String()}, strings.Fields(r.args)...)...)
+			if code != r.code || !strings.Contains(stdout+stderr, r.want) {
+				t.Errorf("exit %d: %s\n%s\nwant %d and %q", code, stderr, stdout, r.code, r.want)
+			}
+		})
+	}
+}
+
 // TestTrace makes a trace: a real query and a real request, both drawn as one tree.
 func TestTrace(t *testing.T) {
 	m := tracing.NewMemory(100, 1<<20)
