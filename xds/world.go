@@ -127,6 +127,7 @@ type World struct {
 	Spills []Spill // where load over a pool's capacity goes elsewhere
 
 	views   map[string]*View // by pool
+	shares  map[flowKey]shares
 	objects *config.Objects
 	secrets map[string]Secret
 	version string
@@ -158,8 +159,8 @@ func Build(prev *World, in Inputs) *World {
 		views: map[string]*View{}, objects: in.Objects, secrets: in.Secrets,
 	}
 	w.version = strconv.FormatUint(w.Revision, 10) + " plan " + w.Plan
-	spill := newSpill(in)
-	w.Spills = spill.spills()
+	spill := newSpill(in, prev.shares)
+	w.Spills, w.shares = spill.spills(), spill.told()
 	for _, p := range in.Snapshot.Pools {
 		c := in.Objects.Pools[p.Name]
 		if c.Upstream == nil && c.Proxy == nil {

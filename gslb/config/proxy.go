@@ -41,13 +41,21 @@ type Upstream struct {
 	Envoy            Raw               `json:"envoy,omitempty"`                    // merged into the Cluster
 }
 
-// The modes of an upstream: how far the traffic of one proxy is spread over the pools that
-// its policy leaves.
+// The modes of an upstream: how far the traffic of one pool of proxies is spread over the
+// pools that its policy leaves. What is over a capacity goes on to what comes next, in each.
 const (
-	WaterfallByRegion = "waterfall-by-region" // the nearest region, all of its sites; then the next
-	WaterfallByZone   = "waterfall-by-zone"   // the nearest site; then the other sites of its region; then the next region
-	SprayToRegion     = "spray-to-region"     // as waterfall-by-region, and each proxy always spreads over all sites of the region
-	SprayToWorld      = "spray-to-world"      // every pool, by capacity
+	// WaterfallByRegion fills the nearest region, whose pools are loaded alike, by weight and
+	// capacity; then the next region. As far as that allows, each proxy uses the pools of the
+	// region that are nearest to it.
+	WaterfallByRegion = "waterfall-by-region"
+	// WaterfallByZone fills the nearest site, then the other sites of its region, then the next
+	// region.
+	WaterfallByZone = "waterfall-by-zone"
+	// SprayToRegion fills the nearest region and then the next, as WaterfallByRegion does, but
+	// every proxy spreads over all pools of the region, by weight and capacity.
+	SprayToRegion = "spray-to-region"
+	// SprayToWorld spreads over every pool, by weight and capacity.
+	SprayToWorld = "spray-to-world"
 )
 
 // Modes are the modes of an upstream.
@@ -172,6 +180,11 @@ var modal = []string{"health", "nearest", "fence", "select"}
 // a mode may arrange them. Otherwise they are used in the order of the policy.
 func (u Upstream) ByDistance() bool {
 	return !slices.ContainsFunc(u.Policy, func(s Stage) bool { return !slices.Contains(modal, s.Name()) })
+}
+
+// KeepsNear reports whether the proxies of a region share its pools by distance.
+func (u Upstream) KeepsNear() bool {
+	return u.ByDistance() && (u.Mode == "" || u.Mode == WaterfallByRegion)
 }
 
 // UsesLoad reports whether a stage of o asks how much of a pool's capacity is in use.
