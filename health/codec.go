@@ -17,7 +17,7 @@ import (
 // and UTF-8, times ages: a receiver takes them off its own clock, so that no two clocks are
 // compared.
 //
-//	message     = version kind ( report / bits )   ; kind 1 is a report, 2 a bitmap: see bitmap.go
+//	message     = version kind ( report / bits / part )   ; kind 1 is a report, 2 a bitmap: see bitmap.go, 3 a part of a note: see note.go
 //	report      = heading *observation
 //	heading     = flags node site info epoch seq age-ms period-ms failing list
 //	observation = flags [ pool ] address class score behind age-ms latency-us [ detail ]
@@ -30,6 +30,7 @@ const (
 
 	kindReport = 1
 	kindBits   = 2
+	kindPart   = 3
 
 	flagLeaving  = 1 << 0 // of a report
 	flagAbstains = 1 << 1
@@ -157,7 +158,7 @@ func decodeMessage(b []byte, now time.Time) (Report, error) {
 	switch {
 	case b[0] != wireVersion:
 		return Report{}, fmt.Errorf("version %d: %w", b[0], errVersion)
-	case b[1] != kindReport && b[1] != kindBits:
+	case b[1] < kindReport || b[1] > kindPart:
 		return Report{}, fmt.Errorf("kind %d: %w", b[1], errVersion)
 	case len(b) > maxMessage:
 		return Report{}, fmt.Errorf("message of %d octets: %w", len(b), errOversize)
@@ -167,13 +168,18 @@ func decodeMessage(b []byte, now time.Time) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	if b[1] == kindBits {
-		if r.Bits, err = decodeBits(&d); err != nil {
-			return Report{}, err
-		}
-		return r, nil
+	switch b[1] {
+	case kindBits:
+		r.Bits, err = decodeBits(&d)
+	case kindPart:
+		r.Part, err = decodePart(&d, now)
+	default:
+		return decodeObservations(&d, r, now)
 	}
-	return decodeObservations(&d, r, now)
+	if err != nil {
+		return Report{}, err
+	}
+	return r, nil
 }
 
 func decodeHeading(d *decoder, now time.Time) (Report, error) {

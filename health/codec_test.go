@@ -145,6 +145,9 @@ func FuzzDecodeMessage(f *testing.F) {
 		for _, m := range encodeBits(&r, bytes.Repeat([]byte{markKnown | markUp}, n), epoch, maxPacket) {
 			f.Add(m)
 		}
+		for _, m := range encodeNote(&r, bytes.Repeat([]byte("note"), 100*n+1), epoch, epoch, maxPacket) {
+			f.Add(m)
+		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := decodeMessage(b, epoch)
@@ -157,6 +160,13 @@ func FuzzDecodeMessage(f *testing.F) {
 		new(Table).Merge(r)
 		// What was read can be said again, and is the same then.
 		messages := encodeReport(&r, epoch, maxPacket)
+		if r.Part != nil {
+			var n notes
+			n.take(r.Heading.Version, r.Part)
+			if r.Part.Count == 1 && !bytes.Equal(n.whole, r.Part.Data) {
+				t.Fatalf("got note %q, want %q", n.whole, r.Part.Data)
+			}
+		}
 		if r.Bits != nil {
 			messages = encodeBits(&r, append(make([]byte, r.Bits.First), r.Bits.Marks...), epoch, maxMessage+r.Bits.First)
 		}

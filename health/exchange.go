@@ -164,9 +164,14 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 	}
 	changed, refused := m.table.Merge(r)
 	m.stats.dropped[dropFull].Add(uint64(refused))
-	if r.Bits != nil {
+	switch {
+	case r.Part != nil:
+		if v := m.table.nodes[r.Node]; v != nil {
+			v.notes.take(r.Heading.Version, r.Part)
+		}
+	case r.Bits != nil:
 		m.table.keep(r, e, now)
-	} else {
+	default:
 		for _, o := range r.Observations {
 			m.seeLocked(r.Node, o.ID, now, o.Latency)
 		}

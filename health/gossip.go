@@ -65,6 +65,7 @@ type gossip struct {
 	again chan struct{}              // capacity 1: one of the dead was heard
 	ring  *memberlist.Keyring        // guarded by mu; nil: no key
 	next  int                        // guarded by mu: the peer that the next heartbeat starts with
+	noted int                        // guarded by mu: the peer that the next note starts with
 }
 
 func newGossip(name, site, role string, conf config.Gossip, transport memberlist.Transport, log *slog.Logger, s *stats) *gossip {
@@ -389,12 +390,21 @@ func (g *gossip) period(messages int) time.Duration {
 
 // beat sends the messages to as many peers as the budget allows, and to the others with the
 // next beats. Nobody waits and nothing is repeated: the next beat says it all again.
-func (g *gossip) beat(messages [][]byte) {
-	peers := g.targets()
-	n := min(len(peers), max(1, sendBudget/max(1, len(messages))))
+func (g *gossip) beat(messages [][]byte) { g.round(g.targets(), messages, sendBudget, &g.next) }
+
+// spread is beat for a note, with a budget of its own.
+func (g *gossip) spread(note [][]byte) {
+	if len(note) > 0 {
+		g.round(g.members(), note, noteBudget, &g.noted)
+	}
+}
+
+// round sends the messages to as many peers as the budget allows, at least one, from next on.
+func (g *gossip) round(peers []memberlist.Node, messages [][]byte, budget int, next *int) {
+	n := min(len(peers), max(1, budget/max(1, len(messages))))
 	g.mu.Lock()
-	first := g.next
-	g.next += n
+	first := *next
+	*next += n
 	g.mu.Unlock()
 	for i := range n {
 		g.send(peers[(first+i)%len(peers)], messages)

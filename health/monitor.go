@@ -79,6 +79,8 @@ type Monitor struct {
 	keys      map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
 	lists     lists
 	owed      []owed    // to be sent by the loop
+	note      []byte    // of this node; nil: none
+	noteAt    time.Time // when note was set
 	told      int       // how many of its results a round of beats has told
 	assigned  []Target  // that this node probes; nil before the first
 	reassign  bool      // whatever is assigned is new
@@ -444,8 +446,10 @@ func (m *Monitor) beat() {
 	now := time.Now()
 	m.sayLocked(now)
 	messages := m.ownLocked(now, !m.agreedLocked(now))
+	note := m.noteLocked(now)
 	m.mu.Unlock()
 	m.gossip.beat(messages)
+	m.gossip.spread(note)
 	m.pay()
 	m.mu.Lock()
 	m.self.Period = m.gossip.period(len(messages))

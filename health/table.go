@@ -152,6 +152,7 @@ type Report struct {
 	Heading      Heading
 	Observations []Observation
 	Bits         *Bits // in place of Observations
+	Part         *Part // likewise: of the node's note
 }
 
 // Table is everything that is known of all nodes' observations. The order and the number of
@@ -169,6 +170,7 @@ type vantage struct {
 	observed map[gslb.EndpointID]Observation
 	pages    map[int]page // the last of its bitmaps, by their first target, to be passed on
 	room     budget       // for messages that it signed
+	notes    notes
 }
 
 // page is one bitmap as it was signed.
