@@ -426,7 +426,7 @@ const loadStep = 1.0 / 64
 func (k *compiler) shed(p *config.ShedStage) (shares []float64, notes []string) {
 	for _, c := range k.candidates {
 		load, ok := k.env.load[c.pool.Name]
-		share := min(1, max(0, (p.High-load)/(p.High-p.Low)))
+		share := p.Keeps(load)
 		note := fmt.Sprintf("load %.0f %%", 100*load)
 		if !ok {
 			share, note = 1, "load not known"

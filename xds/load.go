@@ -37,6 +37,7 @@ type Load struct {
 	InProgress float64            `json:"inProgress"`
 	Metrics    map[string]float64 `json:"metrics,omitempty"` // what endpoints say of themselves, mean by requests
 	Age        time.Duration      `json:"age"`               // of the oldest report in it, in nanoseconds
+	Nodes      int                `json:"nodes"`             // other nodes that told a part of it
 }
 
 // LoadFault is what a proxy reported and was not believed.
@@ -202,21 +203,12 @@ func (t *loads) list(now time.Time) []Load {
 			if !seen[k] {
 				seen[k] = true
 				l.Proxies++
-				if !r.connected || age > silentAfter*t.interval {
+				if t.frozen(r, now) {
 					l.Frozen++
 				}
 			}
 			l.Age = max(l.Age, age)
-			for name, v := range a.metrics { // weighed by requests
-				if l.Metrics == nil {
-					l.Metrics = map[string]float64{}
-				}
-				if total := l.Rate + a.rate; total > 0 {
-					l.Metrics[name] = (l.Metrics[name]*l.Rate + v*a.rate) / total
-				} else {
-					l.Metrics[name] = max(l.Metrics[name], v)
-				}
-			}
+			l.mix(a.metrics, a.rate)
 			l.Rate += a.rate
 			l.Errors += a.errors
 			l.Dropped += a.dropped
@@ -227,9 +219,7 @@ func (t *loads) list(now time.Time) []Load {
 	for _, l := range sums {
 		out = append(out, *l)
 	}
-	slices.SortFunc(out, func(a, b Load) int {
-		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.Upstream, b.Upstream), cmp.Compare(a.To, b.To))
-	})
+	slices.SortFunc(out, compareLoads)
 	return out
 }
 
@@ -269,9 +259,10 @@ func (t *loads) counts() (reports, ignored uint64) {
 	return t.reports, t.ignored
 }
 
-// Loads returns the load by pool of proxies, upstream and pool of endpoints.
+// Loads returns the load of the fleet by pool of proxies, upstream and pool of endpoints: of
+// what is reported here, and of what other nodes told.
 func (s *Server) Loads() []Load {
-	out := s.loads.list(s.o.Now())
+	out := s.addHeard(s.loads.list(s.o.Now()))
 	if w := s.world.Load(); w != nil && w.objects != nil {
 		for i := range out {
 			out[i].Site = w.objects.Pools[out[i].To].Site
@@ -280,8 +271,9 @@ func (s *Server) Loads() []Load {
 	return out
 }
 
-// LoadFaults returns what proxies reported and was not believed, each with when last.
-func (s *Server) LoadFaults() []LoadFault { return s.loads.faults() }
+// LoadFaults returns what proxies reported, or other nodes told, and was not believed, each
+// with when last.
+func (s *Server) LoadFaults() []LoadFault { return append(s.loads.faults(), s.heardFaults()...) }
 
 // PoolLoads returns the rates of Loads, as Inputs takes them.
 func (s *Server) PoolLoads() []PoolLoad {

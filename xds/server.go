@@ -75,6 +75,9 @@ type Server struct {
 	listener net.Listener
 	clients  map[*client]struct{} // guarded by mu
 
+	heardMu sync.Mutex
+	heard   map[string]heard // guarded by heardMu: the last word of each other node
+
 	pushes, rejections atomic.Uint64
 }
 

@@ -131,6 +131,38 @@ func (s *spill) told() map[flowKey]shares {
 	return out
 }
 
+// pressure returns by pool of proxies how much of the capacity of the pools that its upstreams
+// prefer is asked for, by all proxies together as if nothing were full; of several upstreams
+// the most.
+func (s *spill) pressure() map[string]float64 {
+	wanted := map[string]float64{} // requests per second by pool
+	for _, f := range s.flows {
+		if f.asked() {
+			for pool, share := range f.groups[0].shares() {
+				wanted[pool] += f.demand * share
+			}
+		}
+	}
+	out := map[string]float64{}
+	for key, f := range s.flows {
+		if !f.asked() {
+			continue
+		}
+		used, shares := 0.0, f.groups[0].shares()
+		for _, t := range f.groups[0].targets {
+			if t.capacity <= 0 {
+				used = 0
+				break
+			}
+			used += shares[t.hop.Pool] * wanted[t.hop.Pool] / t.capacity
+		}
+		if used > 0 {
+			out[key.pool] = max(out[key.pool], used)
+		}
+	}
+	return out
+}
+
 // asked reports whether there is anything to place, and where.
 func (f *flow) asked() bool { return len(f.groups) > 0 && f.demand > tiny }
 

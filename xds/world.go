@@ -124,7 +124,8 @@ type World struct {
 	Plan     string  // of the snapshot
 	Faults   []error // what could not be made of the configuration: there the last good stays
 
-	Spills []Spill // where load over a pool's capacity goes elsewhere
+	Spills   []Spill            // where load over a pool's capacity goes elsewhere
+	Pressure map[string]float64 // by pool of proxies: how much of the capacity of the pools that they prefer is asked for, 1 for all; without what has no capacity
 
 	views   map[string]*View // by pool
 	shares  map[flowKey]shares
@@ -160,7 +161,7 @@ func Build(prev *World, in Inputs) *World {
 	}
 	w.version = strconv.FormatUint(w.Revision, 10) + " plan " + w.Plan
 	spill := newSpill(in, prev.shares)
-	w.Spills, w.shares = spill.spills(), spill.told()
+	w.Spills, w.shares, w.Pressure = spill.spills(), spill.told(), spill.pressure()
 	for _, p := range in.Snapshot.Pools {
 		c := in.Objects.Pools[p.Name]
 		if c.Upstream == nil && c.Proxy == nil {

@@ -2,6 +2,10 @@ package api
 
 import (
 	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -15,14 +19,49 @@ type Proxies struct {
 	Faults   []LoadFault `json:"faults,omitempty"` // what was reported and not believed
 }
 
-// Spill says that the proxies of one pool ask an upstream for more than the pools that they
-// prefer have capacity for.
+// Spill is one overload: the proxies of one pool ask an upstream for more than the pools that
+// they prefer have capacity for. It says what comes of it for requests, at once, and for the
+// answers of DNS, at the pace of their TTL.
 type Spill struct {
 	From     string             `json:"from"`
+	Site     string             `json:"site"`     // of From
+	Since    time.Time          `json:"since"`    // it is so, by this node
+	Revision uint64             `json:"revision"` // of the snapshot that both come from
 	Upstream string             `json:"upstream"`
 	Demand   float64            `json:"demand"` // requests per second
 	Placed   map[string]float64 `json:"placed"` // of them, by pool
 	Over     float64            `json:"over"`   // of them, what no pool has capacity for
+	Load     float64            `json:"load"`   // of the preferred pools: 1 is their capacity
+	DNS      []Shed             `json:"dns"`    // the services that hand on clients of From under load; empty: none does
+}
+
+// String says the overload in one sentence: both what requests do, and what answers do.
+func (s Spill) String() string {
+	var to []string
+	for _, pool := range slices.Sorted(maps.Keys(s.Placed)) {
+		if s.Placed[pool] >= 0.5 {
+			to = append(to, fmt.Sprintf("%s %.0f", pool, s.Placed[pool]))
+		}
+	}
+	text := fmt.Sprintf("site %s is over its capacity: proxies of %s ask upstream %s for %.0f requests a second, which go to %s", s.Site, s.From, s.Upstream, s.Demand, strings.Join(to, ", "))
+	if s.Over >= 0.5 {
+		text += fmt.Sprintf(", %.0f of them beyond what all have capacity for", s.Over)
+	}
+	var dns []string
+	for _, d := range s.DNS {
+		dns = append(dns, fmt.Sprintf("%s leaves it %.0f %% of its clients, within a TTL of %.0f s", d.Service, 100*d.Keeps, d.TTL))
+	}
+	if len(dns) == 0 {
+		return text + "; no service hands on its clients under load (stage shed)"
+	}
+	return text + "; DNS: " + strings.Join(dns, ", ")
+}
+
+// Shed is what answers of a service do under the load of a pool.
+type Shed struct {
+	Service string  `json:"service"`
+	Keeps   float64 `json:"keeps"` // share of its clients that the pool keeps, 0..1
+	TTL     float64 `json:"ttl"`   // of the answers, in seconds: the pace at which clients move
 }
 
 // Proxy is one proxy that is connected to the config server.
@@ -67,6 +106,7 @@ type PoolLoad struct {
 	Site       string             `json:"site,omitempty"` // of To
 	Proxies    int                `json:"proxies"`
 	Frozen     int                `json:"frozen,omitempty"` // of them: silent, with their last load
+	Nodes      int                `json:"nodes,omitempty"`  // other nodes that told a part of it
 	Rate       float64            `json:"rate"`             // requests per second
 	Errors     float64            `json:"errors"`           // per second
 	Dropped    float64            `json:"dropped"`          // per second: shed by the proxies

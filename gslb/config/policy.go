@@ -144,6 +144,11 @@ type ShedStage struct {
 	High float64 `json:"high"`
 }
 
+// Keeps returns the share of its clients that a pool keeps at that load, 0..1.
+func (s *ShedStage) Keeps(load float64) float64 {
+	return min(1, max(0, (s.High-load)/(s.High-s.Low)))
+}
+
 // CapacityStage lets a pool take only a share of the clients that would be its own. The
 // others go where they would without it.
 type CapacityStage struct {

@@ -193,6 +193,38 @@ func (o *Objects) UsesLoad() (uses bool) {
 	return uses
 }
 
+// Shed returns the stage by which a service hands on clients under load: the first of its
+// policy, its chains and its cases included; nil when it has none.
+func (o *Objects) Shed(service string) *ShedStage { return o.shed(o.Services[service].Policy, 8) }
+
+func (o *Objects) shed(stages []Stage, depth int) *ShedStage {
+	if depth == 0 { // a chain of chains that is valid is not so deep
+		return nil
+	}
+	for _, s := range stages {
+		var found *ShedStage
+		switch {
+		case s.Shed != nil:
+			found = s.Shed
+		case s.Chain != nil:
+			found = o.shed(o.Chains[string(*s.Chain)].Policy, depth-1)
+		case s.Match != nil:
+			for _, c := range s.Match.Cases {
+				if found == nil {
+					found = o.shed(c.Then, depth-1)
+				}
+			}
+			if found == nil {
+				found = o.shed(s.Match.Else, depth-1)
+			}
+		}
+		if found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
 // isDefault reports whether u says nothing but its steering.
 func (u Upstream) isDefault() bool {
 	u.Steering = Steering{}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -181,15 +180,7 @@ func (a *app) printProxies(st *api.Proxies) {
 		t.write(a.out, a.style)
 	}
 	for _, s := range st.Spills {
-		var to []string
-		for _, pool := range slices.Sorted(maps.Keys(s.Placed)) {
-			to = append(to, fmt.Sprintf("%s %.0f", pool, s.Placed[pool]))
-		}
-		text := fmt.Sprintf("! %s asks %s for %.0f/s, over the capacity of its first pools: %s", s.From, s.Upstream, s.Demand, strings.Join(to, ", "))
-		if s.Over >= 0.5 {
-			text += fmt.Sprintf("; %.0f over all of them", s.Over)
-		}
-		fmt.Fprintln(a.out, clean(text))
+		fmt.Fprintln(a.out, "! "+clean(s.String()))
 	}
 	for _, f := range st.Faults {
 		fmt.Fprintf(a.out, "! %s of %s reported what was not believed: %s\n", clean(f.Proxy), clean(f.Pool), clean(f.What))

@@ -74,7 +74,7 @@ func TestGFEList(t *testing.T) {
 			{ID: "lost", Pool: "mars", Unknown: true},
 		},
 		Loads:  []api.PoolLoad{{From: "gfe-eu", Upstream: "upstream", To: "fe-eu", Site: "eu-west", Proxies: 2, Frozen: 1, Rate: 120.25, Capacity: 500, Age: 1.25}},
-		Spills: []api.Spill{{From: "gfe-eu", Upstream: "upstream", Demand: 700, Placed: map[string]float64{"fe-us": 100, "fe-eu": 500}, Over: 100}},
+		Spills: []api.Spill{{From: "gfe-eu", Site: "eu-west", DNS: []api.Shed{{Service: "www.example.com", Keeps: 0.75, TTL: 10}}, Upstream: "upstream", Demand: 700, Placed: map[string]float64{"fe-us": 100, "fe-eu": 500}, Over: 100}},
 		Faults: []api.LoadFault{{Proxy: "gfe-2", Pool: "gfe-eu", What: "upstream: interval 0s", Last: at}},
 	}
 	out, errs, code := run(t, gfeNode(t, st), "", "gfe", "list")
@@ -87,7 +87,7 @@ lost   mars                                  0    0.0  no such pool: it is told 
 
 FROM    UPSTREAM  TO     SITE     REQ/S  CAPACITY  ERR/S  DROP/S  OPEN       PROXIES   AGE
 gfe-eu  upstream  fe-eu  eu-west  120.2       500    0.0     0.0     0  2 (1 silent)  1.2s
-! gfe-eu asks upstream for 700/s, over the capacity of its first pools: fe-eu 500, fe-us 100; 100 over all of them
+! site eu-west is over its capacity: proxies of gfe-eu ask upstream upstream for 700 requests a second, which go to fe-eu 500, fe-us 100, 100 of them beyond what all have capacity for; DNS: www.example.com leaves it 75 % of its clients, within a TTL of 10 s
 ! gfe-2 of gfe-eu reported what was not believed: upstream: interval 0s
 `
 	if code != 0 || out != want {

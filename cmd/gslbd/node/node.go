@@ -265,12 +265,7 @@ func (n *Node) AdminAddr() net.Addr { return n.admin.Addr() }
 
 // XDSAddr returns the address that the config server is bound to, after Listen; nil without
 // one.
-func (n *Node) XDSAddr() net.Addr {
-	if n.xds.server == nil {
-		return nil
-	}
-	return n.xds.server.Addr()
-}
+func (n *Node) XDSAddr() net.Addr { return n.xds.server.Addr() }
 
 // Store returns the node's store.
 func (n *Node) Store() *store.Client { return n.store }

@@ -20,6 +20,7 @@ import (
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
+	"github.com/meridian-gslb/meridian/health"
 	"github.com/meridian-gslb/meridian/tracing"
 	"github.com/meridian-gslb/meridian/xds"
 )
@@ -29,10 +30,12 @@ import (
 type proxies struct {
 	n      *Node
 	c      config.XDS
-	server *xds.Server // nil: the node has none
+	server *xds.Server // serves only where c says so; on every node it knows the load of the fleet
 	kick   chan struct{}
 	latest atomic.Pointer[offer]
 	load   atomic.Pointer[map[string]float64] // by pool, for the engine; nil: nobody reports
+	spills atomic.Pointer[[]api.Spill]        // what is over its capacity now
+	untold atomic.Int64                       // flows whose load did not fit into what other nodes are told
 }
 
 // offer is a snapshot with the objects that it was built from.
@@ -48,20 +51,19 @@ const (
 )
 
 func newProxies(n *Node, c config.XDS) *proxies {
-	p := &proxies{n: n, c: c, kick: make(chan struct{}, 1)}
-	if c.Listen.IsValid() {
-		p.server = xds.New(xds.Options{
-			Addr: c.Listen.String(), TLS: xds.TLS{Cert: c.TLS.Cert, Key: c.TLS.Key, CA: c.TLS.CA},
-			Report: loadEvery, Log: n.log,
-			Services: n.traces.ReceiverGRPC, // to which the proxies' tracers export
-		})
-	}
-	return p
+	return &proxies{n: n, c: c, kick: make(chan struct{}, 1), server: xds.New(xds.Options{
+		Addr: c.Listen.String(), TLS: xds.TLS{Cert: c.TLS.Cert, Key: c.TLS.Key, CA: c.TLS.CA},
+		Report: loadEvery, Log: n.log,
+		Services: n.traces.ReceiverGRPC, // to which the proxies' tracers export
+	})}
 }
+
+// serves reports whether the node has a config server.
+func (p *proxies) serves() bool { return p.c.Listen.IsValid() }
 
 // listen binds the address, if there is one.
 func (p *proxies) listen() error {
-	if p.server == nil {
+	if !p.serves() {
 		return nil
 	}
 	return p.server.Listen()
@@ -76,9 +78,11 @@ func (p *proxies) offer(s *gslb.Snapshot, o *config.Objects) {
 	}
 }
 
-// run serves proxies until ctx ends, if the node has a config server.
+// run serves proxies until ctx ends, if the node has a config server, and follows the load of
+// the fleet.
 func (p *proxies) run(ctx context.Context) error {
-	if p.server == nil {
+	if !p.serves() {
+		p.feed(ctx)
 		return nil
 	}
 	feeding := make(chan struct{})
@@ -105,12 +109,13 @@ func (p *proxies) feed(ctx context.Context) {
 			return
 		case <-p.kick:
 		case <-tick.C:
+			p.share()
 			if len(loads) == 0 && len(p.server.PoolLoads()) == 0 && time.Since(read) < secretsEvery {
 				continue
 			}
 		}
 		o := p.latest.Load()
-		if o == nil {
+		if o == nil || !p.serves() && !o.objects.UsesLoad() {
 			continue
 		}
 		if read.IsZero() || time.Since(read) >= secretsEvery {
@@ -120,13 +125,13 @@ func (p *proxies) feed(ctx context.Context) {
 			read = time.Now()
 		}
 		loads = p.server.PoolLoads()
-		p.tellEngine(o.objects, loads)
 		start, before := time.Now(), p.server.World()
 		w := xds.Build(before, xds.Inputs{Snapshot: o.snapshot, Objects: o.objects, Secrets: secrets, Loads: loads})
 		if old := p.server.World(); old == nil || !slices.EqualFunc(old.Faults, w.Faults, func(a, b error) bool { return a.Error() == b.Error() }) {
 			p.n.build.report("configuration of proxies", "their last good one stays", errors.Join(w.Faults...))
 		}
-		p.sayWhatSpills(p.server.World(), w)
+		p.tellEngine(o.objects, loads, w.Pressure)
+		p.noteSpills(o.objects, w)
 		p.server.Set(w)
 		if before == nil || before.Revision != w.Revision {
 			p.n.cold.did("xds.push", start, attribute.Int64(tracing.AttrRevision, int64(w.Revision)))
@@ -137,28 +142,47 @@ func (p *proxies) feed(ctx context.Context) {
 // loadStep is the step in which the engine sees load: a change within one is noise to it.
 const loadStep = 0.05
 
-// tellEngine hands the engine the share of each pool's capacity that is in use, and asks for
-// a snapshot when that has changed for a stage that reads it.
-func (p *proxies) tellEngine(o *config.Objects, loads []xds.PoolLoad) {
+// share exchanges the load that is reported here with what other nodes hear. It goes by gossip
+// rather than by the store: it is news of the last second, and must come through while etcd
+// does not.
+func (p *proxies) share() {
+	note, left := p.server.Share(health.MaxNote)
+	p.untold.Store(int64(left))
+	p.n.health.SetNote(note)
+	var told []xds.Told
+	for _, n := range p.n.health.Notes() {
+		told = append(told, xds.Told(n))
+	}
+	p.server.Hear(told)
+}
+
+// tellEngine hands the engine the load of each pool, 1 for its capacity, and asks for a
+// snapshot when that has changed for a stage that reads it.
+func (p *proxies) tellEngine(o *config.Objects, loads []xds.PoolLoad, pressure map[string]float64) {
 	if !o.UsesLoad() {
 		p.load.Store(nil)
 		return
 	}
-	now := shares(o, loads)
+	now := shares(o, loads, pressure)
 	if old := p.load.Swap(&now); old == nil && len(now) > 0 || old != nil && !maps.Equal(*old, now) {
 		p.n.build.wake()
 	}
 }
 
-// shares returns, by pool with a capacity, the share of it that is in use, in whole steps: of
-// a pool of endpoints what all proxies ask of it, of a pool of proxies what they send on.
-func shares(o *config.Objects, loads []xds.PoolLoad) map[string]float64 {
+// shares returns the load of pools in whole steps: of a pool of endpoints the share of its
+// capacity that all proxies ask of it; of a pool of proxies the share of its own that they send
+// on, or the pressure on the pools behind it, whichever is more: users are as badly off where
+// the frontends are full as where the proxies are.
+func shares(o *config.Objects, loads []xds.PoolLoad, pressure map[string]float64) map[string]float64 {
 	in, out := map[string]float64{}, map[string]float64{}
 	for _, l := range loads {
 		in[l.To] += l.Rate
 		out[l.From] += l.Rate
 	}
 	now := map[string]float64{}
+	for pool, v := range pressure {
+		now[pool] = math.Round(v/loadStep) * loadStep
+	}
 	for _, rates := range []map[string]float64{in, out} {
 		for pool, rate := range rates {
 			if c := o.Pools[pool].Capacity; c > 0 {
@@ -177,25 +201,59 @@ func (p *proxies) engineLoad() map[string]float64 {
 	return nil
 }
 
-// sayWhatSpills logs where load over a pool's capacity begins to go elsewhere, and ends to.
-func (p *proxies) sayWhatSpills(old, now *xds.World) {
-	was := map[[2]string]bool{}
-	if old != nil {
-		for _, s := range old.Spills {
-			was[[2]string{s.From, s.Upstream}] = true
+// noteSpills keeps what is over its capacity in w, with what the answers of DNS do about it,
+// and logs each when it begins and when it ends.
+func (p *proxies) noteSpills(o *config.Objects, w *xds.World) {
+	was := map[[2]string]api.Spill{}
+	if old := p.spills.Load(); old != nil {
+		for _, s := range *old {
+			was[[2]string{s.From, s.Upstream}] = s
 		}
 	}
-	for _, s := range now.Spills {
+	now := make([]api.Spill, 0, len(w.Spills))
+	for _, s := range w.Spills {
+		e := api.Spill{
+			From: s.From, Site: o.Pools[s.From].Site, Since: time.Now(), Revision: w.Revision, Upstream: s.Upstream,
+			Demand: s.Demand, Placed: s.Placed, Over: s.Over, Load: w.Pressure[s.From], DNS: p.sheds(o, s.From),
+		}
 		k := [2]string{s.From, s.Upstream}
-		if !was[k] {
-			p.n.log.Warn("load is over capacity and goes to the next pools", "from", s.From, "upstream", s.Upstream,
-				"revision", now.Revision, "demand", s.Demand, "placed", s.Placed, "over", s.Over)
+		if old, known := was[k]; known {
+			e.Since = old.Since
+		} else {
+			p.n.log.Warn("a site is over its capacity: requests go to the next pools now, users as their answers of DNS expire", "site", e.Site,
+				"pool", e.From, "upstream", e.Upstream, "revision", e.Revision, "demand", e.Demand, "placed", e.Placed, "over", e.Over, "load", e.Load, "dns", e.DNS)
 		}
 		delete(was, k)
+		now = append(now, e)
 	}
-	for k := range was {
-		p.n.log.Info("load is within capacity again", "from", k[0], "upstream", k[1], "revision", now.Revision)
+	for _, e := range was {
+		p.n.log.Info("a site is within its capacity again", "site", e.Site, "pool", e.From, "upstream", e.Upstream, "revision", w.Revision,
+			"after", time.Since(e.Since).Round(time.Millisecond), "dns", p.sheds(o, e.From))
 	}
+	p.spills.Store(&now)
+}
+
+// sheds says what the answers of DNS do under the load of a pool, ordered by service.
+func (p *proxies) sheds(o *config.Objects, pool string) []api.Shed {
+	out := []api.Shed{}
+	for _, name := range o.Names("services") {
+		s := o.Services[name]
+		if _, ok := s.Pools[pool]; !ok {
+			continue
+		}
+		if shed := o.Shed(name); shed != nil {
+			out = append(out, api.Shed{Service: name, Keeps: shed.Keeps(p.engineLoad()[pool]), TTL: s.EffectiveTTL().Seconds()})
+		}
+	}
+	return out
+}
+
+// over are the overloads of now.
+func (p *proxies) over() []api.Spill {
+	if s := p.spills.Load(); s != nil {
+		return *s
+	}
+	return nil
 }
 
 // keepGood returns next, with the parts of old that next lacks: half of a rotation, or a
@@ -220,9 +278,6 @@ func keepGood(old, next map[string]xds.Secret) map[string]xds.Secret {
 
 // faults are what proxies refused, a sentence each.
 func (p *proxies) faults() []string {
-	if p.server == nil {
-		return nil
-	}
 	var out []string
 	for _, c := range p.server.Clients() {
 		for _, t := range c.Types {
@@ -231,12 +286,11 @@ func (p *proxies) faults() []string {
 			}
 		}
 	}
-	if w := p.server.World(); w != nil {
-		for _, s := range w.Spills {
-			if s.Over > s.Demand/100 {
-				out = append(out, fmt.Sprintf("proxies of pool %s: upstream %s is asked for %.0f requests a second, %.0f more than its pools have capacity for", s.From, s.Upstream, s.Demand, s.Over))
-			}
-		}
+	for _, s := range p.over() {
+		out = append(out, s.String())
+	}
+	if n := p.untold.Load(); n > 0 {
+		out = append(out, fmt.Sprintf("the load of %d flows, the smallest, does not fit into what other nodes are told", n))
 	}
 	return out
 }
@@ -244,9 +298,6 @@ func (p *proxies) faults() []string {
 // status is what the node knows of its proxies.
 func (p *proxies) status() api.Proxies {
 	out := api.Proxies{Proxies: []api.Proxy{}, Loads: []api.PoolLoad{}}
-	if p.server == nil {
-		return out
-	}
 	if a := p.server.Addr(); a != nil {
 		out.Listen = a.String()
 	}
@@ -256,10 +307,8 @@ func (p *proxies) status() api.Proxies {
 	}
 	if w := p.server.World(); w != nil {
 		out.Revision = w.Revision
-		for _, s := range w.Spills {
-			out.Spills = append(out.Spills, api.Spill(s))
-		}
 	}
+	out.Spills = p.over()
 	for _, c := range p.server.Clients() {
 		x := api.Proxy{
 			ID: c.ID, Pool: c.Pool, Site: c.Site, Addr: c.Addr, Agent: c.Agent, Version: c.Version, Protocol: c.Protocol,
@@ -277,7 +326,7 @@ func (p *proxies) status() api.Proxies {
 	}
 	for _, l := range p.server.Loads() {
 		x := api.PoolLoad{
-			From: l.From, Upstream: l.Upstream, To: l.To, Site: l.Site, Proxies: l.Proxies, Frozen: l.Frozen,
+			From: l.From, Upstream: l.Upstream, To: l.To, Site: l.Site, Proxies: l.Proxies, Frozen: l.Frozen, Nodes: l.Nodes,
 			Rate: l.Rate, Errors: l.Errors, Dropped: l.Dropped, InProgress: l.InProgress, Metrics: l.Metrics, Age: l.Age.Seconds(),
 		}
 		if objects != nil {
@@ -330,6 +379,8 @@ var (
 	descDropped    = proxyDesc("load_dropped_per_second", "Requests that proxies shed because every pool was full.", "from", "upstream", "to")
 	descInProgress = proxyDesc("load_in_progress", "Requests in progress.", "from", "upstream", "to")
 	descAge        = proxyDesc("load_age_seconds", "Age of the oldest report in the load.", "from", "upstream", "to")
+	descOver       = proxyDesc("overload_requests_per_second", "Requests of an upstream whose preferred pools are over their capacity, by where they go; to none: what no pool has capacity for.", "from", "upstream", "to")
+	descKeeps      = proxyDesc("overload_dns_share", "Share of its clients that a pool keeps in the answers of a service, while it is over its capacity.", "from", "service")
 	descEndpoint   = proxyDesc("load_endpoint_metric", "What endpoints say of themselves (ORCA), in the average over requests.", "from", "upstream", "to", "metric")
 )
 
@@ -342,7 +393,7 @@ func (p *proxies) Describe(chan<- *prometheus.Desc) {}
 
 // Collect sends the state of the config server.
 func (p *proxies) Collect(ch chan<- prometheus.Metric) {
-	if p.server == nil {
+	if !p.serves() && p.server.World() == nil {
 		return
 	}
 	send := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
@@ -371,6 +422,19 @@ func (p *proxies) Collect(ch chan<- prometheus.Metric) {
 	}
 	for pool, n := range behind {
 		send(descBehind, prometheus.GaugeValue, n, pool)
+	}
+	keeps := map[[2]string]float64{}
+	for _, s := range st.Spills {
+		for to, rate := range s.Placed {
+			send(descOver, prometheus.GaugeValue, rate, s.From, s.Upstream, to)
+		}
+		send(descOver, prometheus.GaugeValue, s.Over, s.From, s.Upstream, "")
+		for _, d := range s.DNS {
+			keeps[[2]string{s.From, d.Service}] = d.Keeps
+		}
+	}
+	for k, v := range keeps {
+		send(descKeeps, prometheus.GaugeValue, v, k[0], k[1])
 	}
 	for _, l := range st.Loads {
 		for d, v := range map[*prometheus.Desc]float64{descRate: l.Rate, descErrors: l.Errors, descDropped: l.Dropped, descInProgress: l.InProgress, descAge: l.Age} {

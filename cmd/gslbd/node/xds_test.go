@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,11 +17,14 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/xds"
 )
@@ -171,8 +175,107 @@ func TestShares(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := shares(&f.Objects, []xds.PoolLoad{{From: "gfe", Upstream: "upstream", To: "fe", Rate: 4}, {From: "other", Upstream: "upstream", To: "fe", Rate: 5.1}})
+	got := shares(&f.Objects, []xds.PoolLoad{{From: "gfe", Upstream: "upstream", To: "fe", Rate: 4}, {From: "other", Upstream: "upstream", To: "fe", Rate: 5.1}}, nil)
 	if len(got) != 1 || math.Abs(got["fe"]-0.9) > 1e-9 {
 		t.Errorf("shares %v, want 0.9 of fe, and nothing of pools without a capacity", got)
+	}
+}
+
+// TestLoadReachesEveryNode reports to one node, by LRS, twice of what a frontend has capacity
+// for: another node, which has no config server, hands on users by it, and both say so.
+func TestLoadReachesEveryNode(t *testing.T) {
+	text := func(name, join, xds string) string {
+		return fmt.Sprintf(`
+node: {name: %s, site: s, dns: ["127.0.0.1:0"], admin: "127.0.0.1:0", gossip: {listen: "127.0.0.1:0", join: [%s]}, geo: {overrides: [{prefix: 10.0.0.0/8, site: s}]}%s}
+sites: {s: {lat: 0, lon: 0}, far: {lat: 50, lon: 50}}
+zones: [{name: example.com, records: "@ 60 SOA ns. h. 1 2 3 4 5\n@ 60 NS ns.\n"}]
+pools:
+  gfe: {site: s, port: 80, endpoints: [{address: 127.0.0.1}], upstream: [fe, fe-far]}
+  gfe-far: {site: far, port: 80, endpoints: [{address: 127.0.0.9}], upstream: [fe-far]}
+  fe: {site: s, capacity: 10, endpoints: [{address: 127.0.0.2, port: 81}]}
+  fe-far: {site: far, capacity: 1000, endpoints: [{address: 127.0.0.3, port: 81}]}
+services:
+  www.example.com: {ttl: 10s, pools: {gfe: {}, gfe-far: {}}, policy: [health, {shed: {low: 1, high: 3}}, nearest]}
+`, name, join, xds)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	var ended []chan error
+	defer func() {
+		cancel()
+		for _, e := range ended {
+			if err := <-e; err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	start := func(text string) *Node {
+		f, err := config.Parse("n.yaml", []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := New(Options{File: f, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Listen(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		ended = append(ended, done)
+		go func() { done <- n.Run(ctx) }()
+		return n
+	}
+	a := start(text("a", "", `, xds: {listen: "127.0.0.1:0"}`))
+	b := start(text("b", fmt.Sprintf("%q", a.health.GossipAddr()), ""))
+	cc, err := grpc.NewClient(a.XDSAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	st, err := loadstats.NewLoadReportingServiceClient(cc).StreamLoadStats(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := &loadstats.LoadStatsRequest{Node: &core.Node{Id: "gfe-1", Cluster: "gfe"}, ClusterStats: []*endpoint.ClusterStats{{
+		ClusterName: "upstream", LoadReportInterval: durationpb.New(time.Second),
+		UpstreamLocalityStats: []*endpoint.UpstreamLocalityStats{{Locality: &core.Locality{SubZone: "fe"}, TotalIssuedRequests: 20}},
+	}}}
+	for {
+		if err := st.Send(report); err != nil {
+			t.Fatal(err)
+		}
+		missing := ""
+		for _, n := range []*Node{a, b} {
+			s := n.xds.status()
+			switch reasons := strings.Join(n.xds.faults(), "\n"); {
+			case len(s.Spills) != 1 || s.Spills[0].Site != "s" || len(s.Spills[0].DNS) != 1:
+				missing = fmt.Sprintf("spills %+v", s.Spills)
+			case math.Abs(s.Spills[0].DNS[0].Keeps-0.5) > 0.05 || s.Spills[0].DNS[0].TTL != 10: // twice, between 1 and 3
+				missing = fmt.Sprintf("DNS %+v", s.Spills[0].DNS)
+			case math.Abs(s.Spills[0].Placed["fe"]-10) > 1 || math.Abs(s.Spills[0].Placed["fe-far"]-10) > 2:
+				missing = fmt.Sprintf("placed %+v", s.Spills[0].Placed)
+			case !strings.Contains(reasons, "site s is over its capacity") || !strings.Contains(reasons, "www.example.com leaves it 50 % of its clients"):
+				missing = fmt.Sprintf("reasons %q", reasons)
+			default:
+				moved := 0
+				for i := range 200 {
+					e := n.Snapshot().Explain(n.Snapshot().Service("www.example.com"), gslb.Client{Addr: netip.AddrFrom4([4]byte{10, 0, byte(i), 1}), Source: 32})
+					if e.Pool == "gfe-far" {
+						moved++
+					}
+				}
+				if moved < 60 || moved > 140 { // half, within five standard deviations
+					missing = fmt.Sprintf("of 200 users %d are sent to the far site, want half", moved)
+				}
+			}
+		}
+		if missing == "" {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("after two minutes: %s", missing)
+		case <-time.After(250 * time.Millisecond): // between two reports
+		}
 	}
 }
