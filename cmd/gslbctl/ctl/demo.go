@@ -17,17 +17,18 @@ import (
 func (a *app) demoCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Stop and start parts of a running demo",
+		Short: "Stop and start parts of a running demo, or overload a site of it",
 	}
-	for _, op := range []struct{ name, past, short string }{
-		{"stop", "stopped", "Stop a part of the demo, such as a pool"},
-		{"start", "started", "Start a part of the demo again"},
+	for _, op := range []struct{ name, of, past, short, example string }{
+		{"stop", "NAME", "stopped", "Stop a part of the demo, such as a pool", "gfe-eu"},
+		{"start", "NAME", "started", "Start a part of the demo again", "gfe-eu"},
+		{"overload", "SITE", "overloaded", "Ask a site of the demo for twice what its frontend takes, for a while", "eu-west"},
 	} {
 		c.AddCommand(&cobra.Command{
-			Use:               op.name + " NAME",
+			Use:               op.name + " " + op.of,
 			Short:             op.short,
-			Example:           "  gslbctl demo " + op.name + " gfe-eu",
-			Args:              args("NAME"),
+			Example:           "  gslbctl demo " + op.name + " " + op.example,
+			Args:              args(op.of),
 			ValidArgsFunction: a.complete(completePools),
 			RunE: func(c *cobra.Command, args []string) error {
 				raw, err := ask(c.Context(), a, func(ctx context.Context, c *api.Client) (json.RawMessage, error) {

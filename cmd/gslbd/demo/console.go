@@ -105,6 +105,7 @@ func (c *console) banner(p ports, keys bool) {
 
 	head("Break something")
 	cmd(fmt.Sprintf("%s demo stop gfe-eu", ctl), "its proxies end; the answers move within seconds, and come back with: demo start gfe-eu")
+	cmd(fmt.Sprintf("%s demo overload eu-west", ctl), "twice of what its frontend takes, for 40 s: requests move at once, users as their answers expire")
 	if keys {
 		fmt.Fprintf(&b, "  or press %s, %s or %s here to stop and start the GFEs of us, eu or ap; %s to end\n",
 			c.paint("1", "1"), c.paint("1", "2"), c.paint("1", "3"), c.paint("1", "q"))

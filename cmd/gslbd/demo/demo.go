@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -70,7 +71,9 @@ func Main(ctx context.Context, args []string, version string, stdout, stderr io.
 		ports:   p,
 		version: version,
 		console: newConsole(stdout),
-		log:     slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lv})),
+
+		capacity: defaultCapacity,
+		log:      slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: lv})),
 	}
 	if err := p.free(); err != nil {
 		fmt.Fprintf(stderr, "gslbd demo: %v\n", err)
@@ -167,6 +170,10 @@ type Demo struct {
 	apps  []runner // frontends and backends
 
 	flushes []func(context.Context) error // of the tracer providers, and of the proxies' config servers
+
+	capacity    float64        // of each frontend, requests per second
+	overloading atomic.Bool    // one overload at a time
+	background  sync.WaitGroup // what was begun by hand
 }
 
 // runner is a part that serves until its context ends.
@@ -251,6 +258,7 @@ func (d *Demo) run(ctx context.Context) (err error) {
 		d.console.quiet()
 		d.console.say("ending …")
 	}
+	d.background.Wait()
 	for _, g := range d.gfes {
 		g.stop()
 	}
@@ -352,7 +360,7 @@ func (d *Demo) prepare(ctx context.Context, dir string) error {
 			d.flushes = append(d.flushes, func(context.Context) error { return ads.Close() })
 			g.configs = append(g.configs, proxy.Config{
 				Pool: r.pool("gfe"), Name: name, Site: r.name, Source: ads,
-				Listen: []string{at(r.gfe(i), d.ports.http)}, Tracer: tp, Log: d.log,
+				Listen: []string{at(r.gfe(i), d.ports.http)}, Report: time.Second, Tracer: tp, Log: d.log,
 			})
 		}
 		d.gfes[r.pool("gfe")] = g
@@ -395,7 +403,7 @@ func (d *Demo) share(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	objects, err := config.ParseObjects("demo.yaml", []byte(sharedConfig(d.ports)))
+	objects, err := config.ParseObjects("demo.yaml", []byte(sharedConfig(d.ports, d.capacity)))
 	if err != nil {
 		return err
 	}
@@ -497,7 +505,7 @@ func (d *Demo) key(ctx context.Context, cancel context.CancelCauseFunc) func(byt
 	}
 }
 
-// handler serves /api/v1/demo/: what "gslbctl demo stop|start NAME" asks for. What it starts
+// handler serves /api/v1/demo/: what "gslbctl demo stop|start|overload NAME" asks for. What it starts
 // ends with ctx.
 func (d *Demo) handler(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
@@ -524,6 +532,7 @@ func (d *Demo) handler(ctx context.Context) http.Handler {
 		}
 	}
 	mux.HandleFunc("POST /api/v1/demo/stop", act(func(g *gfePool) error { return g.stop() }))
+	mux.HandleFunc("POST /api/v1/demo/overload", d.serveOverload(ctx))
 	mux.HandleFunc("POST /api/v1/demo/start", act(func(g *gfePool) error { return g.start(ctx) }))
 	return mux
 }

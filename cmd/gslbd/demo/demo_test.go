@@ -68,7 +68,7 @@ func TestDemo(t *testing.T) {
 	t.Setenv("TMPDIR", tmp)
 	p := freePorts(t)
 	var out output
-	d := &Demo{ports: p, version: "test", console: newConsole(&out), log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))}
+	d := &Demo{ports: p, version: "test", capacity: 20, console: newConsole(&out), log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.run(ctx) }()
@@ -174,6 +174,8 @@ func TestDemo(t *testing.T) {
 		}
 	}
 
+	overloads(t, d, eu)
+
 	// What is busy now is named with its flag.
 	var said output
 	if code := Main(t.Context(), flagsOf(p), "test", io.Discard, &said); code != 1 {
@@ -254,6 +256,54 @@ func TestBusyPort(t *testing.T) {
 	defer c.Close()
 	if err := p.free(); err == nil || !strings.Contains(err.Error(), "--dns-port") {
 		t.Errorf("busy for UDP alone: got %v, want one that names --dns-port", err)
+	}
+}
+
+// overloads asks a region for twice what its frontend takes, until requests go elsewhere, DNS
+// has moved a user, and the region's node names both as one event. No request fails.
+func overloads(t *testing.T, d *Demo, r region) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	type result struct {
+		out *Overload
+		err error
+	}
+	ended := make(chan result, 1)
+	go func() {
+		out, err := d.overload(ctx, r, 10*patience)
+		ended <- result{out, err}
+	}()
+	n := d.nodes[slices.IndexFunc(regions, func(o region) bool { return o.name == r.name })]
+	gfetest.Eventually(t, "one event that names requests and answers", func() bool {
+		for _, s := range n.Overloads() {
+			if s.Site == r.name && s.Placed[r.pool("fe")] > 0 && len(s.Placed) > 1 && len(s.DNS) > 0 && s.DNS[0].Service == "www.example.com" && s.DNS[0].Keeps < 1 {
+				return true
+			}
+		}
+		return false
+	})
+	gfetest.Eventually(t, "another frontend takes a part", func() bool { return d.issued()[regions[0].pool("fe")] > 20 })
+	gfetest.Eventually(t, "DNS moves a user", func() bool {
+		for i := range overloadUsers {
+			a := r.users.As4()
+			if got := ask(t, d.ports, r, netip.PrefixFrom(netip.AddrFrom4([4]byte{a[0], a[1], a[2] + byte(i), 0}), 24), dns.TypeA); len(got) > 0 && !r.holds(netip.MustParseAddr(got[0])) {
+				return true
+			}
+		}
+		return false
+	})
+	cancel()
+	switch got := <-ended; {
+	case got.err != nil:
+		t.Errorf("overload: %v", got.err)
+	case got.out.Failed > 0 || got.out.Requests == 0:
+		t.Errorf("overload: %d of %d requests failed", got.out.Failed, got.out.Requests)
+	default:
+		t.Logf("overload of %s", got.out)
+	}
+	if _, err := client(d.ports).Demo(t.Context(), "overload", "mars"); err == nil || !strings.Contains(err.Error(), `no site "mars"`) {
+		t.Errorf("overload of a site that is not there: got %v, want one that names it", err)
 	}
 }
 

@@ -17,6 +17,7 @@ type region struct {
 	country  string
 	client   netip.Prefix // the sample client
 	clientV6 netip.Prefix
+	users    netip.Addr    // of the first of 40 networks of /24 nearby: whose users overload it
 	served   [2]netip.Addr // the IPv6 addresses answered: documentation addresses, nobody listens there
 }
 
@@ -24,16 +25,19 @@ type region struct {
 var regions = []region{
 	{
 		name: "us-east", short: "us", city: "New York", block: 1, lat: 38.95, lon: -77.45, country: "US",
+		users:  netip.MustParseAddr("198.18.48.0"), // Toronto, San Francisco
 		client: netip.MustParsePrefix("192.0.2.0/24"), clientV6: netip.MustParsePrefix("2001:db8:1::/48"),
 		served: [2]netip.Addr{netip.MustParseAddr("2001:db8:1::11"), netip.MustParseAddr("2001:db8:1::12")},
 	},
 	{
 		name: "eu-west", short: "eu", city: "Frankfurt", block: 2, lat: 50.11, lon: 8.68, country: "DE",
+		users:  netip.MustParseAddr("198.18.0.0"), // London, Paris, Madrid
 		client: netip.MustParsePrefix("198.51.100.0/24"), clientV6: netip.MustParsePrefix("2001:db8:2::/48"),
 		served: [2]netip.Addr{netip.MustParseAddr("2001:db8:2::11"), netip.MustParseAddr("2001:db8:2::12")},
 	},
 	{
 		name: "ap-southeast", short: "ap", city: "Singapore", block: 3, lat: 1.35, lon: 103.82, country: "SG",
+		users:  netip.MustParseAddr("198.19.0.0"), // Mumbai
 		client: netip.MustParsePrefix("203.0.113.0/24"), clientV6: netip.MustParsePrefix("2001:db8:3::/48"),
 		served: [2]netip.Addr{netip.MustParseAddr("2001:db8:3::11"), netip.MustParseAddr("2001:db8:3::12")},
 	},
@@ -44,6 +48,9 @@ func (r region) node() netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, by
 
 // gfe is the address of the region's proxy i, 0 or 1.
 func (r region) gfe(i int) netip.Addr { return r.addr(11 + i) }
+
+// holds reports whether addr is one of the region's proxies.
+func (r region) holds(addr netip.Addr) bool { return addr == r.gfe(0) || addr == r.gfe(1) }
 
 func (r region) frontend() netip.Addr { return r.addr(21) }
 func (r region) backend() netip.Addr  { return r.addr(31) }
@@ -90,8 +97,12 @@ func nodeConfig(r region, p ports, dir, etcd, city string) string {
 		r.node(), p.xds, etcd, city)
 }
 
+// defaultCapacity is what each frontend of the demo is said to take, in requests per second:
+// little, so that it can be overloaded on any machine.
+const defaultCapacity = 50
+
 // sharedConfig is what all nodes share: what "gslbctl apply" would put into etcd.
-func sharedConfig(p ports) string {
+func sharedConfig(p ports, capacity float64) string {
 	var b strings.Builder
 	b.WriteString("sites:\n")
 	for _, r := range regions {
@@ -136,8 +147,8 @@ pools:
 		for i := range 2 {
 			fmt.Fprintf(&b, "      - {address: %q, probe: {address: %s, port: %d}}\n", r.served[i], r.gfe(i), p.http)
 		}
-		fmt.Fprintf(&b, "  %s: {site: %s, probe: http, port: %d, upstream: [%s], endpoints: [{address: %s}]}\n",
-			r.pool("fe"), r.name, p.frontend(), names("be"), r.frontend())
+		fmt.Fprintf(&b, "  %s: {site: %s, capacity: %g, probe: http, port: %d, upstream: [%s], endpoints: [{address: %s}]}\n",
+			r.pool("fe"), r.name, capacity, p.frontend(), names("be"), r.frontend())
 		fmt.Fprintf(&b, "  %s: {site: %s, probe: http, port: %d, endpoints: [{address: %s}]}\n",
 			r.pool("be"), r.name, p.backend(), r.backend())
 	}
@@ -146,7 +157,7 @@ services:
   www.example.com:
     ttl: 10s
     pools: {gfe-us: {}, gfe-eu: {}, gfe-ap: {}}
-    policy: [health, nearest, {select: {answers: 2}}]
+    policy: [health, {shed: {low: 1, high: 4}}, nearest, {select: {answers: 2}}]
   split.example.com:
     ttl: 10s
     pools: {gfe-us: {weight: 3}, gfe-eu: {weight: 1}}

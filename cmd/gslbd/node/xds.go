@@ -248,6 +248,10 @@ func (p *proxies) sheds(o *config.Objects, pool string) []api.Shed {
 	return out
 }
 
+// Overloads returns what is over its capacity now: of each what becomes of requests, and of the
+// answers of DNS.
+func (n *Node) Overloads() []api.Spill { return n.xds.over() }
+
 // over are the overloads of now.
 func (p *proxies) over() []api.Spill {
 	if s := p.spills.Load(); s != nil {
