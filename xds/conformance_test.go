@@ -58,8 +58,8 @@ func within[T any](t testing.TB, what string, f func() (T, error)) T {
 			t.Fatalf("%s: %v", what, r.err)
 		}
 		return r.v
-	case <-time.After(20 * time.Second):
-		t.Fatalf("%s: no answer in 20 s", what)
+	case <-time.After(patience):
+		t.Fatalf("%s: no answer in %v", what, patience)
 		panic("unreachable")
 	}
 }
@@ -321,7 +321,7 @@ func TestNobodyWaitsForAnother(t *testing.T) {
 	}()
 	select {
 	case w = <-done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("Set is stuck")
 	}
 	c := dial(t, s, "gfe").delta()

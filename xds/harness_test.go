@@ -149,9 +149,15 @@ func need(t testing.TB, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// eventually waits until check returns "", and fails with what it returned last.
+// patience is how long is waited at least before a test fails: long, since it is only ever
+// used up by a failure, and machines may be busy.
+const patience = 60 * time.Second
+
+// eventually waits until check returns "", and fails with what it returned last after limit,
+// or patience where that is longer.
 func eventually(t testing.TB, limit time.Duration, check func() string) {
 	t.Helper()
+	limit = max(limit, patience)
 	deadline := time.Now().Add(limit)
 	for {
 		what := check()
@@ -165,15 +171,20 @@ func eventually(t testing.TB, limit time.Duration, check func() string) {
 	}
 }
 
-// freePort returns a port of loopback that was free a moment ago.
+// freePort returns a port of loopback that was free a moment ago, below those that the system
+// gives to others, which could be taken before it is used.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 100 {
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(10000))); err == nil {
+			l.Close()
+			return l.Addr().(*net.TCPAddr).Port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal(err)
+	return 0
 }
 
 // envoyProcess is a running Envoy.

@@ -222,10 +222,11 @@ func envoyRoute(r config.Route, where string) (*route.Route, error) {
 	return out, mergeRaw(out, r.Envoy, where+".envoy")
 }
 
-// hostSelections is how often a retry draws for an endpoint that has not failed it: of two, of
-// which one is dead, the retry of one request in a million meets the same again. With 5 draws
-// it is one in 64.
-const hostSelections = 20
+// hostSelections is how often a retry draws for an endpoint that has not failed it. Of two of
+// which one refuses connections, LEAST_REQUEST likes that one, since it has nothing to do: it is
+// drawn three times of four while the other works. So the retry of one request in ten thousand
+// meets it again; with 5 draws it would be one in four.
+const hostSelections = 32
 
 func retryPolicy(r *config.RetryPolicy) *route.RetryPolicy {
 	return &route.RetryPolicy{

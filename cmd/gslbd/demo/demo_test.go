@@ -68,7 +68,7 @@ func TestDemo(t *testing.T) {
 	t.Setenv("TMPDIR", tmp)
 	p := freePorts(t)
 	var out output
-	d := &Demo{ports: p, version: "test", capacity: 20, console: newConsole(&out), log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))}
+	d := &Demo{ports: p, version: "test", capacity: 5, console: newConsole(&out), log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelError}))}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.run(ctx) }()
@@ -283,7 +283,7 @@ func overloads(t *testing.T, d *Demo, r region) {
 		}
 		return false
 	})
-	gfetest.Eventually(t, "another frontend takes a part", func() bool { return d.issued()[regions[0].pool("fe")] > 20 })
+	gfetest.Eventually(t, "another frontend takes a part", func() bool { return d.issued()[regions[0].pool("fe")] > 5 })
 	gfetest.Eventually(t, "DNS moves a user", func() bool {
 		for i := range overloadUsers {
 			a := r.users.As4()
