@@ -439,6 +439,11 @@ func TestRejection(t *testing.T) {
 	}
 	s.Set(world(t, w, three(1, ", connectTimeout: 2s"), state{}))
 	expect(t, "a new version", deltaText(c.next(Clusters)), "upstream")
+	if cs := s.Clients(); !cs[0].Behind {
+		t.Error("current, although it has not asked for the endpoints of its clusters")
+	}
+	c.subscribe(Endpoints, "b@gfe", "upstream@gfe")
+	expect(t, "the rest", deltaText(c.next(Endpoints)), "b@gfe upstream@gfe")
 	eventually(t, 10*time.Second, func() string {
 		if cs := s.Clients(); cs[0].Behind || cs[0].Revision == 0 {
 			return fmt.Sprintf("clients %+v; want it current", cs)

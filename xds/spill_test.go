@@ -13,7 +13,7 @@ import (
 // back when the load does.
 func TestEnvoySpills(t *testing.T) {
 	envoyBinary(t)
-	const capacity = 60.0
+	const capacity = 10.0 // so little that the slowest machine can ask for twice of it
 	const report = 500 * time.Millisecond
 	s := serve(t, Options{Report: report})
 	eu, us := runBackend(t, "eu", "127.0.0.2:0", nil), runBackend(t, "us", "127.0.0.3:0", nil)
@@ -77,28 +77,28 @@ pools:
 		})
 		return sync.OnceFunc(func() { close(done); all.Wait() })
 	}
-	// rates measures who is asked for how much over a second.
+	// rates measures who is asked for how much over two seconds.
 	rates := func() (atEU, atUS float64) {
 		a, b, start := eu.hits.Load(), us.hits.Load(), time.Now()
-		time.Sleep(time.Second) // the interval that is measured
+		time.Sleep(2 * time.Second) // the interval that is measured
 		took := time.Since(start).Seconds()
 		return float64(eu.hits.Load()-a) / took, float64(us.hits.Load()-b) / took
 	}
 	stop := offer(2 * capacity)
 	defer stop()
 	started := time.Now()
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 2*patience, func() string {
 		atEU, atUS := rates()
-		if atEU > capacity*1.15 || atUS < capacity/2 {
+		if atEU > capacity*1.2 || atUS < capacity/2 {
 			return fmt.Sprintf("eu is asked for %.0f/s and us for %.0f/s; want eu at its capacity, %.0f/s", atEU, atUS, capacity)
 		}
 		return ""
 	})
-	t.Logf("within capacity %v after twice of it was asked for, the second that was measured included", time.Since(started).Round(100*time.Millisecond))
+	t.Logf("within capacity %v after twice of it was asked for, the two seconds that were measured included", time.Since(started).Round(100*time.Millisecond))
 	stop()
 	stop = offer(capacity / 2)
 	defer stop()
-	eventually(t, 60*time.Second, func() string {
+	eventually(t, 2*patience, func() string {
 		if atEU, atUS := rates(); atUS > 0 || atEU < capacity/4 {
 			return fmt.Sprintf("eu is asked for %.0f/s and us for %.0f/s; want all at eu again", atEU, atUS)
 		}

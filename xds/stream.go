@@ -202,8 +202,14 @@ func (s *session) record(t Type, u update, version string) string {
 	return strconv.FormatUint(w.nonce, 10)
 }
 
-// synced reports whether the client has taken, or refused, all of v that it asked for.
+// synced reports whether the client has taken, or refused, all of v that it asked for, and has
+// asked for the endpoints of every cluster that it has.
 func (s *session) synced(v *View) bool {
+	for _, c := range s.watches[Clusters].have {
+		if c.needs != "" && !s.watches[Endpoints].wants(c.needs) {
+			return false // just connected: it will ask, and cannot use the cluster before
+		}
+	}
 	for t := range numTypes {
 		if s.watches[t].waiting {
 			return false

@@ -20,7 +20,7 @@ import (
 )
 
 // patience bounds every wait: long, since it is only ever used up by a failure.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // Eventually polls until ok, and fails the test when that takes too long.
 func Eventually(t *testing.T, what string, ok func() bool) {

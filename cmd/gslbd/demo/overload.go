@@ -71,9 +71,9 @@ type user struct {
 	expires time.Time
 }
 
-// overload runs one at r for a while and tells what comes of it. Only one runs at a time.
-func (d *Demo) overload(ctx context.Context, r region, length time.Duration) (*Overload, error) {
-	rate := overloadFactor * d.capacity
+// overload lets users near r ask for so many requests a second for a while, and tells what
+// comes of it. Only one runs at a time.
+func (d *Demo) overload(ctx context.Context, r region, rate float64, length time.Duration) (*Overload, error) {
 	users := make([]*user, overloadUsers)
 	first := r.users.As4()
 	for i := range users {
@@ -288,7 +288,7 @@ func (d *Demo) serveOverload(ctx context.Context) http.HandlerFunc {
 		r := regions[i]
 		d.background.Go(func() {
 			defer d.overloading.Store(false)
-			out, err := d.overload(ctx, r, overloadFor)
+			out, err := d.overload(ctx, r, overloadFactor*d.capacity, overloadFor)
 			switch {
 			case err != nil && ctx.Err() == nil:
 				d.console.say("%v", err)
