@@ -79,26 +79,20 @@ func (c *Classes) All() []Class { return c.all }
 func (c *Classes) Lookup(addr netip.Addr) (class uint32, scope uint8) { return c.table.Lookup(addr) }
 
 // Compile returns the table of values over c. values maps an index of c.All to anything but
-// 2^32-1; neighbours with equal values become one prefix. kind, which may be nil, maps
-// values to those whose answers are the same: see Table.
-func (c *Classes) Compile(values []uint32, kind func(value uint32) uint32) *Table {
-	most := uint32(0)
-	for _, v := range values {
-		most = max(most, v)
+// 2^32-1; neighbours with equal values become one prefix. kinds maps values to those whose
+// answers are the same, see Table; nil is each to itself.
+func (c *Classes) Compile(values, kinds []uint32) *Table {
+	return c.table.merged(values).scoped(kinds)
+}
+
+// Recompile is Compile, where last is the table that Compile made of the values old, whatever
+// the kinds were: what did not change is copied from it, which takes less time.
+func (c *Classes) Recompile(last *Table, old, values, kinds []uint32) *Table {
+	changed := make([]bool, len(values))
+	for i, v := range values {
+		changed[i] = v != old[i]
 	}
-	same := true
-	kinds := make([]uint32, most+1)
-	for i := range kinds {
-		kinds[i] = uint32(i)
-		if kind != nil {
-			kinds[i] = kind(uint32(i))
-			same = same && kinds[i] == uint32(i)
-		}
-	}
-	if same { // every value is of its own kind, and the scopes are the prefixes'
-		return c.table.remap(values)
-	}
-	return c.table.classed(values, kinds)
+	return c.table.patched(last, changed, values).scoped(kinds)
 }
 
 // leaves returns s as a partition.

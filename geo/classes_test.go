@@ -3,6 +3,8 @@ package geo
 import (
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -10,17 +12,7 @@ import (
 // the scope with its halves: what is one class must be of one place and one mark.
 func TestClasses(t *testing.T) {
 	rng := rand.New(rand.NewPCG(4, 4))
-	random := func() netip.Prefix {
-		if rng.IntN(2) == 0 {
-			return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(rng.IntN(4) * 64), byte(rng.IntN(2)), 0, byte(rng.IntN(2))}), rng.IntN(33)).Masked()
-		}
-		b := [16]byte{0x20, byte(rng.IntN(4)), byte(rng.IntN(2))}
-		for {
-			if p := netip.PrefixFrom(netip.AddrFrom16(b), rng.IntN(65)).Masked(); p.Bits() < 16 || b[1] != 2 {
-				return p
-			}
-		}
-	}
+	random := func() netip.Prefix { return randomPrefix(rng) }
 	for round := range 200 {
 		var c Config
 		seen := map[netip.Prefix]bool{}
@@ -100,6 +92,63 @@ func TestClasses(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// randomPrefix returns one of few prefixes, so that they nest, outside what embeds IPv4.
+func randomPrefix(rng *rand.Rand) netip.Prefix {
+	if rng.IntN(2) == 0 {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(rng.IntN(4) * 64), byte(rng.IntN(2)), 0, byte(rng.IntN(2))}), rng.IntN(33)).Masked()
+	}
+	b := [16]byte{0x20, byte(rng.IntN(4)), byte(rng.IntN(2))}
+	for {
+		if p := netip.PrefixFrom(netip.AddrFrom16(b), rng.IntN(65)).Masked(); p.Bits() < 16 || b[1] != 2 {
+			return p
+		}
+	}
+}
+
+// TestRecompile changes few and many values, again and again: a table that is patched is the
+// one that is compiled.
+func TestRecompile(t *testing.T) {
+	rng := rand.New(rand.NewPCG(6, 4))
+	for round := range 300 {
+		var c Config
+		seen := map[netip.Prefix]bool{}
+		for i := range rng.IntN(60) {
+			if p := randomPrefix(rng); !seen[p] {
+				seen[p] = true
+				c.Overrides = append(c.Overrides, Override{p, Place{ASN: uint32(1 + i%20)}})
+			}
+		}
+		m, err := Open(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		classes := NewClasses(m, nil)
+		values := make([]uint32, len(classes.All()))
+		last := classes.Compile(values, nil)
+		for step := range 12 {
+			old := slices.Clone(values)
+			for range 1 + rng.IntN(1+len(values)>>(step%4)) {
+				values[rng.IntN(len(values))] = uint32(rng.IntN(4))
+			}
+			var kinds []uint32
+			if rng.IntN(2) == 0 {
+				kinds = []uint32{0, 1, uint32(rng.IntN(3)), uint32(rng.IntN(2))}
+			}
+			want := classes.Compile(values, kinds)
+			got := classes.Recompile(last, old, values, kinds)
+			if !reflect.DeepEqual(got, want) {
+				t.Fatalf("round %d, step %d: from %v to %v, kinds %v:\ngot  %+v\nwant %+v", round, step, old, values, kinds, got, want)
+			}
+			if kinds != nil {
+				if again := classes.Compile(values, nil).Rescope(kinds); !reflect.DeepEqual(again, want) {
+					t.Fatalf("round %d, step %d: %v by %v:\ngot  %+v\nwant %+v", round, step, values, kinds, again, want)
+				}
+			}
+			last = got
 		}
 	}
 }

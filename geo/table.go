@@ -90,25 +90,18 @@ func Compile(m *Map, value func(place uint32) uint32, class func(value uint32) u
 		values[i] = value(uint32(i))
 		most = max(most, values[i])
 	}
-	if class == nil {
-		return m.table.remap(values)
+	var classes []uint32
+	if class != nil {
+		classes = make([]uint32, most+1)
+		for i := range classes {
+			classes[i] = class(uint32(i))
+		}
 	}
-	classes := make([]uint32, most+1)
-	for i := range classes {
-		classes[i] = class(uint32(i))
-	}
-	return m.table.classed(values, classes)
+	return m.table.merged(values).scoped(classes)
 }
 
-// remap returns the table of values[v] wherever t has v.
-func (t *Table) remap(values []uint32) *Table {
-	out := t.merged(values)
-	out.v4.finish(false)
-	out.v6.finish(true)
-	return out
-}
-
-// merged returns the partitions of remap, in which nothing can be looked up.
+// merged returns the partitions of values[v] wherever t has v; nothing can be looked up in
+// them yet.
 func (t *Table) merged(values []uint32) *Table {
 	out := new(Table)
 	out.v4.remap(&t.v4, values, embedded)
@@ -116,35 +109,65 @@ func (t *Table) merged(values []uint32) *Table {
 	return out
 }
 
-// classed returns the table of values, whose scopes are those of the classes of values.
-func (t *Table) classed(values, classes []uint32) *Table {
-	out := t.merged(values)
-	wide := out.merged(classes)
-	out.v4.exact(false)
-	out.v6.exact(true)
-	out.v4.widen(&wide.v4)
-	out.v6.widen(&wide.v6)
-	out.v4.search(false)
-	out.v6.search(true)
+// patched is merged, where last is the table under other values, and changed says of which
+// the new one differs.
+func (t *Table) patched(last *Table, changed []bool, values []uint32) *Table {
+	out := new(Table)
+	out.v4.patch(&t.v4, &last.v4, changed, values, embedded, false)
+	hole := out.whole()
+	out.v6.patch(&t.v6, &last.v6, changed, values, hole, hole != last.whole())
 	return out
+}
+
+// scoped makes t, which merged or patched made, one for lookups, with the scopes of the
+// classes of values; nil is that each is of its own.
+func (t *Table) scoped(classes []uint32) *Table {
+	t.v4.exact()
+	t.v6.exact()
+	for v, c := range classes {
+		if c != uint32(v) { // else the scopes are the prefixes'
+			t.widen(classes)
+			break
+		}
+	}
+	t.v4.search(false)
+	t.v6.search(true)
+	return t
+}
+
+// Rescope returns a table with the values of t, whose scopes are those of the classes of
+// values: classes[v] is the class of the value v.
+func (t *Table) Rescope(classes []uint32) *Table {
+	out := *t // what is where stays shared
+	out.widen(classes)
+	out.v4.pack()
+	return &out
+}
+
+// widen gives the prefixes of t the scopes of the classes of values.
+func (t *Table) widen(classes []uint32) {
+	hole := embedded // as whole has it
+	if t.v4.widen(classes, embedded) {
+		hole = classes[t.v4.value[0]]
+	}
+	t.v6.widen(classes, hole)
 }
 
 // fill makes the table of two complete partitions; v6 has the value embedded in holes.
 func (t *Table) fill(v4, v6 []leaf) {
-	t.v4.grow(len(v4))
+	t.v4.grow(len(v4), false)
 	for _, l := range v4 {
 		t.v4.push(l.at, l.bits, l.value)
 	}
-	t.v4.finish(false)
 	whole := t.whole()
-	t.v6.grow(len(v6))
+	t.v6.grow(len(v6), true)
 	for _, l := range v6 {
 		if l.value == embedded {
 			l.value = whole
 		}
 		t.v6.push(l.at, l.bits, l.value)
 	}
-	t.v6.finish(true)
+	t.scoped(nil)
 }
 
 // whole returns the value that all of IPv4 has, or embedded if there is more than one. The
@@ -252,71 +275,148 @@ const scopes = 33
 // sibling of the prefix before it, with the same value, both become their parent; as what
 // stands before is already merged, what comes out has no equal siblings.
 func (s *space) push(at key, length uint8, value uint32) {
-	for n := len(s.hi) - 1; n >= 0 && length > 0 && s.bits[n] == length && s.value[n] == value && at.bit(length-1); n-- {
-		at = key{s.hi[n], s.lo[n]}
+	n := len(s.hi)
+	for ; n > 0 && length > 0 && s.bits[n-1] == length && s.value[n-1] == value && at.bit(length-1); n-- {
+		at = s.at(n - 1)
 		length--
-		s.hi, s.lo, s.value, s.bits = s.hi[:n], s.lo[:n], s.value[:n], s.bits[:n]
 	}
-	s.hi = append(s.hi, at.hi)
-	s.lo = append(s.lo, at.lo)
-	s.value = append(s.value, value)
-	s.bits = append(s.bits, length)
+	s.hi, s.value, s.bits = append(s.hi[:n], at.hi), append(s.value[:n], value), append(s.bits[:n], length)
+	if s.lo != nil {
+		s.lo = append(s.lo[:n], at.lo)
+	}
+}
+
+// at returns where prefix i starts.
+func (s *space) at(i int) key {
+	if s.lo == nil {
+		return key{hi: s.hi[i]}
+	}
+	return key{s.hi[i], s.lo[i]}
 }
 
 // remap fills s with the partition of from under new values; hole is the new value of
 // embedded.
 func (s *space) remap(from *space, values []uint32, hole uint32) {
-	deep := from.lo != nil
-	s.grow(len(from.hi))
-	var lo uint64
-	for i, hi := range from.hi {
-		if deep {
-			lo = from.lo[i]
-		}
+	s.grow(len(from.hi), from.lo != nil)
+	s.lay(from, 0, len(from.hi), values, hole)
+}
+
+// lay pushes the prefixes of from in [i, j) under new values; hole is that of embedded.
+func (s *space) lay(from *space, i, j int, values []uint32, hole uint32) {
+	for ; i < j; i++ {
 		v := hole
 		if old := from.value[i]; old != embedded {
 			v = values[old]
 		}
-		s.push(key{hi, lo}, from.bits[i], v)
-	}
-	if !deep {
-		s.lo = nil
+		s.push(from.at(i), from.bits[i], v)
 	}
 }
 
-// grow makes room for n prefixes.
-func (s *space) grow(n int) {
-	s.hi, s.lo = make([]uint64, 0, n), make([]uint64, 0, n)
-	s.value, s.bits = make([]uint32, 0, n), make([]uint8, 0, n)
-}
-
-// widen sets the scope of each prefix to the length of the prefix of wide that holds it.
-func (s *space) widen(wide *space) {
-	s.scope = make([]uint8, len(s.bits))
-	w := 0
-	for i := range s.hi {
-		if w+1 < len(wide.hi) && (wide.hi[w+1] < s.hi[i] || wide.hi[w+1] == s.hi[i] && (s.lo == nil || wide.lo[w+1] <= s.lo[i])) {
-			w++ // prefixes of wide are made of whole ones of s, so that none is passed over
+// patch fills s as remap would. last is the partition of from under other values; of those
+// whose new value is another, changed says so, and moved that of embedded. What has none of
+// them is copied as it lies.
+func (s *space) patch(from, last *space, changed []bool, values []uint32, hole uint32, moved bool) {
+	s.grow(len(last.hi)+len(last.hi)/16+8, from.lo != nil)
+	next := 0 // the first prefix of last that is not done
+	for i := 0; i < len(from.hi); i++ {
+		if v := from.value[i]; v == embedded && !moved || v != embedded && !changed[v] {
+			continue
 		}
-		s.scope[i] = wide.bits[w]
+		q := last.holding(from.at(i), next)
+		s.copy(last, next, q)
+		next = q + 1
+		first := i // of the prefixes that were one, and now may not be
+		for first > 0 && last.at(q).compare(from.at(first-1)) <= 0 {
+			first--
+		}
+		for i+1 < len(from.hi) && (next == len(last.hi) || from.at(i+1).compare(last.at(next)) < 0) {
+			i++
+		}
+		s.lay(from, first, i+1, values, hole)
+	}
+	s.copy(last, next, len(last.hi))
+}
+
+// holding returns the index of the prefix that holds an address, which is not before i.
+func (s *space) holding(at key, i int) int {
+	step := 1
+	for i+step < len(s.hi) && s.at(i+step).compare(at) <= 0 {
+		i += step
+		step *= 2
+	}
+	for ; step > 0; step /= 2 {
+		if i+step < len(s.hi) && s.at(i+step).compare(at) <= 0 {
+			i += step
+		}
+	}
+	return i
+}
+
+// copy pushes the prefixes of from in [i, j). Among them no siblings are equal, so only the
+// first ones can become one with what stands before; from the first that does not, none can.
+func (s *space) copy(from *space, i, j int) {
+	for alone := false; i < j && !alone; i++ {
+		n := len(s.hi)
+		s.push(from.at(i), from.bits[i], from.value[i])
+		alone = len(s.hi) > n
+	}
+	s.hi, s.value, s.bits = append(s.hi, from.hi[i:j]...), append(s.value, from.value[i:j]...), append(s.bits, from.bits[i:j]...)
+	if s.lo != nil {
+		s.lo = append(s.lo, from.lo[i:j]...)
 	}
 }
 
-// finish ends the pushing. deep says that prefixes may be longer than 64 bits.
-func (s *space) finish(deep bool) {
-	s.exact(deep)
-	s.search(deep)
+// grow makes room for n prefixes; deep says that they may be longer than 64 bits.
+func (s *space) grow(n int, deep bool) {
+	s.hi, s.value, s.bits = make([]uint64, 0, n), make([]uint32, 0, n), make([]uint8, 0, n)
+	if deep {
+		s.lo = make([]uint64, 0, n)
+	}
+}
+
+// widen sets the scope of each prefix to the length of the largest around it that has one class,
+// and reports whether all have. hole is the class of embedded.
+func (s *space) widen(classes []uint32, hole uint32) (one bool) {
+	class := func(i uint32) uint32 {
+		if v := s.value[i]; v != embedded {
+			return classes[v]
+		}
+		return hole
+	}
+	// As push does, but what is as large as it can be so far is known by its first prefix alone,
+	// whose scope is its length.
+	s.scope = make([]uint8, len(s.bits))
+	firsts := make([]uint32, 0, len(s.bits))
+	for i, length := range s.bits {
+		first, c := uint32(i), class(uint32(i))
+		n := len(firsts)
+		for ; n > 0 && length > 0; n-- {
+			left := firsts[n-1]
+			if s.scope[left] != length || class(left) != c || !s.at(int(first)).bit(length-1) {
+				break
+			}
+			first = left
+			length--
+		}
+		firsts = append(firsts[:n], first)
+		s.scope[first] = length
+	}
+	for n, first := range firsts {
+		end := len(s.scope)
+		if n+1 < len(firsts) {
+			end = int(firsts[n+1])
+		}
+		for i := int(first) + 1; i < end; i++ {
+			s.scope[i] = s.scope[first]
+		}
+	}
+	return len(firsts) == 1
 }
 
 // exact gives back spare memory.
-func (s *space) exact(deep bool) {
-	s.hi, s.value, s.bits = exact(s.hi), exact(s.value), exact(s.bits)
+func (s *space) exact() {
+	s.hi, s.lo, s.value, s.bits = exact(s.hi), exact(s.lo), exact(s.value), exact(s.bits)
 	s.scope = s.bits
-	if deep {
-		s.lo = exact(s.lo)
-	} else {
-		s.lo = nil
-	}
 }
 
 // search builds what a lookup needs.
@@ -338,8 +438,13 @@ func (s *space) search(deep bool) {
 	}
 }
 
-// exact returns a copy of s without spare capacity.
-func exact[E any](s []E) []E { return slices.Clip(slices.Clone(s)) }
+// exact returns s, or a copy of it if much of its capacity is spare; nil stays nil.
+func exact[E any](s []E) []E {
+	if cap(s)-len(s) > len(s)/8 {
+		s = slices.Clone(s)
+	}
+	return slices.Clip(s)
+}
 
 // bit reports the bit at position i, counted from the left.
 func (k key) bit(i uint8) bool {

@@ -39,24 +39,37 @@ func Build(prev *Snapshot, in Inputs) (*Snapshot, error) {
 			return nil, err
 		}
 	}
-	b := builder{in: in, prev: prev, refined: make(map[string]*routing), s: &Snapshot{
-		Revision: in.Revision, Plan: plan, Geo: in.Geo, in: in, worlds: make(map[string]*world), routings: make(map[string]*routing),
+	b := builder{in: in, prev: prev, s: &Snapshot{
+		Revision: in.Revision, Plan: plan, Geo: in.Geo, in: in,
+		worlds: make(map[string]*world), routings: make(map[string]*routing), refined: make(map[string]*routing),
 	}}
 	b.pools()
-	for _, p := range b.s.Pools {
-		b.upstream(p)
-	}
-	for _, name := range slices.Sorted(maps.Keys(in.Objects.Services)) {
-		b.service(name, in.Objects.Services[name])
-	}
+	b.services()
 	if len(b.faults) > 0 {
 		return nil, errors.Join(b.faults...)
 	}
 	b.routings()
-	for _, svc := range b.s.Services {
-		b.outcomes(svc, in.Objects.Services[svc.Name])
-	}
+	parallel(len(b.s.Services), func(i int) {
+		if svc := b.s.Services[i]; svc.outcomes == nil {
+			b.outcomes(svc, in.Objects.Services[svc.Name])
+		}
+	})
 	return b.s, nil
+}
+
+// parallel calls f with 0..n-1, as many at a time as there are cores, and returns when all
+// calls have.
+func parallel(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range min(n, runtime.GOMAXPROCS(0)) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				f(i)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // digest returns the first 12 hex digits of the SHA-256 of the objects' JSON, whose maps
@@ -70,34 +83,48 @@ func digest(o *config.Objects) (string, error) {
 	return hex.EncodeToString(sum[:6]), nil
 }
 
-// builder is the state of one Build.
+// builder is the state of one Build. What is under mu is for the goroutines of parallel.
 type builder struct {
-	in      Inputs
-	prev    *Snapshot
-	s       *Snapshot
-	ends    map[string]time.Time // when the first state of a pool, or of an endpoint of it, ends
-	steps   map[string]time.Time // when the next step of a pool's slow start comes
-	order   []orderedState       // of operators that hold now
-	refined map[string]*routing  // by what services make of them
-	faults  []error
+	in   Inputs
+	prev *Snapshot
+	s    *Snapshot
+
+	mu     sync.Mutex // also over s.Next and s.refined
+	making map[string]func() *routing
+	faults []error
 }
 
 func (b *builder) fail(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.faults = append(b.faults, fmt.Errorf(format, args...))
 }
 
 // due makes the next snapshot due at t, if nothing is before.
 func (b *builder) due(t time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.s.Next.IsZero() || t.Before(b.s.Next) {
 		b.s.Next = t
 	}
 }
 
-// pools compiles the pools and the states of operators that hold now.
+// pools compiles the pools and the states of operators that hold now, but for the pools that
+// are as they were.
 func (b *builder) pools() {
 	b.states()
-	for i, name := range slices.Sorted(maps.Keys(b.in.Objects.Pools)) {
-		b.s.Pools = append(b.s.Pools, b.pool(name, i, ""))
+	names := slices.Sorted(maps.Keys(b.in.Objects.Pools))
+	kept := b.keptPools()
+	b.s.Pools = make([]*Pool, len(names))
+	for i, name := range names {
+		if b.s.Pools[i] = kept[name]; kept[name] == nil {
+			b.s.Pools[i] = b.pool(name, i, "")
+		}
+	}
+	for _, p := range b.s.Pools {
+		if kept[p.Name] == nil {
+			b.upstream(p)
+		}
 	}
 }
 
@@ -113,7 +140,7 @@ func (b *builder) pool(name string, index int, service string) *Pool {
 		b.fail("pool %s: site %q: no such site", name, c.Site)
 	}
 	p.at = locusOf(c.Site, site)
-	own := b.statesOf(name, c.Endpoints, service)
+	own := b.statesOf(p, c.Endpoints, service)
 	ramps := make([]float64, len(c.Endpoints))
 	for j, e := range c.Endpoints {
 		ramps[j] = b.endpoint(p, &c, e, own)
@@ -138,7 +165,7 @@ func (b *builder) endpoint(p *Pool, c *config.Pool, e config.Endpoint, own poolS
 	if c.Probe == "" {
 		out.Verdict = Up
 	} else {
-		out.Verdict, ramp = b.delayed(p.Name, out.Verdict, b.in.Since[id], c.Delay)
+		out.Verdict, ramp = b.delayed(p, out.Verdict, b.in.Since[id], c.Delay)
 	}
 	mine := own[e.Address]
 	force := mine.force
@@ -167,9 +194,9 @@ func (b *builder) endpoint(p *Pool, c *config.Pool, e config.Endpoint, own poolS
 // rampSteps is in how many steps a pool comes back.
 const rampSteps = 10
 
-// delayed returns what counts of a verdict that stands since then, and how far its endpoint
-// is back.
-func (b *builder) delayed(pool string, v Verdict, since time.Time, d config.Returning) (Verdict, float64) {
+// delayed returns what counts of a verdict on an endpoint of p that stands since then, and how
+// far the endpoint is back.
+func (b *builder) delayed(p *Pool, v Verdict, since time.Time, d config.Returning) (Verdict, float64) {
 	if since.IsZero() || v == Unknown {
 		return v, 1
 	}
@@ -178,7 +205,7 @@ func (b *builder) delayed(pool string, v Verdict, since time.Time, d config.Retu
 		wait = d.Failback.Std()
 	}
 	if end := since.Add(wait); end.After(b.in.Now) {
-		b.ending(pool, end)
+		b.ending(p, end)
 		if v == Up {
 			return Down, 1
 		}
@@ -192,7 +219,7 @@ func (b *builder) delayed(pool string, v Verdict, since time.Time, d config.Retu
 	if n >= rampSteps-1 {
 		return v, 1
 	}
-	b.stepping(pool, since.Add(wait+time.Duration(n+1)*step))
+	b.stepping(p, since.Add(wait+time.Duration(n+1)*step))
 	return v, float64(n+1) / rampSteps
 }
 
@@ -426,11 +453,26 @@ func (b *builder) upstream(p *Pool) {
 	}
 }
 
+// services compiles the steerings of the services, but for those that are as they were.
+func (b *builder) services() {
+	names := slices.Sorted(maps.Keys(b.in.Objects.Services))
+	b.s.Services = make([]*Service, len(names))
+	good := len(b.faults)
+	parallel(len(names), func(i int) {
+		if svc := b.keptService(i, names[i]); svc != nil {
+			b.s.Services[i] = svc
+			return
+		}
+		b.s.Services[i] = b.service(names[i], i, b.in.Objects.Services[names[i]])
+	})
+	slices.SortFunc(b.faults[good:], func(x, y error) int { return strings.Compare(x.Error(), y.Error()) })
+}
+
 // service compiles the steering of a service.
-func (b *builder) service(name string, c config.Service) {
+func (b *builder) service(name string, index int, c config.Service) *Service {
 	sticky := c.Sticky.WithDefaults()
 	svc := &Service{
-		Name: name, Index: len(b.s.Services), seed: seed("service", name),
+		Name: name, Index: index, seed: seed("service", name),
 		sticky4: uint8(sticky.IPv4), sticky6: uint8(sticky.IPv6),
 		HTTPS: c.HTTPS, SRV: c.SRV,
 	}
@@ -440,7 +482,7 @@ func (b *builder) service(name string, c config.Service) {
 	for _, cand := range svc.steering.candidates {
 		svc.Pools = append(svc.Pools, cand.pool)
 	}
-	b.s.Services = append(b.s.Services, svc)
+	return svc
 }
 
 // seenBy returns p as the service of that name sees it: p itself, unless a state is for some
@@ -473,29 +515,76 @@ func (b *builder) outcomes(svc *Service, c config.Service) {
 		}
 	}
 	if svc.routing.rough {
-		svc.routing = svc.routing.refine(svc.outcomes, svc, b.refined)
+		svc.routing = b.refined(svc.routing, kindsOf(svc))
 	}
+}
+
+// refined returns r with those kinds, which services that agree share; the last snapshot's if
+// it had it.
+func (b *builder) refined(r *routing, kinds []uint32) *routing {
+	if slices.Equal(kinds, r.kinds) {
+		return r
+	}
+	key := fmt.Sprintf("%p %v", r, kinds) // whoever has the routing keeps r alive, and its address
+	b.mu.Lock()
+	make := b.making[key]
+	if make == nil {
+		make = sync.OnceValue(func() *routing {
+			if own := b.prev.refined[key]; own != nil {
+				return own
+			}
+			return r.refine(kinds)
+		})
+		if b.making == nil {
+			b.making = map[string]func() *routing{}
+		}
+		b.making[key] = make
+	}
+	b.mu.Unlock()
+	own := make()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.s.refined[key] = own
+	return own
 }
 
 // maxSpare is how many routings are kept that no service uses: what fails comes back, and
 // then the last routings are right again.
 const maxSpare = 8
 
+// tallied is how many classes of a world are tallied at a time.
+const tallied = 2048
+
 // routings gives every service its routing: one of this snapshot's or the last's that is
-// equal, else one that is compiled now, as many at a time as there are cores.
+// equal, else one that is compiled now, by all cores.
 func (b *builder) routings() {
 	type job struct {
+		key      string
 		steering *steering
 		world    *world
+		last     *routing // what it may take from
+		classes  []uint32 // at which a contest is held
+		tallies  []*tally
 		routing  *routing
 	}
+	type piece struct{ job, tally int }
 	var jobs []*job
+	var pieces []piece
 	todo := make(map[string]*job)
 	waits := make(map[*Service]*job)
 	for _, svc := range b.s.Services {
 		s := &svc.steering
+		if svc.routing != nil { // kept
+			if whole := svc.routing.whole; whole.world != nil {
+				b.s.routings[whole.key], b.s.worlds[whole.world.key] = whole, whole.world
+				if svc.routing != whole {
+					b.refined(whole, svc.routing.kinds)
+				}
+			}
+			continue
+		}
 		if !s.local || b.in.Geo == nil && len(s.marks) == 0 {
-			svc.routing = newRouting(s, nil)
+			svc.routing = newRouting(s)
 			continue
 		}
 		w := b.world(s.marks)
@@ -514,22 +603,31 @@ func (b *builder) routings() {
 		}
 		j := todo[key]
 		if j == nil {
-			j = &job{steering: s, world: w}
+			j = &job{key: key, steering: s, world: w}
+			if was := b.prev.Service(svc.Name); was != nil && was.routing.world == w {
+				j.last = was.routing.whole
+				j.classes = j.last.unsure(&was.steering, s, w)
+			} else {
+				j.classes = j.last.unsure(nil, s, w)
+			}
+			j.tallies = make([]*tally, (len(j.classes)+tallied-1)/tallied)
+			for i := range j.tallies {
+				pieces = append(pieces, piece{len(jobs), i})
+			}
 			todo[key] = j
 			jobs = append(jobs, j)
 		}
 		waits[svc] = j
 	}
-	var wg sync.WaitGroup
-	var next atomic.Int64
-	for range min(len(jobs), runtime.GOMAXPROCS(0)) {
-		wg.Go(func() {
-			for i := next.Add(1) - 1; int(i) < len(jobs); i = next.Add(1) - 1 {
-				jobs[i].routing = newRouting(jobs[i].steering, jobs[i].world)
-			}
-		})
-	}
-	wg.Wait()
+	parallel(len(pieces), func(i int) {
+		j, n := jobs[pieces[i].job], pieces[i].tally
+		j.tallies[n] = newTally(j.steering, j.world, j.classes[n*tallied:min(len(j.classes), (n+1)*tallied)])
+	})
+	parallel(len(jobs), func(i int) {
+		j := jobs[i]
+		j.routing = joinRouting(j.world, j.tallies, j.last)
+		j.routing.key = j.key
+	})
 	for key, j := range todo {
 		b.s.routings[key] = j.routing
 	}
@@ -745,11 +843,11 @@ func (b *builder) ttl(svc *Service, full time.Duration, floor uint32) uint32 {
 		}
 	}
 	for _, p := range svc.Pools {
-		if end, ok := b.ends[p.Name]; ok {
-			until(end)
+		if !p.ends.IsZero() {
+			until(p.ends)
 		}
-		if step, ok := b.steps[p.Name]; ok {
-			left := step.Sub(b.in.Now).Truncate(time.Second)
+		if !p.steps.IsZero() {
+			left := p.steps.Sub(b.in.Now).Truncate(time.Second)
 			ttl = min(ttl, max(time.Duration(floor)*time.Second, left))
 		}
 	}

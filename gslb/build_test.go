@@ -1,9 +1,13 @@
 package gslb
 
 import (
+	"cmp"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,32 +71,164 @@ func id(text string) EndpointID {
 	return EndpointID{pool, netip.MustParseAddr(addr)}
 }
 
-// TestBuildFromAnyPredecessor checks that what a snapshot decides does not depend on what
-// it was built after.
+// TestBuildFromAnyPredecessor checks that what a snapshot says does not depend on what it was
+// built after, whatever changed: verdicts, what is about to flip, loads, plans, measurements, names,
+// objects, or nothing but the time.
 func TestBuildFromAnyPredecessor(t *testing.T) {
-	rng := rand.New(rand.NewPCG(9, 9))
-	in, prefixes := randomInputs(rng)
-	for in.Geo == nil || len(in.Objects.Pools) < 4 {
-		in, prefixes = randomInputs(rng)
+	kept := 0
+	for seed := range uint64(6) {
+		rng := rand.New(rand.NewPCG(9, seed))
+		in, prefixes := randomInputs(rng)
+		for in.Geo == nil || len(in.Objects.Pools) < 4 {
+			in, prefixes = randomInputs(rng)
+		}
+		manyServices(rng, in.Objects)
+		in.Since, in.FlipAt, in.Names = map[EndpointID]time.Time{}, map[EndpointID]time.Time{}, map[string][]netip.Addr{}
+		var prev *Snapshot
+		for round := range 40 {
+			in.Revision++
+			change(rng, &in, prev)
+			after, alone := mustBuild(t, prev, in), mustBuild(t, nil, in)
+			if !after.Next.Equal(alone.Next) {
+				t.Fatalf("seed %d, round %d: next is due at %s, built alone %s", seed, round, after.Next, alone.Next)
+			}
+			if prev != nil {
+				for i, svc := range prev.Services {
+					if svc == after.Services[i] {
+						kept++
+					}
+				}
+			}
+			prev = after
+			sameSnapshots(t, fmt.Sprintf("seed %d, round %d", seed, round), after, alone, corners(prefixes))
+		}
 	}
-	var prev *Snapshot
-	for round := range 100 {
-		for ep := range in.Verdicts {
-			if rng.IntN(4) == 0 {
-				in.Verdicts[ep] = Verdict(rng.IntN(3))
+	if kept < 100 {
+		t.Errorf("services were kept %d times, want more", kept)
+	}
+}
+
+// manyServices adds to the service "w" others over some of its pools, and to pools upstreams,
+// delays and states that end.
+func manyServices(rng *rand.Rand, o *config.Objects) {
+	names := slices.Sorted(maps.Keys(o.Pools))
+	timed := rng.IntN(2) == 0 // what ends by the clock is compiled anew each time
+	for i := range 6 {
+		some := config.Steering{Pools: map[string]config.PoolRef{}}
+		for _, name := range names {
+			if rng.IntN(3) == 0 {
+				some.Pools[name] = config.PoolRef{Standby: rng.IntN(5) == 0}
 			}
 		}
-		in.Revision++
-		after, alone := mustBuild(t, prev, in), mustBuild(t, nil, in)
-		prev = after
-		for _, a := range corners(prefixes) {
+		if len(some.Pools) == 0 {
+			some.Pools[names[0]] = config.PoolRef{}
+		}
+		some.Policy = randomPolicy(rng, slices.Sorted(maps.Keys(some.Pools)), o.Chains)
+		o.Services[fmt.Sprint("w", i)] = config.Service{Steering: some, TTL: config.Duration(time.Minute), HTTPS: &config.HTTPS{Pools: 1 + i%2}}
+	}
+	for i, name := range names {
+		p := o.Pools[name]
+		if timed {
+			p.Delay = config.Returning{Failover: config.Duration(i%2) * config.Duration(20*time.Second), Failback: config.Duration(i%3) * config.Duration(20*time.Second), Ramp: config.Duration(i%2) * config.Duration(time.Minute)}
+		}
+		if i%2 == 1 {
+			up := &config.Upstream{Steering: config.Steering{Pools: map[string]config.PoolRef{names[i-1]: {}}}}
+			if i > 1 {
+				up.Pools[names[i-2]] = config.PoolRef{}
+			}
+			p.Upstream = up
+		}
+		o.Pools[name] = p
+	}
+	o.Pools["alias"] = config.Pool{Site: "s0", Hostname: "cdn.example.net"}
+	o.Zones = map[string]config.Zone{"w0": {Name: "w0"}}
+	o.Services["w0"].Pools["alias"] = config.PoolRef{}
+	if !timed {
+		maps.DeleteFunc(o.States, func(_ string, st config.State) bool { return !st.Until.IsZero() })
+		return
+	}
+	o.States["later"] = config.State{Pool: names[len(names)-1], State: "drain", Author: "ann", Until: now.Add(5 * time.Minute)}
+	o.States["apart"] = config.State{Match: "w1/" + names[1], State: "down", Author: "ann", Until: now.Add(3 * time.Minute)}
+}
+
+// change changes one thing or two. Inputs keep their maps, so it changes copies.
+func change(rng *rand.Rand, in *Inputs, prev *Snapshot) {
+	endpoint := func() (id EndpointID) {
+		all := slices.SortedFunc(maps.Keys(in.Verdicts), func(a, b EndpointID) int {
+			return cmp.Or(cmp.Compare(a.Pool, b.Pool), a.Addr.Compare(b.Addr))
+		})
+		return all[rng.IntN(len(all))]
+	}
+	for range 1 + rng.IntN(2) {
+		switch rng.IntN(10) {
+		case 0, 1, 2, 3:
+			next := maps.Clone(in.Verdicts)
+			for range 1 + rng.IntN(3) {
+				next[endpoint()] = Verdict(rng.IntN(3))
+			}
+			in.Verdicts, in.Since = next, Turned(prev, next, in.Now)
+		case 4:
+			in.Flipping, in.FlipAt = maps.Clone(in.Flipping), maps.Clone(in.FlipAt)
+			id := endpoint()
+			in.Flipping[id], in.FlipAt[id] = !in.Flipping[id], in.Now.Add(10*time.Second)
+		case 5:
+			in.Now = in.Now.Add(time.Duration(rng.IntN(10)) * time.Second)
+		case 6:
+			in.Load = maps.Clone(in.Load)
+			in.Load[endpoint().Pool] = 1.2 * rng.Float64()
+		case 7:
+			in.Shares = map[string]map[string]float64{"w": {endpoint().Pool: rng.Float64()}, "w2": {endpoint().Pool: rng.Float64()}}
+		case 8:
+			in.RTT = NewRTTTable(map[RTTKey]RTT{{netip.PrefixFrom(netip.AddrFrom4([4]byte{64}), 2), endpoint().Pool}: {Millis: 5, Samples: 9, At: in.Now}})
+			in.Names = map[string][]netip.Addr{"cdn.example.net": {netip.AddrFrom4([4]byte{10, 50, 0, byte(rng.IntN(3))})}}
+		case 9:
+			in.Objects = in.Objects.Clone()
+			if rng.IntN(2) == 0 {
+				in.Objects.States["now"] = config.State{Pool: endpoint().Pool, State: "drain", Author: "ann"}
+			} else {
+				delete(in.Objects.States, "now")
+			}
+		}
+	}
+}
+
+// sameSnapshots checks that two snapshots say the same: of every service to clients at those
+// addresses, and to every pool's proxies.
+func sameSnapshots(t *testing.T, where string, got, want *Snapshot, at []netip.Addr) {
+	t.Helper()
+	text := func(v any) string {
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	for i, svc := range got.Services {
+		other := want.Services[i]
+		if svc.Name != other.Name || svc.Index != other.Index || svc.V4 != other.V4 || svc.V6 != other.V6 {
+			t.Fatalf("%s: service %s %d %v %v, want %s %d %v %v", where, svc.Name, svc.Index, svc.V4, svc.V6, other.Name, other.Index, other.V4, other.V6)
+		}
+		for n, a := range at {
 			var x, y Decision
 			c := Client{a, uint8(a.BitLen())}
-			after.Decide(after.Service("w"), c, &x)
-			alone.Decide(alone.Service("w"), c, &y)
+			got.Decide(svc, c, &x)
+			want.Decide(other, c, &y)
 			if x.line() != y.line() {
-				t.Fatalf("round %d: %s: %s, built alone %s", round, a, x.line(), y.line())
+				t.Fatalf("%s: %s: %s: %s, want %s", where, svc.Name, a, x.line(), y.line())
 			}
+			if n%32 == 0 {
+				if x, y := text(got.Explain(svc, c)), text(want.Explain(other, c)); x != y {
+					t.Fatalf("%s: %s: %s: %s\nwant %s", where, svc.Name, a, x, y)
+				}
+			}
+		}
+	}
+	for i, p := range got.Pools {
+		if x, y := text(p), text(want.Pools[i]); x != y {
+			t.Fatalf("%s: pool %s\nwant %s", where, x, y)
+		}
+		if x, y := text(got.Assign(p)), text(want.Assign(want.Pools[i])); x != y {
+			t.Fatalf("%s: proxies of %s are sent to %s\nwant %s", where, p.Name, x, y)
 		}
 	}
 }

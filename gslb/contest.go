@@ -82,6 +82,31 @@ func (s *steering) contest() *contest {
 	return c
 }
 
+// alike reports whether two contests of newContest, over the same world, are judged alike but for
+// what stands of the candidates before any client is read.
+func (c *contest) alike(o *contest) bool {
+	a, b := c.steering, o.steering
+	if a.failOpen != b.failOpen || a.lastGood != b.lastGood || a.targets != b.targets || a.base.pools != b.base.pools || c.common != o.common ||
+		len(a.candidates) != len(b.candidates) || len(a.stages) != len(b.stages) {
+		return false
+	}
+	for i := range a.candidates {
+		if x, y := a.candidates[i].pool, b.candidates[i].pool; x.Name != y.Name || x.at.spot != y.at.spot || a.partial(i) != b.partial(i) {
+			return false
+		}
+	}
+	for i := range a.stages {
+		x, y := &a.stages[i], &b.stages[i]
+		if x.name != y.name || x.local != y.local || x.order != y.order || x.fixed != y.fixed || !slices.Equal(x.guards, y.guards) || !x.fixed && x.plan != y.plan {
+			return false
+		}
+		if x.fixed && x.order && !slices.Equal(c.order[x.slot], o.order[y.slot]) {
+			return false
+		}
+	}
+	return true
+}
+
 // at judges the candidates for a client there.
 func (c *contest) at(l *locus) {
 	copy(c.standings, c.admitted)

@@ -25,6 +25,7 @@ type steering struct {
 	targets    int         // into how many pools the answers of other types go
 	failOpen   bool        // when all is down, choose as if nothing were
 	lastGood   bool        // and what was healthy until last
+	reads      reading     // beside the pools
 }
 
 // candidate is a pool in a steering.

@@ -2,6 +2,7 @@ package gslb
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -79,13 +80,13 @@ func BenchmarkScale(b *testing.B) {
 		{1000, 30, 300_000}, {1000, 10, 300_000},
 		{300, 100, 300_000}, {100, 100, 300_000},
 	}
-	maps := map[int]*geo.Map{}
+	worlds := map[int]*geo.Map{}
 	for _, r := range rows {
 		b.Run(fmt.Sprintf("services=%d/pools=%d/networks=%d", r.services, r.pools, r.networks), func(b *testing.B) {
-			m := maps[r.networks]
+			m := worlds[r.networks]
 			if m == nil {
 				m = syntheticMap(b, r.networks)
-				maps[r.networks] = m
+				worlds[r.networks] = m
 			}
 			in := fleet(r.services, r.pools)
 			in.Geo = m
@@ -127,6 +128,60 @@ func BenchmarkScale(b *testing.B) {
 			b.ReportMetric(flipCPU.Seconds()*1000/n, "flip-cpu-ms")
 			b.ReportMetric(flip.Seconds()*1000/n, "flip-ms")
 			b.ReportMetric(float64(held)/n/(1<<20), "MiB")
+		})
+	}
+}
+
+// BenchmarkFlip builds the snapshot after one pool of a hundred goes down, and after it comes
+// back to a node that does not remember how it was before, with 1,000 services and 1,000,000
+// networks: each time another pool. Wall time includes what other processes take.
+func BenchmarkFlip(b *testing.B) {
+	up := fleet(1000, 100)
+	up.Geo = syntheticMap(b, 1_000_000)
+	without := func(pool int) Inputs {
+		in := up
+		in.Verdicts = maps.Clone(up.Verdicts)
+		name := fmt.Sprintf("pool-%03d", pool)
+		for _, e := range up.Objects.Pools[name].Endpoints {
+			in.Verdicts[EndpointID{name, e.Address}] = Down
+		}
+		return in
+	}
+	must := func(s *Snapshot, err error) *Snapshot {
+		if err != nil {
+			b.Fatal(err)
+		}
+		return s
+	}
+	all := must(Build(nil, up))
+	var less [4]*Snapshot // a pool is down in
+	for i := range less {
+		less[i] = must(Build(nil, without(25*i)))
+	}
+	for _, bm := range []struct {
+		name string
+		flip func(i int) func() *Snapshot
+	}{
+		{"down", func(i int) func() *Snapshot {
+			in := without(i % 100)
+			return func() *Snapshot { return must(Build(all, in)) }
+		}},
+		{"up", func(i int) func() *Snapshot {
+			return func() *Snapshot { return must(Build(less[i%len(less)], up)) }
+		}},
+	} {
+		b.Run(bm.name, func(b *testing.B) {
+			var wall, worst, cpu time.Duration
+			for i := 0; b.Loop(); i++ {
+				flip := bm.flip(i)
+				start, used := time.Now(), cpuUsed(b)
+				flip()
+				took := time.Since(start)
+				wall, worst, cpu = wall+took, max(worst, took), cpu+cpuUsed(b)-used
+			}
+			b.ReportMetric(wall.Seconds()*1000/float64(b.N), "flip-ms")
+			b.ReportMetric(worst.Seconds()*1000, "worst-ms")
+			b.ReportMetric(cpu.Seconds()*1000/float64(b.N), "flip-cpu-ms")
 		})
 	}
 }

@@ -84,6 +84,7 @@ func (k *compiler) health(h *config.HealthStage) stage {
 	var by map[string]*fitness // the regions that see something else
 	var around *regions
 	if h.By == "region" {
+		k.reads |= readsRegions
 		for _, region := range slices.Sorted(maps.Keys(k.env.seen)) {
 			f := k.fitness(h, region)
 			if slices.Equal(f.down, all.down) && slices.Equal(f.degraded, all.degraded) {
@@ -340,6 +341,7 @@ func (k *compiler) affinity(levels []string) stage {
 
 // measured returns the RTTs that count, and makes their prefixes marks.
 func (k *compiler) measured(p config.RTTStage) *rttRows {
+	k.reads |= readsRTT
 	rows, until := k.env.rtt.count(k.candidates, p.MinSamples, p.MaxAge.Std(), k.env.now)
 	if !until.IsZero() {
 		k.changes = append(k.changes, until)
@@ -424,6 +426,7 @@ const loadStep = 1.0 / 64
 
 // shed returns what each candidate keeps of its clients under its load.
 func (k *compiler) shed(p *config.ShedStage) (shares []float64, notes []string) {
+	k.reads |= readsLoad
 	for _, c := range k.candidates {
 		load, ok := k.env.load[c.pool.Name]
 		share := p.Keeps(load)
@@ -440,6 +443,7 @@ func (k *compiler) shed(p *config.ShedStage) (shares []float64, notes []string) 
 // capacity returns what each candidate may take of its clients: what the plan says, else the
 // configuration.
 func (k *compiler) capacity(p *config.CapacityStage) (shares []float64, notes []string) {
+	k.reads |= readsShares
 	for _, c := range k.candidates {
 		share, note := 1.0, "no share set"
 		if v, ok := p.Shares[c.pool.Name]; ok {

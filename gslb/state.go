@@ -34,7 +34,6 @@ type orderedState struct {
 // states collects the states that hold now in their order, the strongest last, and notes
 // when they end.
 func (b *builder) states() {
-	b.ends, b.steps = make(map[string]time.Time), make(map[string]time.Time)
 	for _, name := range slices.Sorted(maps.Keys(b.in.Objects.States)) {
 		st := orderedState{State: b.in.Objects.States[name], globs: [3]string{"*", "*", "*"}}
 		if !st.Until.IsZero() {
@@ -54,9 +53,9 @@ func (b *builder) states() {
 		} else {
 			copy(st.globs[:], strings.Split(st.Match, "/"))
 		}
-		b.order = append(b.order, st)
+		b.s.states = append(b.s.states, st)
 	}
-	slices.SortStableFunc(b.order, func(x, y orderedState) int {
+	slices.SortStableFunc(b.s.states, func(x, y orderedState) int {
 		return cmp.Or(compareBool(x.exact, y.exact), cmp.Compare(x.Order, y.Order))
 	})
 }
@@ -71,26 +70,26 @@ func compareBool(x, y bool) int {
 	return 1
 }
 
-// ending notes that what holds of a pool ends at that time.
-func (b *builder) ending(pool string, end time.Time) {
+// ending notes that what holds of p ends at that time.
+func (b *builder) ending(p *Pool, end time.Time) {
 	b.due(end)
-	if first, ok := b.ends[pool]; !ok || end.Before(first) {
-		b.ends[pool] = end
+	if p.ends.IsZero() || end.Before(p.ends) {
+		p.ends = end
 	}
 }
 
-// stepping notes when the next step of a pool's slow start comes.
-func (b *builder) stepping(pool string, at time.Time) {
+// stepping notes when the next step of the slow start of p comes.
+func (b *builder) stepping(p *Pool, at time.Time) {
 	b.due(at)
-	if first, ok := b.steps[pool]; !ok || at.Before(first) {
-		b.steps[pool] = at
+	if p.steps.IsZero() || at.Before(p.steps) {
+		p.steps = at
 	}
 }
 
 // apart reports whether a state is for some services only, and of them for this one and this
 // pool.
 func (b *builder) apart(service, pool string) bool {
-	return slices.ContainsFunc(b.order, func(st orderedState) bool {
+	return slices.ContainsFunc(b.s.states, func(st orderedState) bool {
 		return st.globs[0] != "*" && matches(st.globs[0], service) && st.means(pool)
 	})
 }
@@ -108,17 +107,17 @@ func matches(g, name string) bool {
 	return ok
 }
 
-// statesOf returns what operators set on a pool, as that service sees it. A later state takes
+// statesOf returns what operators set on p, as that service sees it. A later state takes
 // the place of an earlier one, as far as both mean the same endpoints.
-func (b *builder) statesOf(pool string, endpoints []config.Endpoint, service string) poolStates {
+func (b *builder) statesOf(p *Pool, endpoints []config.Endpoint, service string) poolStates {
 	own := make(poolStates)
-	for i := range b.order {
-		st := &b.order[i]
-		if !st.means(pool) || st.globs[0] != "*" && (service == "" || !matches(st.globs[0], service)) {
+	for i := range b.s.states {
+		st := &b.s.states[i]
+		if !st.means(p.Name) || st.globs[0] != "*" && (service == "" || !matches(st.globs[0], service)) {
 			continue
 		}
 		if !st.Until.IsZero() {
-			b.ending(pool, st.Until)
+			b.ending(p, st.Until)
 		}
 		if st.globs[2] == "*" {
 			if !st.exact { // a glob over all endpoints is over each of them

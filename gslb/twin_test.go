@@ -2,6 +2,7 @@ package gslb
 
 import (
 	"cmp"
+	"flag"
 	"fmt"
 	"maps"
 	"math"
@@ -909,9 +910,19 @@ func corners(prefixes []netip.Prefix) (out []netip.Addr) {
 
 // TestDecideAgreesWithTwin compares random configurations, geographies and states with the
 // twin, and each scope with brute force: no corner inside decides differently, and one bit
-// less has one that does, unless the split itself is why.
+// less has one that does, unless the split itself is why. The flag -seeds runs it so often,
+// each time from another seed.
 func TestDecideAgreesWithTwin(t *testing.T) {
-	rng := rand.New(rand.NewPCG(3, 5))
+	for i := range *seeds {
+		t.Run(fmt.Sprint("seed=", i), func(t *testing.T) {
+			agreeWithTwin(t, rand.New(rand.NewPCG(3+uint64(i), 5)))
+		})
+	}
+}
+
+var seeds = flag.Int("seeds", 1, "how often random configurations are compared with the twin, with a seed each")
+
+func agreeWithTwin(t *testing.T, rng *rand.Rand) {
 	seen := map[Reason]int{}
 	var prev *Snapshot
 	for round := range 600 {
@@ -927,12 +938,13 @@ func TestDecideAgreesWithTwin(t *testing.T) {
 			s.Decide(svc, Client{a, uint8(a.BitLen())}, &d)
 			line = fmt.Sprint(d.V4, d.V6, d.Fallback)
 			o := &svc.outcomes[d.Outcome]
-			for i, sh := range o.shares {
-				if o.split && !sh.lost { // a split is another decision, even where the draw falls on the same pool
-					line += fmt.Sprint(" ", sh.pool.Name, sh.gates, i > 0 && sh.group != o.shares[i-1].group)
+			if drawn := len(o.shares) > 0 && (o.split || cut(&d)); drawn {
+				// Another draw is another decision, even where this client is drawn the same.
+				for i, sh := range o.shares {
+					if !sh.lost {
+						line += fmt.Sprint(" ", sh.pool.Name, sh.list.index, sh.gates, i > 0 && sh.group != o.shares[i-1].group)
+					}
 				}
-			}
-			if len(o.shares) > 0 && (o.split || cut(&d, svc)) {
 				line += fmt.Sprint(o.sticky(svc, netip.IPv4Unspecified()), o.sticky(svc, netip.IPv6Unspecified()), o.shape.answers, o.shape.mode)
 			}
 			return d, line
@@ -973,7 +985,7 @@ func TestDecideAgreesWithTwin(t *testing.T) {
 			if c, ok := differs(inside); ok {
 				t.Fatalf("round %d: %s: %s, but %s inside the scope: %s\n%s", round, a, d.line(), c, func() string { d, _ := decide(c); return d.line() }(), yamlOf(in))
 			}
-			if split := svc.outcomes[d.Outcome].split || d.Pool != nil && cut(&d, svc); d.Scope == 0 || split && d.Scope == svc.outcomes[d.Outcome].sticky(svc, a) {
+			if split := svc.outcomes[d.Outcome].split || d.Pool != nil && cut(&d); d.Scope == 0 || split && d.Scope == svc.outcomes[d.Outcome].sticky(svc, a) {
 				continue
 			}
 			if _, ok := differs(netip.PrefixFrom(a, int(d.Scope)-1).Masked()); !ok {
@@ -994,8 +1006,9 @@ func yamlOf(in Inputs) string {
 }
 
 // cut reports whether d is a selection of its pool's endpoints.
-func cut(d *Decision, svc *Service) bool {
-	o := &svc.outcomes[d.Outcome]
-	sh := o.shares[0]
-	return o.merged || len(d.V4) < len(sh.list.v4.addrs) || len(d.V6) < len(sh.list.v6.addrs)
+func cut(d *Decision) bool {
+	o := &d.Service.outcomes[d.Outcome]
+	i := slices.IndexFunc(o.shares, func(sh share) bool { return sh.pool == d.Pool && !sh.lost })
+	l := o.shares[i].list
+	return o.merged || len(d.V4) < len(l.v4.addrs) || len(d.V6) < len(l.v6.addrs)
 }

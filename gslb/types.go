@@ -53,7 +53,8 @@ type Client struct {
 	Source uint8      // source prefix length in bits (RFC 7871); all bits for a resolver's address
 }
 
-// Inputs is all that a snapshot is made of.
+// Inputs is all that a snapshot is made of. Its maps and what they hold belong to the snapshot
+// and stay as they are.
 type Inputs struct {
 	Revision uint64          // of the snapshot to build; the caller lets it only grow
 	Objects  *config.Objects // valid: config.Validate found no fault
@@ -82,9 +83,11 @@ type Snapshot struct {
 	Pools    []*Pool    // ordered by name
 
 	in       Inputs
+	states   []orderedState      // of operators that hold now, the strongest last
 	worlds   map[string]*world   // geography as the stages see it, by the prefixes that they name
 	routings map[string]*routing // by what they depend on, for the next Build to share
 	spare    map[string]*routing // those of snapshots before that no service uses now
+	refined  map[string]*routing // those that services made of routings, by how
 }
 
 // Service is a compiled service.
@@ -128,6 +131,8 @@ type Pool struct {
 	upstreams        map[string]*steering // by name; that of the pool itself is config.DefaultUpstream
 	flipping         bool                 // the verdict of an endpoint is about to change
 	flipAt           time.Time            // when at the earliest; zero: not known
+	ends             time.Time            // when the first state or delay of it or of an endpoint does; zero for never
+	steps            time.Time            // when the next step of its slow start comes; zero for never
 	none             bool                 // no endpoint has a weight: never answered
 	shut             bool                 // an operator forced every endpoint down
 	notes            poolNotes            // for people
