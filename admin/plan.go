@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 
@@ -12,6 +13,9 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
+// isSnapshot matches how a snapshot is named: by its revision, or by its ID.
+var isSnapshot = regexp.MustCompile(`^([0-9]{1,20}|s[0-9a-f]{12})$`)
+
 // supposed returns the snapshot that a request asks about: of the revision at, as it would be
 // under every if. It has answered when there is none.
 func (s *Server) supposed(w http.ResponseWriter, q url.Values) (*gslb.Snapshot, bool) {
@@ -19,23 +23,24 @@ func (s *Server) supposed(w http.ResponseWriter, q url.Values) (*gslb.Snapshot, 
 	if !ok {
 		return nil, false
 	}
-	if at := q.Get("at"); at != "" {
-		revision, err := strconv.ParseUint(at, 10, 64)
-		if err != nil {
-			fail(w, http.StatusBadRequest, fmt.Sprintf("at=%q", at), "give the revision of a snapshot, as explain shows it")
+	if at := q.Get("at"); at != "" && at != strconv.FormatUint(snap.Revision, 10) {
+		if !isSnapshot.MatchString(at) {
+			fail(w, http.StatusBadRequest, fmt.Sprintf("at=%q", at), "give the revision of a snapshot or its ID, as explain shows them")
 			return nil, false
 		}
-		if revision != snap.Revision {
-			var past *gslb.Snapshot
-			if s.o.At != nil {
-				past = s.o.At(revision)
-			}
-			if past == nil {
-				fail(w, http.StatusNotFound, fmt.Sprintf("revision %d is not kept", revision), fmt.Sprintf("the present one is %d; nodes keep the last few", snap.Revision))
+		var past *gslb.Snapshot
+		if s.o.At != nil {
+			var err error
+			if past, err = s.o.At(at); err != nil {
+				fail(w, http.StatusInternalServerError, fmt.Sprintf("snapshot %s: %v", at, err), "")
 				return nil, false
 			}
-			snap = past
 		}
+		if past == nil {
+			fail(w, http.StatusNotFound, fmt.Sprintf("snapshot %s is not kept", at), fmt.Sprintf("the present one is revision %d; node.history says how many are kept, and for how long", snap.Revision))
+			return nil, false
+		}
+		snap = past
 	}
 	if terms := q["if"]; len(terms) > 0 {
 		next, err := snap.WhatIf(terms...)

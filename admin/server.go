@@ -65,24 +65,24 @@ type Options struct {
 	Token string // bearer token of changes; without one they are taken on loopback only
 	Log   *slog.Logger
 
-	Snapshot func() *gslb.Snapshot                // what answers; nil: nothing yet
-	At       func(revision uint64) *gslb.Snapshot // a past snapshot, nil when it is not kept; nil: none is
-	Recent   func() []gslb.Sample                 // decisions that were made, to try changes on; nil: none are kept
-	View     func() store.View                    // the objects that it was made of
-	Store    store.Store                          // nil: the objects are in a file, and changes are refused
-	Health   func() []health.View                 // ordered by pool, then address
-	Members  func() []api.Member                  // of the gossip, this node included
-	Counters func() api.Counters                  // of the DNS server
-	Traces   Traces                               // nil: no trace is kept
-	OTLP     http.Handler                         // POST /v1/traces
-	OnLoad   func(api.Load)                       // every valid load report; it must not block
-	RTTs     func() api.RTTs                      // what is known of round-trip times; nil: nothing
-	OnRTTs   func(pool string, r []api.RTTSample) // valid reports of them; it must not block
-	Ready    func() (ok bool, reason string)      // default: once there is a snapshot
-	Degraded func() []string                      // faults that the API cannot see itself: a sentence each
-	Wrap     func(http.Handler) http.Handler      // put around every request that was let in: a span, say
-	Extra    map[string]http.Handler              // by pattern of http.ServeMux, such as "/api/v1/demo/"
-	Metrics  []prometheus.Collector               // registered beside our own
+	Snapshot func() *gslb.Snapshot                     // what answers; nil: nothing yet
+	At       func(name string) (*gslb.Snapshot, error) // a past snapshot by revision or ID, nil when it is not kept; nil: none is
+	Recent   func() []gslb.Sample                      // decisions that were made, to try changes on; nil: none are kept
+	View     func() store.View                         // the objects that it was made of
+	Store    store.Store                               // nil: the objects are in a file, and changes are refused
+	Health   func() []health.View                      // ordered by pool, then address
+	Members  func() []api.Member                       // of the gossip, this node included
+	Counters func() api.Counters                       // of the DNS server
+	Traces   Traces                                    // nil: no trace is kept
+	OTLP     http.Handler                              // POST /v1/traces
+	OnLoad   func(api.Load)                            // every valid load report; it must not block
+	RTTs     func() api.RTTs                           // what is known of round-trip times; nil: nothing
+	OnRTTs   func(pool string, r []api.RTTSample)      // valid reports of them; it must not block
+	Ready    func() (ok bool, reason string)           // default: once there is a snapshot
+	Degraded func() []string                           // faults that the API cannot see itself: a sentence each
+	Wrap     func(http.Handler) http.Handler           // put around every request that was let in: a span, say
+	Extra    map[string]http.Handler                   // by pattern of http.ServeMux, such as "/api/v1/demo/"
+	Metrics  []prometheus.Collector                    // registered beside our own
 
 	HealthStats func() health.Stats                     // for metrics
 	TraceStats  func() tracing.Stats                    // for metrics

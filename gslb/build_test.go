@@ -180,6 +180,7 @@ func change(rng *rand.Rand, in *Inputs, prev *Snapshot) {
 			in.Shares = map[string]map[string]float64{"w": {endpoint().Pool: rng.Float64()}, "w2": {endpoint().Pool: rng.Float64()}}
 		case 8:
 			in.RTT = NewRTTTable(map[RTTKey]RTT{{netip.PrefixFrom(netip.AddrFrom4([4]byte{64}), 2), endpoint().Pool}: {Millis: 5, Samples: 9, At: in.Now}})
+			in.Regional = map[string]map[EndpointID]Verdict{"s1": {endpoint(): Down, endpoint(): Down}}
 			in.Names = map[string][]netip.Addr{"cdn.example.net": {netip.AddrFrom4([4]byte{10, 50, 0, byte(rng.IntN(3))})}}
 		case 9:
 			in.Objects = in.Objects.Clone()

@@ -14,7 +14,7 @@ func (s *Snapshot) Explain(svc *Service, c Client) *Explanation {
 	s.Decide(svc, c, &d)
 	addr := c.Addr.Unmap()
 	e := &Explanation{
-		Service: svc.Name, Revision: s.Revision, Plan: s.Plan,
+		Service: svc.Name, Revision: s.Revision, Plan: s.Plan, Snapshot: s.ID(),
 		Reason: d.Reason.String(), Answers: slices.Concat(d.V4, d.V6), CNAME: d.Fallback, TTL: d.TTL, Scope: d.Scope,
 	}
 	if e.Answers == nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/meridian-gslb/meridian/geo"
@@ -88,6 +89,9 @@ type Snapshot struct {
 	routings map[string]*routing // by what they depend on, for the next Build to share
 	spare    map[string]*routing // those of snapshots before that no service uses now
 	refined  map[string]*routing // those that services made of routings, by how
+
+	identify sync.Once // fills id when it is asked for
+	id       string
 }
 
 // Service is a compiled service.
@@ -211,6 +215,7 @@ type Explanation struct {
 	Client   netip.Prefix `json:"client"`
 	Revision uint64       `json:"revision"`
 	Plan     string       `json:"plan"`
+	Snapshot string       `json:"snapshot"` // Snapshot.ID: the same inputs have the same
 	Place    geo.Place    `json:"place"`
 	Stages   []StageTrace `json:"stages"`
 	Pool     string       `json:"pool,omitempty"`

@@ -100,16 +100,13 @@ func (c *Client) Status(ctx context.Context) (*Status, error) {
 // Explain returns the decision for client (an address or a prefix) on the service name, and
 // all that led to it. qtype is A, AAAA or empty for both.
 func (c *Client) Explain(ctx context.Context, name, client, qtype string) (*Explanation, error) {
-	return c.ExplainIf(ctx, name, client, qtype, 0, nil)
+	return c.ExplainIf(ctx, name, client, qtype, "", nil)
 }
 
-// ExplainIf is Explain by the snapshot of a past revision (0 is the present one), as it would
-// be if terms held: see gslb.Snapshot.WhatIf.
-func (c *Client) ExplainIf(ctx context.Context, name, client, qtype string, at uint64, terms []string) (*Explanation, error) {
-	q := query("name", name, "client", client, "type", qtype)
-	if at != 0 {
-		q.Set("at", strconv.FormatUint(at, 10))
-	}
+// ExplainIf is Explain by a past snapshot, named by its revision or its ID ("" is the present
+// one), as it would be if terms held: see gslb.Snapshot.WhatIf.
+func (c *Client) ExplainIf(ctx context.Context, name, client, qtype, at string, terms []string) (*Explanation, error) {
+	q := query("name", name, "client", client, "type", qtype, "at", at)
 	if len(terms) > 0 {
 		q["if"] = terms
 	}

@@ -51,8 +51,26 @@ type Node struct {
 	Serve      Serve            `json:"serve,omitzero"` // how DNS is answered
 	Decisions  DecisionLog      `json:"decisionLog,omitzero"`
 	RTT        NodeRTT          `json:"rtt,omitzero"`
+	History    History          `json:"history,omitzero"` // of snapshots, so that past decisions can be explained
 	XDS        XDS              `json:"xds,omitzero"`
 	Health     NodeHealth       `json:"health,omitzero"`
+}
+
+// History bounds the past snapshots that a node keeps.
+type History struct {
+	Snapshots int      `json:"snapshots,omitempty"` // most of them; default 1000
+	Age       Duration `json:"age,omitempty"`       // of the oldest; default a day
+}
+
+// WithDefaults returns h with the defaults in place of what is zero.
+func (h History) WithDefaults() History {
+	if h.Snapshots == 0 {
+		h.Snapshots = 1000
+	}
+	if h.Age == 0 {
+		h.Age = Duration(24 * time.Hour)
+	}
+	return h
 }
 
 // Gossip configures the exchange of health between nodes. The zero value is a node alone.

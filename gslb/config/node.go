@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Validate checks f as Parse does, for those that build one in code: the node, the objects
@@ -95,6 +96,9 @@ func (c *checker) node(p path, n Node) {
 	c.serve(p.at("serve"), n.Serve)
 	c.decisionLog(p.at("decisionLog"), n.Decisions)
 	c.rtt(p.at("rtt"), n.RTT)
+	h := n.History.WithDefaults()
+	between(c, p.at("history").at("snapshots"), h.Snapshots, 1, 100_000)
+	c.span(p.at("history").at("age"), h.Age, time.Second, 366*24*time.Hour)
 	if n.OTLP.Sample != nil {
 		between(c, p.at("otlp").at("sample"), *n.OTLP.Sample, 0, 1)
 	}

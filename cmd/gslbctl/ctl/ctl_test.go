@@ -119,6 +119,7 @@ func exampleExplanation() *api.Explanation {
 		Client:   netip.MustParsePrefix("198.51.100.0/24"),
 		Revision: 12,
 		Plan:     "3f9ac01d22b1e7c0aa",
+		Snapshot: "s90b3c81f25ad",
 		Place:    geo.Place{Lat: 50.11, Lon: 8.68, Located: true, Continent: "EU", Country: "DE", City: "Frankfurt am Main", ASN: 64500},
 		Stages: []gslb.StageTrace{
 			{Stage: "pools",

@@ -18,8 +18,7 @@ import (
 
 // explainCommand shows why a client is sent where.
 func (a *app) explainCommand() *cobra.Command {
-	var client, qtype string
-	var at uint64
+	var client, qtype, at string
 	var terms []string
 	c := &cobra.Command{
 		Use:     "explain NAME --client ADDR[/LEN]",
@@ -43,7 +42,7 @@ func (a *app) explainCommand() *cobra.Command {
 	}
 	c.Flags().StringVarP(&client, "client", "c", "", "address of a client, or prefix as in an ECS option")
 	c.Flags().StringVarP(&qtype, "type", "t", "", "A or AAAA; both when left out")
-	c.Flags().Uint64Var(&at, "at", 0, "revision of a past snapshot; the present one when left out")
+	c.Flags().StringVar(&at, "at", "", "revision or ID of a past snapshot; the present one when left out")
 	c.Flags().StringArrayVar(&terms, "if", nil, "explain as if this held: pool.gfe-eu=down, load.gfe-eu=0.9, time=2026-01-31T14:00:00Z …")
 	_ = c.RegisterFlagCompletionFunc("type", cobra.FixedCompletions([]string{"A", "AAAA"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
@@ -52,7 +51,7 @@ func (a *app) explainCommand() *cobra.Command {
 // printExplanation writes e for people, in about 90 columns:
 //
 //	www.example.com for 198.51.100.0/24
-//	revision 12, plan 3f9ac01d22b1
+//	revision 12, snapshot s90b3c81f25ad, plan 3f9ac01d22b1
 //
 //	place    Frankfurt, DE, EU  50.11° N 8.68° E
 //
@@ -64,7 +63,7 @@ func (a *app) explainCommand() *cobra.Command {
 //	         A         192.0.2.11
 func printExplanation(w io.Writer, s style, e *api.Explanation) {
 	fmt.Fprintf(w, "%s for %s\n", s.paint(bold, clean(e.Service)), s.paint(bold, clientText(e.Client)))
-	fmt.Fprintln(w, s.paint(dim, fmt.Sprintf("revision %d, plan %s", e.Revision, shortPlan(e.Plan))))
+	fmt.Fprintln(w, s.paint(dim, fmt.Sprintf("revision %d, snapshot %s, plan %s", e.Revision, e.Snapshot, shortPlan(e.Plan))))
 	fmt.Fprintln(w)
 
 	var stages []cell3
@@ -146,7 +145,11 @@ func stageRows(st gslb.StageTrace) []cell3 {
 
 // ranked tells whether the order of what a stage keeps is its point.
 func ranked(stage string) bool {
-	return stage == "failover" || stage == "nearest" || stage == "weighted"
+	switch stage {
+	case "failover", "nearest", "affinity", "rtt", "weighted", "sticky":
+		return true
+	}
+	return false
 }
 
 // answerRows are the rows of what is answered.
@@ -217,6 +220,8 @@ func degrees(v float64, positive, negative string) string {
 // reasons says what the engine's reasons mean.
 var reasons = map[string]string{
 	"policy":   "the first choice of the policy",
+	"trickle":  "this client is of the share that goes elsewhere",
+	"overflow": "the first choice takes only a share of its clients, and not this one",
 	"failover": "the first choice was down or drained",
 	"degraded": "every pool left is under its minHealthy",
 	"standby":  "only standby pools were left",
@@ -235,9 +240,9 @@ func reasonText(reason string) string {
 
 func reasonColour(reason string) string {
 	switch reason {
-	case "policy":
+	case "policy", "trickle":
 		return green
-	case "failover", "degraded", "standby", "drained":
+	case "overflow", "failover", "degraded", "standby", "drained":
 		return yellow
 	}
 	return red

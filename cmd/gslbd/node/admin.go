@@ -28,7 +28,7 @@ func (n *Node) adminOptions() admin.Options {
 		Log:      n.log,
 		Snapshot: n.Snapshot,
 		Ready:    n.serves,
-		At:       n.build.snapshot,
+		At:       n.build.archive.At,
 		Recent:   n.dns.Recent,
 		View: func() store.View {
 			if v := n.build.lastView(); v != nil {

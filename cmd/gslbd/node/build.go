@@ -53,12 +53,8 @@ type builder struct {
 
 	again gslb.Decision // only the goroutine of the recorder
 
-	recent sync.Map // revision → *gslb.Snapshot, the last keepSnapshots: what tracing describes records with
+	archive *gslb.Archive // of past snapshots: what tracing describes records with, and operators ask for
 }
-
-// keepSnapshots is how many past snapshots stay known, so that a record drained a moment
-// later is described by the one that decided it.
-const keepSnapshots = 64
 
 // settle is how long a burst of changes may go on before it is compiled as one.
 const settle = 5 * time.Millisecond
@@ -66,9 +62,10 @@ const settle = 5 * time.Millisecond
 // firstRound is the longest wait for a first round of probes where nothing is known yet.
 const firstRound = 10 * time.Second
 
-func newBuilder(n *Node, early Zones) *builder {
+func newBuilder(n *Node, keep config.History, early Zones) *builder {
 	return &builder{
 		n:       n,
+		archive: gslb.NewArchive(keep.Snapshots, keep.Age.Std()),
 		kick:    make(chan struct{}, 1),
 		wrong:   map[string]string{},
 		zones:   map[string]*zone.Zone{},
@@ -254,9 +251,8 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 		return nil, err
 	}
 	b.revision++
-	b.recent.Store(s.Revision, s)
-	b.recent.Delete(s.Revision - keepSnapshots)
 	n.data.Store(&dns.Data{Snapshot: s, Zones: set})
+	b.archive.Put(s)
 	n.health.SetInfo(s.Plan)
 	n.log.Debug("snapshot", "revision", s.Revision, "plan", s.Plan, "took", time.Since(start))
 	if prev == nil {
@@ -383,14 +379,6 @@ func servicesIn(set *zone.Set, s *gslb.Snapshot) map[string]int32 {
 		}
 	}
 	return in
-}
-
-// snapshot returns the snapshot of that revision, or nil when it is gone.
-func (b *builder) snapshot(revision uint64) *gslb.Snapshot {
-	if s, ok := b.recent.Load(revision); ok {
-		return s.(*gslb.Snapshot)
-	}
-	return nil
 }
 
 // Check reports every fault of the configuration file at path, its zones and its databases

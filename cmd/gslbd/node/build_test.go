@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // TestZonesOfLoad starts from the zones that Load read: they are taken over as they are, but for
@@ -48,7 +50,7 @@ zones:
 	}
 	write("changed.zone", head+"new A 192.0.2.3\n")
 	write("part", "www A 192.0.2.2\nmore A 192.0.2.4\n")
-	b := newBuilder(&Node{log: slog.New(slog.DiscardHandler)}, early)
+	b := newBuilder(&Node{log: slog.New(slog.DiscardHandler)}, config.History{}.WithDefaults(), early)
 	if err := b.readZones(&f.Objects, false); err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,7 @@ func answered(qtype uint16, decided ...[]netip.Addr) (answers []string) {
 // recorded returns the snapshot that decided a record, and for whom; nil if it is gone, or
 // nothing was steered.
 func (b *builder) recorded(q *tracing.Query) (*gslb.Snapshot, gslb.Client) {
-	s := b.snapshot(q.Revision)
+	s := b.archive.Live(q.Revision)
 	if s == nil || q.Service < 0 || int(q.Service) >= len(s.Services) {
 		return nil, gslb.Client{}
 	}

@@ -97,7 +97,7 @@ func New(opts Options) (*Node, error) {
 		return nil, err
 	}
 	n.health = health.New(ho)
-	n.build = newBuilder(n, opts.Zones)
+	n.build = newBuilder(n, nc.History.WithDefaults(), opts.Zones)
 	follow, err := newFollowing(nc.Tracing)
 	if err != nil {
 		return nil, fmt.Errorf("node.tracing: %w", err)
