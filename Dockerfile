@@ -2,8 +2,8 @@
 # rights), and one with the tools of the tour: gslbctl, a resolver, a shell, dig, curl.
 #
 #   docker compose up --build                          builds the binaries in the image: targets run and run-tools
-#   make dist && testdata/ci/standins.sh && MERIDIAN_TARGET=prebuilt docker compose up --build
-#                                                      takes them from dist/, and the tools from the host: nothing is pulled
+#   MERIDIAN_TARGET=prebuilt docker compose up --build takes the binaries from dist/ ("make dist"), and the tools from dist/tools
+#                                                      ("testdata/ci/standins.sh roots"): no image is pulled for these two
 
 # The prebuilt ones come first, so that a builder that walks the stages in order needs nobody's image for them.
 FROM scratch AS prebuilt

@@ -20,10 +20,18 @@ ctl() { echo "  \$ gslbctl $*"; docker exec "$client" gslbctl --server http://17
 run() { echo "  \$ docker compose $*"; compose "$@" >"$out" 2>&1 || { cat "$out" >&2; exit 1; }; }
 wan() { echo "  \$ docker compose exec wan /tour/wan.sh $*"; docker exec "$(compose ps -q wan)" /tour/wan.sh "$@"; }
 want() { user want "$@"; }
-out=$(mktemp); trap 'rm -f "$out"' EXIT
+out=$(mktemp)
+finish() {
+  local code=$?
+  rm -f "$out"
+  [ $code = 0 ] || echo "The tour ended amid a step: docker compose down -v, then docker compose up -d begins anew." >&2
+}
+trap finish EXIT
 
+first=1
 step() {
-  if [ -t 0 ] && [ -t 1 ]; then read -rp $'\n  Enter goes on … ' _; fi
+  if [ -z "$first" ] && [ -t 0 ] && [ -t 1 ]; then read -rp $'\n  Enter goes on … ' _; fi
+  first=
   printf '\n%s== %s%s\n\n' "$bold" "$1" "$off"
   shift
   printf '  %s\n' "$@"
@@ -124,10 +132,10 @@ step_overload() {
 
 step_etcd() {
   step "etcd stops" "First one of the three, then all. The name servers answer from their snapshots, and the proxies keep what they know."
-  run stop etcd-ap
+  run stop -t 3 etcd-ap
   ctl pool weight gfe-ap 2 --service www.example.com
   echo "  ✓ with two of three a change is still made"
-  run stop etcd-us etcd-eu
+  run stop -t 3 etcd-us etcd-eu
   if ctl pool weight gfe-ap 3 --service www.example.com; then echo "  ✗ a change was made without etcd"; exit 1; fi
   echo "  ✓ without etcd there are no changes"
   want 60 "the status says so" '^degraded$' state
