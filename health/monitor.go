@@ -86,7 +86,9 @@ type Monitor struct {
 	reassign  bool      // whatever is assigned is new
 	shared    bool      // a target wants only some vantages of a site
 	counted   time.Time // when countLocked was last
-	recount   bool      // an own observation changed since
+	recount   bool      // what this node tests changed since
+	tested    int       // what it tests, and of that what fails: counted, and kept with each result
+	failing   int
 	judges    []string  // who was alive and believed when all was judged last; nil: judge all anew
 	unknown   int       // of judged: without a vote yet
 	public    *verdicts // of judged; nil when out of date
@@ -368,6 +370,7 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 		return // removed meanwhile
 	}
 	now := time.Now()
+	m.tallyLocked(t.ID, s.Verdict == gslb.Up)
 	changed, refused := m.sayLocked(now, Observation{
 		ID: t.ID, Up: s.Verdict == gslb.Up, Flipping: s.Flipping(),
 		Class: r.Class, Latency: r.Latency, Score: r.Score, Detail: r.Detail, At: now,
@@ -375,7 +378,6 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 	m.stats.dropped[dropFull].Add(uint64(refused))
 	m.seeLocked(m.o.Node, t.ID, now, r.Latency)
 	if len(changed) > 0 {
-		m.recount = true
 		for _, c := range changed {
 			m.news[c.ID] = m.news[c.ID] || c.Flip
 			if c.Flip {
@@ -408,9 +410,6 @@ func (m *Monitor) speak() {
 	now := time.Now()
 	var report Report
 	if len(news) > 0 {
-		if now.Sub(m.counted) >= heartbeat/10 {
-			m.countLocked(now)
-		}
 		m.sayLocked(now) // a newer heading, that peers see this node is alive
 		report = m.table.Report(m.o.Node, slices.Collect(maps.Keys(news))...)
 	}

@@ -118,20 +118,48 @@ func (m *Monitor) countLocked(now time.Time) {
 		return
 	}
 	m.counted, m.recount = now, false
-	all, down := 0, 0
+	m.tested, m.failing = 0, 0
 	for id, o := range v.observed {
 		if t, ok := m.targets[id]; ok && now.Sub(o.At) <= max(staleFloor, staleFactor*time.Duration(t.Probe.Interval)) {
-			all++
+			m.tested++
 			if !o.Up {
-				down++
+				m.failing++
 			}
 		}
 	}
-	m.self.Failing = 0
-	if all > 0 {
-		m.self.Failing = uint8((100*down + all - 1) / all)
+	m.failLocked()
+}
+
+// failLocked says of this node what share of what it tests fails.
+func (m *Monitor) failLocked() {
+	share := uint8(0)
+	if m.tested > 0 {
+		share = uint8((100*m.failing + m.tested - 1) / m.tested)
 	}
-	m.doubtAt = time.Time{}
+	if share != m.self.Failing {
+		m.self.Failing, m.doubtAt = share, time.Time{}
+	}
+}
+
+// tallyLocked counts one more result of this node, until all are counted again.
+func (m *Monitor) tallyLocked(id gslb.EndpointID, up bool) {
+	old, had := Observation{Up: true}, false
+	if v := m.table.nodes[m.o.Node]; v != nil {
+		if o, ok := v.observed[id]; ok {
+			old, had = o, true
+		}
+	}
+	if !had {
+		m.tested++
+	}
+	switch {
+	case old.Up && !up:
+		m.failing++
+	case !old.Up && up:
+		m.failing--
+	}
+	m.failing = max(0, min(m.failing, m.tested))
+	m.failLocked()
 }
 
 // regionalLocked returns the verdicts of the votes of each region, where they are not the
