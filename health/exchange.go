@@ -250,8 +250,9 @@ func (m *Monitor) ownLocked(now time.Time, all bool) [][]byte {
 		}
 	}
 	messages := encodeBits(&report, marks, now, maxPacket)
+	m.words++
 	switch {
-	case !all && m.self.Version.Seq%resultsEvery != 0 && len(messages) > 0: // results are for people: now and then will do
+	case !all && m.words%resultsEvery != 0 && len(messages) > 0: // results are for people: now and then will do
 	case all, len(results) == 0:
 		messages = append(messages, encodeReport(&report, now, maxPacket)...)
 	default:

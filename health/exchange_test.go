@@ -381,7 +381,7 @@ func TestSimConstantWork(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t}
-		const endpoints = 100
+		const endpoints, span = 60, 24
 		w.start(6, endpoints)
 		defer w.stop()
 		w.until(40*time.Second, "all hear all", func() bool { return strings.Count(w.nodes[5].votes(), "+ns") == 6 })
@@ -389,9 +389,9 @@ func TestSimConstantWork(t *testing.T) {
 			time.Sleep(15 * time.Second)
 			var octets int
 			w.net.set(func() { w.net.bytes = 0 })
-			time.Sleep(12 * time.Second)
+			time.Sleep(span * time.Second)
 			w.net.set(func() { octets = w.net.bytes })
-			return float64(octets) / 12 / 6
+			return float64(octets) / span / 6
 		}
 		calm := measure()
 		for i := range endpoints {

@@ -81,6 +81,7 @@ type Monitor struct {
 	owed      []owed    // to be sent by the loop
 	note      []byte    // of this node; nil: none
 	noteAt    time.Time // when note was set
+	words     int       // that this node said
 	told      int       // how many of its results a round of beats has told
 	assigned  []Target  // that this node probes; nil before the first
 	reassign  bool      // whatever is assigned is new
