@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -910,7 +911,8 @@ func corners(prefixes []netip.Prefix) (out []netip.Addr) {
 
 // TestDecideAgreesWithTwin compares random configurations, geographies and states with the
 // twin, and each scope with brute force: no corner inside decides differently, and one bit
-// less has one that does, unless the split itself is why. The flag -seeds runs it so often,
+// less has one that does, unless the split itself is why. Every two kinds of stages meet in some
+// policy, in either order. The flag -seeds runs it so often,
 // each time from another seed.
 func TestDecideAgreesWithTwin(t *testing.T) {
 	for i := range *seeds {
@@ -924,9 +926,16 @@ var seeds = flag.Int("seeds", 1, "how often random configurations are compared w
 
 func agreeWithTwin(t *testing.T, rng *rand.Rand) {
 	seen := map[Reason]int{}
+	pairs := map[[2]string]bool{} // of stages, in the order in which they stand
 	var prev *Snapshot
 	for round := range 600 {
 		in, prefixes := randomInputs(rng)
+		kinds := stageKinds(in.Objects, in.Objects.Services["w"].Policy)
+		for i, first := range kinds {
+			for _, second := range kinds[i+1:] {
+				pairs[[2]string{first, second}] = true
+			}
+		}
 		if prev != nil && rng.IntN(2) == 0 {
 			prev = nil
 		}
@@ -998,6 +1007,37 @@ func agreeWithTwin(t *testing.T, rng *rand.Rand) {
 			t.Errorf("no decision with reason %s among %v", r, seen)
 		}
 	}
+	kinds := reflect.TypeFor[config.Stage]()
+	for i := range kinds.NumField() {
+		for j := range kinds.NumField() {
+			if a, b := kinds.Field(i).Name, kinds.Field(j).Name; i != j && !pairs[[2]string{a, b}] {
+				t.Errorf("no policy has %s before %s", a, b)
+			}
+		}
+	}
+}
+
+// stageKinds returns the kinds of stages in their order, those of cases and chains where they
+// stand.
+func stageKinds(o *config.Objects, stages []config.Stage) (kinds []string) {
+	for _, s := range stages {
+		v := reflect.ValueOf(s)
+		for i := range v.NumField() {
+			if !v.Field(i).IsNil() {
+				kinds = append(kinds, v.Type().Field(i).Name)
+			}
+		}
+		if s.Chain != nil {
+			kinds = append(kinds, stageKinds(o, o.Chains[string(*s.Chain)].Policy)...)
+		}
+		if s.Match != nil {
+			for _, c := range s.Match.Cases {
+				kinds = append(kinds, stageKinds(o, c.Then)...)
+			}
+			kinds = append(kinds, stageKinds(o, s.Match.Else)...)
+		}
+	}
+	return kinds
 }
 
 func yamlOf(in Inputs) string {
