@@ -21,6 +21,7 @@ type Plan struct {
 	Pools   []PoolShift `json:"pools"`   // by name, those that any decision chose
 	Km      [2]float64  `json:"km"`      // mean distance of the clients to their pool, before and after; of those whose place is known
 	Far     [2]float64  `json:"far"`     // 95th percentile of it
+	RTT     [2]float64  `json:"rtt"`     // mean round-trip time to their pool in ms, before and after; of those measured, 0 if none is
 	Scope   [2]float64  `json:"scope"`   // mean scope in bits
 	Entries [2]int      `json:"entries"` // different (service, scope prefix): what a resolver would keep
 	Empty   int         `json:"empty"`   // decisions that would have no answer and had one
@@ -81,6 +82,9 @@ func Compare(before, after *Snapshot, samples []Sample) *Plan {
 	for i := range sides {
 		x := &sides[i]
 		p.Scope[i], p.Entries[i] = float64(x.bits)/n, len(x.entries)
+		if x.measured > 0 {
+			p.RTT[i] = x.ms / float64(x.measured)
+		}
 		if len(x.km) > 0 {
 			slices.Sort(x.km)
 			for _, km := range x.km {
@@ -146,8 +150,11 @@ type side struct {
 	pools   map[string]int
 	entries map[entry]struct{}
 	km      []float64
+	ms      float64 // sum of the RTTs of measured decisions
 	bits    int
 	d       Decision
+
+	measured int
 }
 
 // decide decides a sample; answered says that there is something to answer.
@@ -164,6 +171,10 @@ func (x *side) decide(sample Sample) (pool string, answered bool) {
 		return "", answered
 	}
 	x.pools[x.d.Pool.Name]++
+	if rtt, ok := x.s.in.RTT.between(addr, x.d.Pool.Name); ok {
+		x.ms += rtt.Millis
+		x.measured++
+	}
 	if x.s.Geo != nil {
 		p, _ := x.s.Geo.Lookup(addr)
 		if at := spotOf(p, x.s.in.Objects.Sites); at.known {

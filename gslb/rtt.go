@@ -71,6 +71,22 @@ func (t *RTTTable) Len() int {
 	return len(t.keys)
 }
 
+// between returns what was measured between a client and a pool: by the longest prefix that
+// holds the client.
+func (t *RTTTable) between(client netip.Addr, pool string) (r RTT, ok bool) {
+	if t.Len() == 0 {
+		return r, false
+	}
+	for bits := client.BitLen(); bits >= 0 && !ok; bits-- {
+		p, err := client.Prefix(bits)
+		if err != nil {
+			return r, false
+		}
+		r, ok = t.rows[RTTKey{p, pool}]
+	}
+	return r, ok
+}
+
 // rttRows are the measurements that count for one steering: by prefix, in ms by candidate;
 // +Inf where there is none.
 type rttRows struct {

@@ -69,6 +69,14 @@ func TestWhatIf(t *testing.T) {
 func TestCompare(t *testing.T) {
 	in := testInputs(t, "pools: {us: {}, eu: {}, ap: {}}, policy: [health, nearest]", "", "", "")
 	in.Load = map[string]float64{"eu": 0.6, "us": 0.7}
+	rows := map[RTTKey]RTT{}
+	for _, m := range []struct {
+		prefix, pool string
+		ms           float64
+	}{{"198.51.0.0/16", "eu", 500}, {"198.51.100.0/24", "eu", 10}, {"198.51.100.0/24", "us", 90}, {"192.0.2.0/24", "us", 20}} {
+		rows[RTTKey{netip.MustParsePrefix(m.prefix), m.pool}] = RTT{Millis: m.ms, Samples: 9, At: now}
+	}
+	in.RTT = NewRTTTable(rows)
 	s := mustBuild(t, nil, in)
 	var samples []Sample
 	for i := range 10 {
@@ -90,6 +98,9 @@ func TestCompare(t *testing.T) {
 	}
 	if p.Km[0] > 10 || p.Km[1] < 3000 || p.Far[1] < 6000 || p.Entries != [2]int{2, 2} || p.Scope != [2]float64{25, 25} {
 		t.Errorf("km %v, far %v, entries %v, scope %v; want 1 and 3103 km, 6204 at the 95th percentile, two prefixes each", p.Km, p.Far, p.Entries, p.Scope)
+	}
+	if p.RTT != [2]float64{15, 55} {
+		t.Errorf("RTT %v; want 15 and 55 ms: the longest prefix that was measured counts", p.RTT)
 	}
 	if p := Compare(s, s, samples); p.Moved != 0 || len(p.Moves) != 0 {
 		t.Errorf("nothing changed: %+v", p)

@@ -86,8 +86,9 @@ const planBar = 30
 //	gfe-eu   31.2 %  0.0 %   0.62 → 0.00    ░░░░░░░░░
 //	gfe-uk   10.0 %  41.2 %  0.40 → 1.65 !  ███▓▓▓▓▓▓▓▓▓
 //
-//	distance  412 km → 980 km, 95 % within 1204 km → 2409 km
-//	scope     18.2 → 17.9 bits, 812 → 790 cache entries
+//	distance  412 → 980 km in the mean, 1204 → 2409 km at the 95th percentile
+//	RTT       18.2 → 31.0 ms in the mean, where it is measured
+//	scope     18.2 → 17.9 bits in the mean, 812 → 790 cache entries
 func (a *app) printPlan(p *api.Plan) {
 	if p.Samples == 0 {
 		fmt.Fprintln(a.out, "no decision was made lately that this could be tried on")
@@ -120,6 +121,9 @@ func (a *app) printPlan(p *api.Plan) {
 	if p.Samples > 0 {
 		fmt.Fprintln(a.out)
 		fmt.Fprintf(a.out, "distance  %.0f → %.0f km in the mean, %.0f → %.0f km at the 95th percentile\n", p.Km[0], p.Km[1], p.Far[0], p.Far[1])
+		if p.RTT != [2]float64{} {
+			fmt.Fprintf(a.out, "RTT       %.1f → %.1f ms in the mean, where it is measured\n", p.RTT[0], p.RTT[1])
+		}
 		fmt.Fprintf(a.out, "scope     %.1f → %.1f bits in the mean, %d → %d cache entries\n", p.Scope[0], p.Scope[1], p.Entries[0], p.Entries[1])
 	}
 	if p.Empty > 0 {

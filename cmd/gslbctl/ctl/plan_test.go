@@ -15,7 +15,7 @@ func TestPlan(t *testing.T) {
 	good := api.Plan{Revision: 12, Plan: gslb.Plan{
 		Samples: 4096, Moved: 0.3125, Moves: []gslb.Move{{From: "gfe-eu", To: "gfe-uk", Share: 0.3125}},
 		Pools: []gslb.PoolShift{{Pool: "gfe-eu", Before: 0.3125, Load: 0.62}, {Pool: "gfe-uk", Before: 0.1, After: 0.4125, Load: 0.2, Expected: 0.825}},
-		Km:    [2]float64{412, 980}, Far: [2]float64{1204, 2409}, Scope: [2]float64{18.2, 17.9}, Entries: [2]int{812, 790},
+		Km:    [2]float64{412, 980}, Far: [2]float64{1204, 2409}, RTT: [2]float64{18.2, 31}, Scope: [2]float64{18.2, 17.9}, Entries: [2]int{812, 790},
 	}}
 	over := good
 	over.Pools = []gslb.PoolShift{{Pool: "gfe-uk", Before: 0.1, After: 0.4, Load: 0.4, Expected: 1.65, Over: true}}
@@ -29,7 +29,7 @@ func TestPlan(t *testing.T) {
 	}{
 		{"a drain", []string{"plan", "--drain", "gfe-eu"}, good, "if=pool.gfe-eu%3Ddrain", 0, []string{
 			"of 4096 decisions 31.2 % would go to another pool", "gfe-eu  gfe-uk  31.2 %", "62 → 0 %", "20 → 82 %", "░░░░░░░░░", "███▓▓▓▓▓▓▓▓▓",
-			"412 → 980 km", "18.2 → 17.9 bits", "812 → 790 cache entries",
+			"412 → 980 km", "18.2 → 31.0 ms", "18.2 → 17.9 bits", "812 → 790 cache entries",
 		}},
 		{"too much moved", []string{"plan", "--if", "site.eu=down", "--max-moved", "0.3"}, good, "if=site.eu%3Ddown", 1, nil},
 		{"over its capacity", []string{"plan", "--drain", "gfe-eu"}, over, "", 1, []string{"40 → 165 % over its capacity"}},
