@@ -725,6 +725,45 @@ func TestKilledVantage(t *testing.T) {
 	a.stop()
 }
 
+// TestRegion: an endpoint answers the vantage of one region and not that of the other. For the
+// fleet it is up; the clients of the other region alone are sent elsewhere, by both nodes, which
+// say why.
+func TestRegion(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := newSite(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Vantage") == "eu" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	second := newSite(t, nil)
+	objects := strings.Replace(fleet(first, second), "policy: [health,", "policy: [{health: {by: region}},", 1)
+	text := func(site, join string) string {
+		return fmt.Sprintf(`node:
+  name: ns-%[1]s
+  site: %[1]s
+  dns: ["127.0.0.1:0"]
+  admin: "127.0.0.1:0"
+  gossip: {listen: "127.0.0.1:0", join: [%[2]s]}
+  geo: {overrides: [{prefix: 198.51.100.0/24, site: eu}, {prefix: 203.0.113.0/24, site: us}]}
+`, site, join) + strings.Replace(objects, "path: /healthz", "headers: {Vantage: "+site+"}", 1)
+	}
+	us := startNode(t, write(t, dir, "us.yaml", text("us", "")))
+	eu := startNode(t, write(t, dir, "eu.yaml", text("eu", us.gossip())))
+	for _, n := range []*process{us, eu} {
+		eventually(t, "both regions", "eu: A 192.0.2.2, us: A 192.0.2.1", func() string {
+			return "eu: " + answers(n.ask("udp", "www.example.com", dns.TypeA, "198.51.100.0/24")) +
+				", us: " + answers(n.ask("udp", "www.example.com", dns.TypeA, "203.0.113.0/24"))
+		})
+	}
+	first.die()
+	eventually(t, "when it is down for all", "A 192.0.2.2", func() string {
+		return answers(us.ask("udp", "www.example.com", dns.TypeA, "203.0.113.0/24"))
+	})
+	us.stop()
+	eu.stop()
+}
+
 // TestReplaced: of two nodes now the one, now the other is replaced, by SIGTERM and by SIGKILL
 // in turn, as fast as they come up, while a resolver that knows both asks all the time. It
 // always gets an answer, the right one.
