@@ -103,7 +103,8 @@ func (s *Server) trace(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	linked := s.o.Traces.Linked(id)
-	reply(w, api.Trace{ID: id, Spans: spans, Linked: linked, Tree: tracing.Tree(slices.Concat(spans, linked), tracing.TreeOptions{Width: treeWidth})})
+	all := slices.Concat(spans, linked)
+	reply(w, api.Trace{ID: id, Spans: spans, Linked: linked, Tree: tracing.Tree(all, tracing.TreeOptions{Width: treeWidth}), Rows: tracing.Rows(all)})
 }
 
 // remembers tells whether the node keeps traces; where it does not, that is answered here.

@@ -54,6 +54,7 @@ const (
 	AttrPool         = "gslb.pool"          // string: the pool answered with, or of the proxy
 	AttrReason       = "gslb.reason"        // string: policy, failover …
 	AttrCandidates   = "gslb.candidates"    // string[]: the pools left, best first
+	AttrStages       = "gslb.stages"        // string[]: "stage: pool note, …", what each stage of the policy kept, best first
 	AttrRejected     = "gslb.rejected"      // string[]: "pool: reason"
 	AttrRevision     = "gslb.revision"      // int: of the snapshot that decided
 	AttrPlan         = "gslb.plan"          // string: content hash of the configuration that decided

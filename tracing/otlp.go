@@ -327,6 +327,21 @@ func appendRequest(b []byte, resource []byte, version string, spans []byte) []by
 	return shut(b, all)
 }
 
+// ExportRequest returns spans as an ExportTraceServiceRequest, each with its Resource, in which
+// service.name is its Service: what a Receiver takes as application/x-protobuf.
+func ExportRequest(spans ...Span) []byte {
+	var b []byte
+	for i := range spans {
+		attrs := maps.Clone(spans[i].Resource)
+		if attrs == nil {
+			attrs = make(map[string]any)
+		}
+		attrs[AttrServiceName] = spans[i].Service
+		b = appendRequest(b, appendResource(nil, attrs), "", appendSpan(nil, &spans[i]))
+	}
+	return b
+}
+
 // field is one field of a message: Value of a varint or fixed field, Bytes of one with a
 // length.
 type field struct {

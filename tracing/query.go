@@ -19,6 +19,7 @@ type Facts struct {
 	Answers    []string // addresses answered
 	Place      Place
 	Candidates []string    // the pools left, best first
+	Stages     []string    // "stage: pool note, …", what each stage of the policy kept, best first
 	Rejected   []Rejection // the pools that were not, and why
 	Plan       string      // content hash of the configuration
 }
@@ -194,6 +195,9 @@ func (m *spanMaker) appendDecision(b []byte, q *Query, facts *Facts) []byte {
 	b = attrKnown(b, AttrReason, facts.Reason)
 	if len(facts.Candidates) > 0 {
 		b = attrStrings(b, spanAttributes, AttrCandidates, facts.Candidates)
+	}
+	if len(facts.Stages) > 0 {
+		b = attrStrings(b, spanAttributes, AttrStages, facts.Stages)
 	}
 	if len(facts.Rejected) > 0 {
 		rejected := make([]string, len(facts.Rejected))

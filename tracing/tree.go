@@ -268,14 +268,14 @@ func (t *tree) notes(s *Span) []note {
 	var figures, rest note
 	if t.All {
 		for _, key := range slices.Sorted(maps.Keys(s.Attributes)) {
-			if key != AttrRejected {
+			if key != AttrRejected && key != AttrStages {
 				figures.parts = append(figures.parts, clean(key)+"="+valueText(s.Attributes[key]))
 			}
 		}
 	} else {
 		for _, a := range shown {
 			v, ok := s.Attributes[a.key]
-			if !ok || a.key == AttrServerAddress && s.Kind != KindClient || a.key == AttrTransport && s.Name != SpanQuery {
+			if !ok || a.key == AttrServerAddress && (s.Kind != KindClient || strings.Contains(title(s), valueText(v))) || a.key == AttrTransport && s.Name != SpanQuery {
 				continue
 			}
 			if a.key == AttrScope && s.Name == SpanDecide {
@@ -285,6 +285,11 @@ func (t *tree) notes(s *Span) []note {
 		}
 	}
 	out := []note{figures}
+	if stages, ok := s.Attributes[AttrStages].([]any); ok {
+		for _, v := range stages {
+			out = append(out, note{parts: []string{valueText(v)}})
+		}
+	}
 	if rejected, ok := s.Attributes[AttrRejected].([]any); ok {
 		for _, v := range rejected {
 			out = append(out, note{parts: []string{"rejected " + valueText(v)}})
@@ -331,6 +336,54 @@ func (t *tree) wrap(stem string, n note) {
 	flush()
 }
 
+// Row is a span as a line of a tree, for others to draw.
+type Row struct {
+	Depth    int      `json:"depth"`            // 0: a root
+	Linked   bool     `json:"linked,omitempty"` // below a span of another trace, by a link
+	TraceID  TraceID  `json:"traceId"`
+	Title    string   `json:"title"`   // its name and what it was about
+	Service  string   `json:"service"` // and which instance of it
+	From     float64  `json:"from"`    // 0..1, when it began on the scale of its trace,
+	To       float64  `json:"to"`      // and when it ended
+	Duration string   `json:"duration,omitempty"`
+	Notes    []string `json:"notes,omitempty"`
+	Error    string   `json:"error,omitempty"` // what went wrong
+}
+
+// Rows are the lines that Tree draws for spans, in their order.
+func Rows(spans []Span) []Row {
+	t := tree{scales: make(map[TraceID]scale)}
+	for i := range spans {
+		t.scales[spans[i].TraceID] = t.scales[spans[i].TraceID].with(&spans[i])
+	}
+	var rows []Row
+	var add func(n *node, depth int)
+	add = func(n *node, depth int) {
+		s, whole := n.span, t.scales[n.span.TraceID]
+		total := float64(max(1, whole.end.Sub(whole.start)))
+		r := Row{Depth: depth, Linked: n.linked, TraceID: s.TraceID, Title: title(s), Service: serviceText(s),
+			From: float64(s.Start.Sub(whole.start)) / total, To: float64(s.End.Sub(whole.start)) / total}
+		if d := s.End.Sub(s.Start); d > 0 {
+			r.Duration = durationText(d)
+		}
+		for _, note := range t.notes(s) {
+			if text := strings.Join(note.parts, " · "); note.alarm {
+				r.Error = text
+			} else {
+				r.Notes = append(r.Notes, text)
+			}
+		}
+		rows = append(rows, r)
+		for _, c := range n.children {
+			add(c, depth+1)
+		}
+	}
+	for _, root := range forest(spans, true) {
+		add(root, 0)
+	}
+	return rows
+}
+
 func (t *tree) emit(line string) { t.lines = append(t.lines, strings.TrimRight(line, " ")) }
 
 // title is a span's name and what it was about.
@@ -349,7 +402,7 @@ func title(s *Span) string {
 			about += " (" + reason + ")"
 		}
 	default:
-		path := cmp.Or(stringOf(s.Attributes, "url.path"), stringOf(s.Attributes, "url.full"))
+		path := cmp.Or(stringOf(s.Attributes, "url.path"), strings.TrimPrefix(stringOf(s.Attributes, "url.full"), "http://"))
 		if !strings.Contains(s.Name, path) {
 			about = path
 		}

@@ -305,6 +305,7 @@ type Trace struct {
 	Spans  []tracing.Span  `json:"spans"`
 	Linked []tracing.Span  `json:"linked,omitempty"` // of the traces that it is linked to, either way
 	Tree   []string        `json:"tree,omitempty"`   // all of them as "gslbctl trace" draws them
+	Rows   []tracing.Row   `json:"rows,omitempty"`   // the same, a line each
 }
 
 // TraceFilter selects traces. What is left out matches all.

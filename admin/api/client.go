@@ -200,6 +200,12 @@ func (c *Client) Trace(ctx context.Context, id string) (*Trace, error) {
 	return get[Trace](ctx, c, "/api/v1/traces/"+url.PathEscape(id), nil)
 }
 
+// Export hands spans to the node, as an ExportTraceServiceRequest in protobuf.
+func (c *Client) Export(ctx context.Context, request []byte) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/traces", nil, "application/x-protobuf", request)
+	return err
+}
+
 // Top returns the counters of the node once.
 func (c *Client) Top(ctx context.Context) (*Counters, error) {
 	return get[Counters](ctx, c, "/api/v1/top", nil)

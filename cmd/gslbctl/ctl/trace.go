@@ -129,7 +129,10 @@ func (a *app) drawTrace(ctx context.Context, id string, f *traceFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.show(t, func() { a.draw(slices.Concat(t.Spans, t.Linked), f) })
+	return a.show(t, func() {
+		a.draw(slices.Concat(t.Spans, t.Linked), f)
+		a.sayPage(t.ID.String())
+	})
 }
 
 // others are the clients of the further nodes.
@@ -259,7 +262,15 @@ func (a *app) makeTrace(ctx context.Context, name string, f *traceFlags) error {
 			return
 		}
 		a.draw(m.Spans, f)
+		a.sayPage(m.Traces[len(m.Traces)-1])
 	})
+}
+
+// sayPage says where a browser shows the trace, to a person.
+func (a *app) sayPage(id string) {
+	if c, err := a.client(); err == nil && a.style.colour {
+		fmt.Fprintf(a.out, "\nin a browser: %s/#trace=%s\n", strings.TrimSuffix(c.Server, "/"), id)
+	}
 }
 
 func (m *madeTrace) keep(spans []tracing.Span) {
@@ -459,7 +470,20 @@ func (a *app) request(ctx context.Context, m *madeTrace, f *traceFlags, query []
 		}
 	}
 	m.keep(append([]tracing.Span{span}, behind...))
+	a.tell(ctx, span)
 	return nil
+}
+
+// tell hands our own span to the node, so that its page draws the query and the request as one
+// tree as well. A node that takes no spans goes without.
+func (a *app) tell(ctx context.Context, span tracing.Span) {
+	c, err := a.client()
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	_ = c.Export(ctx, tracing.ExportRequest(span))
 }
 
 // requestPort is the port of the pool that holds the answer, unless one was given.

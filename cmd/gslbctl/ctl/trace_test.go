@@ -95,6 +95,12 @@ func serveHTTP(t *testing.T, m *tracing.Memory) netip.AddrPort {
 // traceNode returns the admin API of a node with that DNS and that proxy.
 func traceNode(t *testing.T, m *tracing.Memory, dnsAddr, proxy netip.AddrPort) http.Handler {
 	t.Helper()
+	return receivingNode(t, m, nil, dnsAddr, proxy)
+}
+
+// receivingNode is traceNode with something that takes spans.
+func receivingNode(t *testing.T, m *tracing.Memory, otlp http.Handler, dnsAddr, proxy netip.AddrPort) http.Handler {
+	t.Helper()
 	o := &config.Objects{
 		Sites: map[string]config.Site{"eu-west": {Lat: 50, Lon: 8}},
 		Pools: map[string]config.Pool{"gfe-eu": {Site: "eu-west", Port: proxy.Port(), Endpoints: []config.Endpoint{{Address: addr("127.0.0.1")}}}},
@@ -111,6 +117,7 @@ func traceNode(t *testing.T, m *tracing.Memory, dnsAddr, proxy netip.AddrPort) h
 		Snapshot: func() *gslb.Snapshot { return s },
 		View:     func() store.View { return store.View{Revision: 1, Objects: o} },
 		Traces:   m,
+		OTLP:     otlp,
 	}).Handler()
 }
 
@@ -189,6 +196,34 @@ func TestTraceAlso(t *testing.T) {
 				t.Errorf("exit %d: %s\n%s\nwant %d and %q", code, stderr, stdout, r.code, r.want)
 			}
 		})
+	}
+}
+
+// TestTraceIsOnThePage: the node is told of the request, and draws the same as the command.
+func TestTraceIsOnThePage(t *testing.T) {
+	r := tracing.New(tracing.Options{})
+	m := r.Memory()
+	node := receivingNode(t, m, r.Receiver(), serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
+	stdout, stderr, code := run(t, node, "", "trace", "www.example.com", "--client", "198.51.100.7", "-o", "json")
+	if code != ExitOK {
+		t.Fatalf("exit %d: %s", code, stderr)
+	}
+	var made struct{ Spans []tracing.Span }
+	if err := json.Unmarshal([]byte(stdout), &made); err != nil {
+		t.Fatal(err)
+	}
+	resp := httptest.NewRecorder()
+	node.ServeHTTP(resp, httptest.NewRequest(http.MethodGet, "/api/v1/traces/"+queryTrace.String(), nil))
+	var trace api.Trace
+	if err := json.Unmarshal(resp.Body.Bytes(), &trace); err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Join(tracing.Tree(made.Spans, tracing.TreeOptions{Width: 120}), "\n")
+	if got := strings.Join(trace.Tree, "\n"); got != want || !strings.Contains(got, "gslbctl") {
+		t.Errorf("the page's tree:\n%s\nwant that of the command:\n%s", got, want)
+	}
+	if len(trace.Rows) != len(made.Spans) || !trace.Rows[2].Linked || trace.Rows[2].Service != "gslbctl" || trace.Rows[3].Depth != 2 {
+		t.Errorf("rows %+v, want a line for each of %d spans", trace.Rows, len(made.Spans))
 	}
 }
 

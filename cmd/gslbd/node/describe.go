@@ -2,6 +2,7 @@ package node
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/miekg/dns"
 
@@ -20,7 +21,15 @@ func (b *builder) describe(q *tracing.Query) tracing.Facts {
 	f := tracing.Facts{Service: e.Service, Pool: e.Pool, Reason: e.Reason, Plan: e.Plan, Place: placeOf(s, c.Addr)}
 	f.Answers = answered(q.Qtype, e.Answers)
 	for i, st := range e.Stages {
-		if i == 0 {
+		kept := make([]string, len(st.Kept))
+		for i, c := range st.Kept {
+			kept[i] = strings.TrimSpace(c.Pool + " " + c.Note)
+		}
+		if i > 0 { // the first are the pools that there are
+			f.Stages = append(f.Stages, st.Stage+": "+strings.Join(kept, ", "))
+		}
+		if st.Stage != "select" { // which takes what it wants of the best
+			f.Candidates = nil
 			for _, c := range st.Kept {
 				f.Candidates = append(f.Candidates, c.Pool)
 			}
