@@ -169,7 +169,7 @@ if have gdnsd; then
 	servers+=(gdnsd)
 	start gdnsd gdnsd -c "$dir/gdnsd" start
 fi
-if have knotd; then
+if have knotd && { compgen -G "/usr/lib/*/knot/modules-*/geoip.so" >/dev/null || { say "without knot: no mod-geoip"; false; }; }; then
 	servers+=(knot)
 	start knot knotd -c "$dir/knot/knot.conf"
 fi
@@ -188,10 +188,10 @@ run_load() {
 	taskset -c 1 "$dir/load" -server "127.0.0.1:${port[$1]}" -pid "${pid[$1]}" -names 's%d.example.com' -n "$NAMES" \
 		-check="$(checked "$1")" -time "${SECONDS_EACH}s" -tsv
 }
-run_dnsperf() { # one client subnet for all, 198.51.100.0/24; CPU is that of the whole run
+run_dnsperf() { # server, protocol, source ports; one client subnet for all, 198.51.100.0/24; CPU is that of the whole run
 	local before
 	before=$(cpu_ticks "${pid[$1]}")
-	taskset -c 1 dnsperf -s 127.0.0.1 -p "${port[$1]}" -d "$dir/queries" -l "$SECONDS_EACH" -c 16 -T 1 -q 192 -e -E 8:00011800c63364 >"$dir/dnsperf.out" 2>&1
+	taskset -c 1 dnsperf -s 127.0.0.1 -p "${port[$1]}" -d "$dir/queries" -l "$SECONDS_EACH" -m "${2:-udp}" -c "${3:-16}" -T 1 -q 192 -e -E 8:00011800c63364 >"$dir/dnsperf.out" 2>&1
 	awk -v ticks="$(($(cpu_ticks "${pid[$1]}") - before))" -v hz="$(getconf CLK_TCK)" -v rss="$(rss_kib "${pid[$1]}")" '
 		/Queries completed:/ { done = $3; share = substr($4, 2) + 0 }
 		/Queries per second:/ { qps = $4 }
@@ -210,7 +210,44 @@ for ((round = 1; round <= ROUNDS; round++)); do
 	done
 done
 
-# ---- the table
+# ---- at half load: how long an answer takes when the server has time. Ours also while it reads its
+# configuration anew every second, so that garbage is made and collected.
+
+say "half load"
+half=$(awk -F'\t' '$1 == "load" && $2 == "meridian" { print $3 / 2 }' "$dir/rounds" | sort -g | awk '{ v[NR] = $1 } END { printf "%d", v[int((NR + 1) / 2)] }')
+paced=(meridian meridian-reloading)
+for server in gdnsd knot; do [[ " ${servers[*]} " == *" $server "* ]] && paced+=("$server"); done
+for ((round = 1; round <= ROUNDS; round++)); do
+	for server in "${paced[@]}"; do
+		of=${server%-reloading}
+		if [[ $server != "$of" ]]; then
+			(while sleep 1; do kill -HUP "${pid[$of]}"; done) &
+			pid[reloads]=$!
+		fi
+		line=$(taskset -c 1 "$dir/load" -server "127.0.0.1:${port[$of]}" -pid "${pid[$of]}" -names 's%d.example.com' -n "$NAMES" -rate "$half" -time "${SECONDS_EACH}s" -tsv)
+		if [[ $server != "$of" ]]; then
+			kill "${pid[reloads]}"
+			wait "${pid[reloads]}" 2>/dev/null || true
+			unset "pid[reloads]"
+		fi
+		printf 'half\t%s\t%s\n' "$server" "$line" >>"$dir/rounds"
+	done
+done
+
+# ---- TCP on 20 kept connections
+
+if [[ " ${clients[*]} " == *" dnsperf "* ]]; then
+	say "TCP"
+	for ((round = 1; round <= ROUNDS; round++)); do
+		for server in "${servers[@]}"; do
+			case $server in floor | miekg/dns) continue ;; esac # they have UDP alone
+			line=$(run_dnsperf "$server" tcp 20)
+			printf 'tcp\t%s\t%s\n' "$server" "$line" >>"$dir/rounds"
+		done
+	done
+fi
+
+# ---- the tables
 
 median() { # client, server, column of the values
 	awk -F'\t' -v c="$1" -v s="$2" -v col="$3" '$1 == c && $2 == s { print $(col + 2) }' "$dir/rounds" | sort -g |
@@ -218,10 +255,10 @@ median() { # client, server, column of the values
 }
 # The CPU time of one round over that of the peer in the same round: what disturbs a round
 # disturbs both, so that the median of these is steadier than the ratio of the medians.
-ratio() { # client, server, peer
-	paste <(awk -F'\t' -v c="$1" -v s="$2" '$1 == c && $2 == s { print $4 }' "$dir/rounds") \
-		<(awk -F'\t' -v c="$1" -v s="$3" '$1 == c && $2 == s { print $4 }' "$dir/rounds") |
-		awk '{ print $1 / $2 }' | sort -g | awk '{ v[NR] = $1 } END { printf "%.2f", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+ratio() { # client, server, peer, and the column of the line if it is not CPU time
+	paste <(awk -F'\t' -v c="$1" -v s="$2" -v col="${4:-4}" '$1 == c && $2 == s { print $col }' "$dir/rounds") \
+		<(awk -F'\t' -v c="$1" -v s="$3" -v col="${4:-4}" '$1 == c && $2 == s { print $col }' "$dir/rounds") |
+		awk '$2 > 0 { print $1 / $2 }' | sort -g | awk '{ v[NR] = $1 } END { printf "%.2f", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
 }
 table() {
 	local client server peer=${servers[1]}
@@ -240,6 +277,30 @@ table() {
 		done
 	done
 }
+half_table() {
+	local server
+	echo
+	echo "At half load, $half queries/s of client \`load\` to each: how long an answer takes, p99.9 beside gdnsd's in the same round."
+	echo "\`meridian-reloading\` reads its configuration and compiles its snapshot anew every second on that one core."
+	echo
+	echo "| server | answered % | p50 µs | p99 µs | p99.9 µs | × gdnsd |"
+	echo "|---|--:|--:|--:|--:|--:|"
+	for server in "${paced[@]}"; do
+		printf '| %s | %.2f | %.0f | %.0f | %.0f | %s |\n' "$server" "$(median half "$server" 3)" "$(median half "$server" 6)" "$(median half "$server" 7)" "$(median half "$server" 8)" "$(ratio half "$server" gdnsd 10)"
+	done
+}
+tcp_table() {
+	local server
+	echo
+	echo "TCP, dnsperf on 20 kept connections, 192 queries under way:"
+	echo
+	echo "| server | CPU µs/query | queries/s | × gdnsd | answered % |"
+	echo "|---|--:|--:|--:|--:|"
+	for server in "${servers[@]}"; do
+		case $server in floor | miekg/dns) continue ;; esac
+		printf '| %s | %.2f | %.0f | %s | %.2f |\n' "$server" "$(median tcp "$server" 2)" "$(median tcp "$server" 1)" "$(ratio tcp "$server" gdnsd 3)" "$(median tcp "$server" 3)"
+	done
+}
 version() { dpkg-query -W -f '${Version}' "$1" 2>/dev/null || echo '?'; }
 module() { go list -m -f '{{.Version}}' "$1"; }
 {
@@ -250,6 +311,8 @@ module() { go list -m -f '{{.Version}}' "$1"; }
 	echo "CPU is user and system time of the server's process. \`×\` compares within a round."
 	echo "Queries/s is what the server can do only where it had its core to itself: CPU µs × queries/s near a million."
 	table
+	half_table
+	if [[ " ${clients[*]} " == *" dnsperf "* ]]; then tcp_table; fi
 	echo
 	echo "- $NAMES names, ${#sites[@]} pools of one address, nearest by great-circle distance, $NETWORKS networks (\`mkmmdb -synthetic $NETWORKS -seed 1\`)."
 	echo "- From start to the first good answer: $(for s in "${servers[@]}"; do printf '%s %s s; ' "$s" "${start_s[$s]}"; done | sed 's/; $//')."

@@ -37,6 +37,7 @@ type options struct {
 	ecs     int // 0: no option; 4 or 6
 	sockets int
 	window  int
+	rate    float64 // queries a second; 0: as many as are answered
 	warm    time.Duration
 	time    time.Duration
 	check   bool
@@ -53,6 +54,7 @@ func main() {
 	flag.IntVar(&o.ecs, "ecs", 4, "family of the client subnet option: 4 (/24), 6 (/56), or 0 for none")
 	flag.IntVar(&o.sockets, "sockets", 16, "source ports")
 	flag.IntVar(&o.window, "window", 12, "queries under way on each, 1 to 256")
+	flag.Float64Var(&o.rate, "rate", 0, "queries a second at most, evenly spread; 0 for as many as are answered")
 	flag.DurationVar(&o.warm, "warm", time.Second, "how long before it measures")
 	flag.DurationVar(&o.time, "time", 5*time.Second, "how long it measures")
 	flag.BoolVar(&o.check, "check", true, "an answer must be NOERROR with an answer record")
@@ -70,6 +72,9 @@ func start(o options, server, pattern string, n int, aaaa bool) (err error) {
 	}
 	if o.window < 1 || o.window > maxWindow || o.sockets < 1 || n < 1 || o.time <= 0 {
 		return fmt.Errorf("expected -window 1..%d, -sockets, -n and -time over 0", maxWindow)
+	}
+	if o.rate < 0 {
+		return fmt.Errorf("-rate %v: expected 0 or more", o.rate)
 	}
 	if o.ecs != 0 && o.ecs != 4 && o.ecs != 6 {
 		return fmt.Errorf("-ecs %d: expected 0, 4 or 6", o.ecs)
@@ -181,6 +186,7 @@ type client struct {
 	fds     []unix.PollFd
 	queries [][]byte
 	random  *rand.Rand
+	budget  int // queries that may be sent now; with a rate
 	count
 }
 
@@ -268,16 +274,24 @@ func open(server netip.AddrPort, window int) (*socket, error) {
 	return s, nil
 }
 
+// maxBudget bounds the burst that follows a moment in which the client did not run.
+const maxBudget = 64
+
 // sweepEvery is how often lost queries are looked for.
 const sweepEvery = 50 * time.Millisecond
 
 // runUntil keeps every window full until then.
 func (c *client) runUntil(until time.Time) (end time.Time, err error) {
 	sweep := time.Now().Add(sweepEvery)
+	start, paid := time.Now(), 0
 	for {
 		now := time.Now()
 		if !now.Before(until) {
 			return now, nil
+		}
+		if c.o.rate > 0 {
+			due := int(c.o.rate * now.Sub(start).Seconds())
+			c.budget, paid = min(c.budget+due-paid, maxBudget), due
 		}
 		got := 0
 		for _, s := range c.sockets {
@@ -294,7 +308,7 @@ func (c *client) runUntil(until time.Time) (end time.Time, err error) {
 			c.sweep(now)
 			sweep = now.Add(sweepEvery)
 		}
-		if got == 0 {
+		if got == 0 && c.o.rate == 0 { // with one, the clock is waited for
 			if _, err := unix.Poll(c.fds, 10); err != nil && !errors.Is(err, unix.EINTR) {
 				return now, os.NewSyscallError("poll", err)
 			}
@@ -338,10 +352,14 @@ func (c *client) receive(s *socket, now time.Time) (int, error) {
 
 // send asks something new in every free slot.
 func (c *client) send(s *socket) error {
-	if len(s.free) == 0 {
+	most := len(s.free)
+	if c.o.rate > 0 {
+		most = min(most, c.budget)
+	}
+	if most == 0 {
 		return nil
 	}
-	for i, k := range s.free {
+	for i, k := range s.free[:most] {
 		q := c.queries[c.random.IntN(len(c.queries))]
 		b := s.bufs[i][:copy(s.bufs[i][:], q)]
 		id := s.slots[k].id + 1<<8 // the slot stays, its generation grows
@@ -350,7 +368,7 @@ func (c *client) send(s *socket) error {
 		subnet(b, c.o.ecs, c.random)
 		s.iov[i].SetLen(len(b))
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.out[0])), uintptr(len(s.free)), 0, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&s.out[0])), uintptr(most), 0, 0, 0)
 	switch errno {
 	case 0:
 	case unix.EAGAIN, unix.EINTR, unix.ENOBUFS:
@@ -365,6 +383,7 @@ func (c *client) send(s *socket) error {
 		s.slots[k].busy, s.slots[k].sent = true, now
 	}
 	s.free = s.free[:copy(s.free, s.free[n:])]
+	c.budget -= int(n)
 	return nil
 }
 

@@ -110,6 +110,13 @@ func TestMeasure(t *testing.T) {
 	if r.answered == 0 || r.lost == 0 || r.wrong == 0 || r.wrong >= r.answered || r.latency.quantile(0.5) == 0 {
 		t.Errorf("got %d answered, %d wrong, %d lost, p50 %v; want some of each", r.answered, r.wrong, r.lost, r.latency.quantile(0.5))
 	}
+	o.rate, o.check, o.time = 2000, false, time.Second
+	if r, err = measure(o); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.answered + r.lost; n > 2000+uint64(o.sockets*o.window) {
+		t.Errorf("at most 2000 a second: got %d", n)
+	}
 }
 
 func TestRefuses(t *testing.T) {
