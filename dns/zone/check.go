@@ -143,7 +143,11 @@ func (b *builder) checkTarget(z *Zone, r *record) {
 	case r.rtype == dns.TypeNS && r.node != 0 && under(host, AppendLower(nil, b.nodes[r.node].Owner)):
 		b.warnAt(r, "NS %s is below its own delegation and has no glue here (RFC 1034, section 4.2.1)", ToString(host))
 	case !delegated: // the address would be in the child zone
+		before := len(b.warnings)
 		b.warnAt(r, "%s %s has no address in this zone", dns.Type(r.rtype), ToString(host))
+		for i := range b.warnings[before:] {
+			b.warnings[before+i].Host = ToString(host)
+		}
 	}
 }
 

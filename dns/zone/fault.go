@@ -17,7 +17,12 @@ func (f *Fault) Error() string { return place(f.File, f.Line) + f.Reason }
 
 // Warning is something in a zone that is served all the same but is hardly meant, and where
 // it is; it is read as a Fault.
-type Warning Fault
+type Warning struct {
+	File   string
+	Line   int
+	Reason string
+	Host   string // what has no address in the zone, as Zone.Name has names; a service may give it one. Empty: another warning
+}
 
 // String returns "file:line: reason".
 func (w Warning) String() string { return place(w.File, w.Line) + w.Reason }
@@ -58,7 +63,7 @@ func (r *report) warn(file string, line int, format string, args ...any) {
 		r.moreWarns++
 		return
 	}
-	r.warnings = append(r.warnings, Warning{file, line, fmt.Sprintf(format, args...)})
+	r.warnings = append(r.warnings, Warning{File: file, Line: line, Reason: fmt.Sprintf(format, args...)})
 }
 
 // stop reports a fault after which nothing more is read.
@@ -73,7 +78,7 @@ func (r *report) full() bool { return r.stopped || r.moreFaults > 0 }
 // end returns everything reported about file.
 func (r *report) end(file string) ([]Warning, error) {
 	if r.moreWarns > 0 {
-		r.warnings = append(r.warnings, Warning{file, 0, fmt.Sprintf("%d more warnings", r.moreWarns)})
+		r.warnings = append(r.warnings, Warning{File: file, Reason: fmt.Sprintf("%d more warnings", r.moreWarns)})
 	}
 	if r.moreFaults > 0 {
 		r.faults = append(r.faults, &Fault{file, 0, "more faults than are shown"})

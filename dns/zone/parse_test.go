@@ -41,8 +41,7 @@ func need(t *testing.T, program string) string {
 func verdict(warnings []Warning, err error) string {
 	var list []*Fault
 	for _, w := range warnings {
-		w.Reason = "warning: " + w.Reason
-		list = append(list, (*Fault)(&w))
+		list = append(list, &Fault{w.File, w.Line, "warning: " + w.Reason})
 	}
 	if err != nil {
 		for _, e := range err.(interface{ Unwrap() []error }).Unwrap() {

@@ -284,7 +284,7 @@ func (b *builder) readZones(o *config.Objects, forced bool) error {
 			if !forced && b.sources[name] == sha256.Sum256([]byte(text)) && same(b.parts[name]) {
 				continue // as it was, good or bad
 			}
-			err = b.readZone(name, file, text)
+			err = b.readZone(name, file, text, o.Services)
 		}
 		kept := "it is not served"
 		if b.zones[name] != nil {
@@ -310,7 +310,7 @@ func (b *builder) readZones(o *config.Objects, forced bool) error {
 }
 
 // readZone reads text as the zone of that name, unless Load has read the same.
-func (b *builder) readZone(name, file, text string) error {
+func (b *builder) readZone(name, file, text string, services map[string]config.Service) error {
 	r, ok := b.early[name]
 	if !ok || r.source != sha256.Sum256([]byte(text)) || !same(r.parts) {
 		r = read(name, file, text)
@@ -320,7 +320,7 @@ func (b *builder) readZone(name, file, text string) error {
 	if len(r.parts) > 0 {
 		b.parts[name] = r.parts
 	}
-	for _, w := range r.warnings {
+	for _, w := range r.warningsBeside(services) {
 		b.n.log.Warn("zone", "zone", name, "warning", w.String())
 	}
 	if r.err != nil {
@@ -346,6 +346,15 @@ type reading struct {
 func read(name, file, text string) reading {
 	z, files, warnings, err := zone.ParseFiles(strings.NewReader(text), file, name)
 	return reading{source: sha256.Sum256([]byte(text)), parts: stampsOf(files), zone: z, warnings: warnings, err: err}
+}
+
+// warningsBeside returns the warnings without those of hosts that have no address in the zone but are
+// services.
+func (r *reading) warningsBeside(services map[string]config.Service) []zone.Warning {
+	return slices.DeleteFunc(slices.Clone(r.warnings), func(w zone.Warning) bool {
+		_, steered := services[w.Host]
+		return steered
+	})
 }
 
 // gatherParts makes the parts of all zones known to who looks at files.
@@ -474,7 +483,7 @@ func checkZones(o *config.Objects) (zones Zones, warnings []string, err error) {
 	unread := &config.Objects{}
 	var faults []error
 	for i, r := range readings {
-		for _, w := range r.warnings {
+		for _, w := range r.warningsBeside(o.Services) {
 			warnings = append(warnings, w.String())
 		}
 		switch {

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,10 +39,13 @@ zones:
   - {name: kept.example, file: kept.zone}
   - {name: changed.example, file: changed.zone}
   - {name: parts.example, file: parts.zone}
-  - {name: inline.example, records: "@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 192.0.2.1\n"}
+  - {name: inline.example, records: "@ 60 SOA ns h 1 2 3 4 5\n@ 60 NS ns\nns 60 A 192.0.2.1\n@ 60 MX 1 www\n@ 60 MX 2 none\n"}
+pools: {p: {site: s, endpoints: [{address: 192.0.2.9}]}}
+services: {www.inline.example: {pools: {p: {}}}}
 `)
 	f, zones, warnings, err := Load(filepath.Join(dir, "gslb.yaml"))
-	if err != nil || len(warnings) != 0 || len(zones) != 4 {
+	// www is a service, which has addresses; none has none.
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "MX none.inline.example") || len(zones) != 4 {
 		t.Fatalf("Load: got %d zones, %v, %v", len(zones), warnings, err)
 	}
 	early := make(Zones)
@@ -57,7 +61,7 @@ zones:
 	for name, want := range map[string]struct {
 		same bool
 		rrs  int
-	}{"kept.example": {true, 3}, "inline.example": {true, 3}, "changed.example": {false, 4}, "parts.example": {false, 5}} {
+	}{"kept.example": {true, 3}, "inline.example": {true, 5}, "changed.example": {false, 4}, "parts.example": {false, 5}} {
 		z := b.zones[name]
 		if z == nil {
 			t.Fatalf("%s: not there", name)
