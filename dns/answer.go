@@ -136,6 +136,7 @@ type answerer struct {
 	start  time.Time // when the batch that holds the query was read
 	last   uint32    // ns after start when the clock was read last; only with trace
 	unread uint8     // queries since then
+	made   uint8     // decisions, modulo 256
 	q      query
 	r      reply
 	res    zone.Result
@@ -405,7 +406,9 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	d.Snapshot.Decide(d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
 	a.counters.decided(d.Snapshot, &a.d)
-	a.counters.recent.offer(a.d.Service.Name, client)
+	if a.made++; a.made%recentEvery == 0 {
+		a.counters.recent.offer(a.d.Service.Name, client)
+	}
 	before := r.scope
 	if fromECS { // a decision by the resolver's own address says nothing of others: scope 0
 		r.scope = max(r.scope, q.edns.ecs.scope(&a.d))

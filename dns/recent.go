@@ -2,7 +2,6 @@ package dns
 
 import (
 	"sync"
-	"sync/atomic"
 
 	"github.com/meridian-gslb/meridian/gslb"
 )
@@ -11,12 +10,11 @@ import (
 const (
 	recentSize   = 4096
 	recentWindow = 1 << 18 // decisions from which those are drawn
-	recentEvery  = 8       // one in so many decisions is offered: a power of two
+	recentEvery  = 8       // one in so many decisions of an answerer is offered: a power of two
 )
 
 // recent is a picture of the latest decisions of one worker.
 type recent struct {
-	n  atomic.Uint32
 	mu sync.Mutex // held while a decision is offered, and while the samples are read
 	r  *gslb.Reservoir
 }
@@ -24,7 +22,7 @@ type recent struct {
 // offer makes a decision one that may be kept. It does not wait: while samples are read it
 // forgets the decision.
 func (r *recent) offer(service string, c gslb.Client) {
-	if r.n.Add(1)%recentEvery != 0 || !r.mu.TryLock() {
+	if !r.mu.TryLock() {
 		return
 	}
 	defer r.mu.Unlock()

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -66,13 +67,10 @@ const cacheLine = 128
 type counters struct {
 	_ [cacheLine]byte
 
-	queries, full             atomic.Uint64
-	malformed, dropped        atomic.Uint64
+	queries, full, dropped    atomic.Uint64
 	truncated, unsent, panics atomic.Uint64
 	limited                   atomic.Uint64
-	rcodes                    [len(rcodeNames)]atomic.Uint64
-	outcomes                  [zone.Redirect + 1]atomic.Uint64
-	reasons                   [reasons]atomic.Uint64
+	replies                   [1 + outcomes][len(rcodeNames)]atomic.Uint64 // by outcome, the first without one, and rcode
 
 	pools atomic.Pointer[poolTable]
 
@@ -86,13 +84,11 @@ type counters struct {
 
 // replied counts a reply.
 func (c *counters) replied(r *reply) {
-	c.rcodes[r.rcode].Add(1)
+	outcome := 0
 	if r.resolved {
-		c.outcomes[r.outcome].Add(1)
+		outcome = 1 + int(r.outcome)
 	}
-	if r.rcode == rcodeFormErr {
-		c.malformed.Add(1)
-	}
+	c.replies[outcome][r.rcode].Add(1)
 	if r.tc {
 		c.truncated.Add(1)
 	}
@@ -100,7 +96,6 @@ func (c *counters) replied(r *reply) {
 
 // decided counts a decision.
 func (c *counters) decided(s *gslb.Snapshot, d *gslb.Decision) {
-	c.reasons[d.Reason].Add(1)
 	t := c.pools.Load()
 	if t == nil || t.snapshot.Load() != s {
 		t = c.follow(s)
@@ -112,8 +107,11 @@ func (c *counters) decided(s *gslb.Snapshot, d *gslb.Decision) {
 	t.row(d.Service.Index, d.Reason)[pool].Add(1)
 }
 
-// reasons is how many reasons there are.
-const reasons = int(gslb.ReasonServfail) + 1
+// outcomes and reasons are how many there are.
+const (
+	outcomes = int(zone.Redirect) + 1
+	reasons  = int(gslb.ReasonServfail) + 1
+)
 
 // maxCells bounds the counters of one worker's table, 8 octets each: with 100 pools, 2,600 services
 // and reasons have some of their own.
@@ -227,30 +225,38 @@ func (t *poolTable) addTo(sums map[poolKey]uint64) {
 // addTo adds c to s, and its decisions to pools.
 func (c *counters) addTo(s *Stats, pools map[poolKey]uint64) {
 	s.Full += c.full.Load()
-	s.Malformed += c.malformed.Load()
 	s.Dropped += c.dropped.Load()
 	s.Truncated += c.truncated.Load()
 	s.Unsent += c.unsent.Load()
 	s.Panics += c.panics.Load()
 	s.Limited += c.limited.Load()
 	for rcode, name := range rcodeNames {
-		if name != "" {
-			s.Rcodes[name] += c.rcodes[rcode].Load()
+		for i := range c.replies {
+			n := c.replies[i][rcode].Load()
+			if i > 0 {
+				s.Outcomes[zone.Outcome(i-1).String()] += n
+			}
+			if rcode == rcodeFormErr {
+				s.Malformed += n
+			}
+			if name != "" {
+				s.Rcodes[name] += n
+			}
 		}
 	}
-	for outcome := range c.outcomes {
-		s.Outcomes[zone.Outcome(outcome).String()] += c.outcomes[outcome].Load()
-	}
-	for reason := range c.reasons {
-		s.Reasons[gslb.Reason(reason).String()] += c.reasons[reason].Load()
-	}
+	decisions := make(map[poolKey]uint64)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for key, n := range c.retired {
-		pools[key] += n
-	}
+	maps.Copy(decisions, c.retired)
 	if t := c.pools.Load(); t != nil {
-		t.addTo(pools)
+		t.addTo(decisions)
+	}
+	for reason := range gslb.Reason(reasons) {
+		s.Reasons[reason.String()] += 0
+	}
+	for key, n := range decisions {
+		s.Reasons[key.reason.String()] += n
+		pools[key] += n
 	}
 }
 
