@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/meridian-gslb/meridian/gslb"
 )
 
 // flood counts what becomes of n replies a second to addresses that next returns, over so long.
@@ -174,7 +176,7 @@ func TestAmplify(t *testing.T) {
 // that others are not.
 func TestQuarantine(t *testing.T) {
 	good := loadWorld(t).data(t)
-	bad := &Data{Snapshot: good.Snapshot, Zones: good.Zones}
+	bad := &Data{Zones: good.Zones}
 	var logged int
 	a := newAnswerer(new(counters), nil, DefaultMaxUDP, func(any, []byte) { logged++ })
 	a.start, a.quarantine = time.Unix(1_700_000_000, 0), newQuarantine()
@@ -182,9 +184,7 @@ func TestQuarantine(t *testing.T) {
 		t.Helper()
 		return rcodeNames[unpack(t, a.serve(d, query, resolver, false, make([]byte, maxUDPBuffer))).Rcode]
 	}
-	broken := *good.Snapshot
-	broken.Services = nil // www's index leads nowhere
-	bad.Snapshot = &broken
+	bad.Snapshot = &gslb.Snapshot{} // without services: www's index leads nowhere
 	for _, step := range []struct {
 		what  string
 		later time.Duration

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -85,7 +86,7 @@ func parseWorld(tb testing.TB, text string) *world {
 // data builds the Data of the world as it is now.
 func (w *world) data(tb testing.TB) *Data {
 	tb.Helper()
-	in := gslb.Inputs{Revision: 1, Objects: &w.file.Objects, Geo: w.geo, Verdicts: w.down, Now: time.Unix(1_700_000_000, 0)}
+	in := gslb.Inputs{Revision: 1, Objects: &w.file.Objects, Geo: w.geo, Verdicts: maps.Clone(w.down), Now: time.Unix(1_700_000_000, 0)}
 	if w.prev != nil {
 		in.Revision = w.prev.Revision + 1
 	}
