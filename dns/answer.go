@@ -447,7 +447,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 }
 
 // flatten adds the addresses of target, a name in our zones, at owner, as if they were its own.
-// Elsewhere a resolver would have to be asked; we have none.
+// What lies elsewhere is looked up beforehand and part of the decision, or it is not known.
 func (a *answerer) flatten(d *Data, owner, target []byte) {
 	r, qtype, ttl := &a.r, a.q.qtype, a.d.TTL
 	if qtype == typeANY {

@@ -702,7 +702,7 @@ func (svc *Service) outcome(ch choice, allDown config.AllDown, apex bool) outcom
 			sh.reason = ReasonOverflow
 		}
 		if c.pool.Hostname != "" && len(c.pool.Endpoints) == 0 {
-			if sh.list = &c.pool.flat; !apex {
+			if sh.list = &c.pool.flat; !apex || len(c.pool.flat.v4.addrs)+len(c.pool.flat.v6.addrs) == 0 { // a name that is not known yet may be one of ours
 				sh.host = c.pool.Hostname
 			}
 		}

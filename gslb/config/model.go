@@ -51,7 +51,8 @@ type Node struct {
 	Serve      Serve            `json:"serve,omitzero"` // how DNS is answered
 	Decisions  DecisionLog      `json:"decisionLog,omitzero"`
 	RTT        NodeRTT          `json:"rtt,omitzero"`
-	History    History          `json:"history,omitzero"` // of snapshots, so that past decisions can be explained
+	History    History          `json:"history,omitzero"`    // of snapshots, so that past decisions can be explained
+	Resolvers  []netip.AddrPort `json:"resolvers,omitempty"` // that are asked for the hostnames of pools outside our zones; default the system's
 	XDS        XDS              `json:"xds,omitzero"`
 	Health     NodeHealth       `json:"health,omitzero"`
 }

@@ -99,6 +99,11 @@ func (c *checker) node(p path, n Node) {
 	h := n.History.WithDefaults()
 	between(c, p.at("history").at("snapshots"), h.Snapshots, 1, 100_000)
 	c.span(p.at("history").at("age"), h.Age, time.Second, 366*24*time.Hour)
+	for i, r := range n.Resolvers {
+		if r.Addr().IsUnspecified() || r.Port() == 0 {
+			c.fail(p.at("resolvers").item(i), "%s; expected the address and port of a resolver", r)
+		}
+	}
 	if n.OTLP.Sample != nil {
 		between(c, p.at("otlp").at("sample"), *n.OTLP.Sample, 0, 1)
 	}

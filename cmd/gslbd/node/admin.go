@@ -74,7 +74,7 @@ func (n *Node) partFaults() []string {
 			faults = append(faults, "decisions are not written down: "+sink.Fault)
 		}
 	}
-	return faults
+	return append(faults, n.names.faults()...)
 }
 
 func partFaults(places error, spans tracing.Stats, collector string, join []string, members []health.Member) (faults []string) {

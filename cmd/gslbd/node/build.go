@@ -241,6 +241,7 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 		Flipping: n.health.Flipping(),
 		Load:     n.xds.engineLoad(),
 		RTT:      n.rtts.table.Load(),
+		Names:    n.names.all(),
 		Now:      start,
 	})
 	if err != nil {

@@ -58,6 +58,7 @@ type Node struct {
 	build     *builder
 	xds       *proxies
 	rtts      *rtts
+	names     *names
 
 	listening bool
 }
@@ -142,6 +143,7 @@ func New(opts Options) (*Node, error) {
 	n.dns = dns.New(serve)
 	n.xds = newProxies(n, nc.XDS)
 	n.rtts = newRTTs(n, nc.RTT)
+	n.names = newNames(n, nc.Resolvers)
 	n.admin = admin.New(n.adminOptions())
 	return n, nil
 }
@@ -231,6 +233,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	run(&back, outer, "xds", n.xds.run)
 	run(&back, outer, "rtt", n.rtts.run)
+	run(&back, outer, "names", n.names.run)
 	run(&front, inner, "dns", n.dns.Run)
 	run(&front, inner, "admin", n.admin.Run)
 	run(&front, inner, "beacon", n.rtts.serve)
