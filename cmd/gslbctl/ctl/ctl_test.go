@@ -194,6 +194,7 @@ func TestGolden(t *testing.T) {
 		{"status", "status", ExitNotOK},
 		{"status-json", "status -o json", ExitNotOK},
 		{"explain", "explain www.example.com --client 198.51.100.0/24", ExitOK},
+		{"explain-if", "explain www.example.com --client 198.51.100.0/24 --if pool.gfe-eu=down --if load.gfe-us=0.9", ExitOK},
 		{"explain-yaml", "explain www.example.com --client 198.51.100.0/24 -o yaml", ExitOK},
 		{"pool-list", "pool list", ExitOK},
 		{"pool-drain", "pool drain gfe-eu --reason upgrade --for 10m", ExitOK},
@@ -443,5 +444,13 @@ func TestCompletion(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestStageRowsNote: what a stage found of the client is told, and not its pools again.
+func TestStageRowsNote(t *testing.T) {
+	st := gslb.StageTrace{Stage: "match", Note: "case 1: country DE", Kept: []gslb.CandidateTrace{{Pool: "gfe-eu"}}}
+	if rows := stageRows(st); len(rows) != 1 || rows[0][0].text != "match" || rows[0][2].text != st.Note {
+		t.Errorf("got %v, want one row with the note", rows)
 	}
 }

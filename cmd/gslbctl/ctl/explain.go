@@ -21,11 +21,21 @@ func (a *app) explainCommand() *cobra.Command {
 	var client, qtype, at string
 	var terms []string
 	c := &cobra.Command{
-		Use:     "explain NAME --client ADDR[/LEN]",
-		Short:   "Show why a client is sent where it is sent",
-		Long:    "Show why a client is sent where it is sent: its place, each stage of the policy with the pools\nthat it kept and those that it lost, and the answer. No query is sent.",
-		Example: "  gslbctl explain www.example.com --client 198.51.100.7\n  gslbctl explain www.example.com --client 2001:db8:2::/48 --type AAAA",
-		Args:    args("NAME"),
+		Use:   "explain NAME --client ADDR[/LEN]",
+		Short: "Show why a client is sent where it is sent",
+		Long: "Show why a client is sent where it is sent: its place, each stage of the policy with the pools\nthat it kept and those that it lost, and the answer. No query is sent.\n\n" +
+			"--if asks about a state that is not, and may be given several times:\n" +
+			"  pool.gfe-eu=down                          or up, drain, auto\n" +
+			"  endpoint.gfe-eu/192.0.2.11=down           one address of a pool\n" +
+			"  site.eu-west=drain                        every pool there\n" +
+			"  load.gfe-eu=0.9                           share of its capacity that is in use\n" +
+			"  weight.www.example.com/gfe-eu=3           in one service\n" +
+			"  capacity.www.example.com/gfe-eu=0.5       share of its clients that it takes\n" +
+			"  time=2026-01-31T14:00:00Z                 for states that end, and time windows",
+		Example: "  gslbctl explain www.example.com --client 198.51.100.7\n  gslbctl explain www.example.com --client 2001:db8:2::/48 --type AAAA\n" +
+			"  gslbctl explain www.example.com --client 198.51.100.7 --if pool.gfe-eu=down --if load.gfe-us=0.95\n" +
+			"  gslbctl explain www.example.com --client 198.51.100.7 --at 1042 -o json",
+		Args: args("NAME"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if client == "" {
 				return &exitError{code: ExitUsage, err: fmt.Errorf("explain: --client is missing"), hint: "give the address of a user, or the prefix that a resolver sends: --client 198.51.100.7"}
@@ -36,7 +46,7 @@ func (a *app) explainCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.show(e, func() { printExplanation(a.out, a.style, e) })
+			return a.show(e, func() { printExplanation(a.out, a.style, e, terms) })
 		},
 		ValidArgsFunction: a.complete(completeServices),
 	}
@@ -61,8 +71,13 @@ func (a *app) explainCommand() *cobra.Command {
 //
 //	answer   gfe-eu    policy: the first choice of the policy
 //	         A         192.0.2.11
-func printExplanation(w io.Writer, s style, e *api.Explanation) {
+//
+// terms are what was supposed.
+func printExplanation(w io.Writer, s style, e *api.Explanation, terms []string) {
 	fmt.Fprintf(w, "%s for %s\n", s.paint(bold, clean(e.Service)), s.paint(bold, clientText(e.Client)))
+	if len(terms) > 0 {
+		fmt.Fprintln(w, s.paint(yellow, "as if "+clean(strings.Join(terms, ", "))))
+	}
 	fmt.Fprintln(w, s.paint(dim, fmt.Sprintf("revision %d, snapshot %s, plan %s", e.Revision, e.Snapshot, shortPlan(e.Plan))))
 	fmt.Fprintln(w)
 
@@ -108,6 +123,9 @@ func stageRows(st gslb.StageTrace) []cell3 {
 			r[0] = cell{st.Stage, cyan}
 		}
 		rows = append(rows, r)
+	}
+	if st.Note != "" { // what it found of the client, not of the pools
+		return []cell3{{{st.Stage, cyan}, {}, {text: st.Note}}}
 	}
 	lost := map[string]gslb.CandidateTrace{}
 	for _, c := range st.Lost {
@@ -165,6 +183,9 @@ func answerRows(e *api.Explanation) []cell3 {
 	}
 	if e.CNAME != "" {
 		add("CNAME", e.CNAME)
+	}
+	if len(e.Targets) > 0 {
+		add("targets", strings.Join(e.Targets, ", then "))
 	}
 	if len(e.Answers) == 0 && e.CNAME == "" && e.Reason != "servfail" {
 		add("none", "no endpoint of this family: NODATA")
