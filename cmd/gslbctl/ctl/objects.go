@@ -193,8 +193,8 @@ node section of a configuration file is left out; zone files are sent along.`,
 			if err != nil {
 				return err
 			}
-			if f.DryRun || len(seen.Diff) == 0 {
-				return a.show(seen, func() { a.printDiff(seen.Diff); a.printSummary(seen) })
+			if len(seen.Diff) == 0 {
+				return a.show(seen, func() { a.printSummary(seen) })
 			}
 			if a.output == "table" {
 				a.printDiff(seen.Diff)
@@ -203,6 +203,9 @@ node section of a configuration file is left out; zone files are sent along.`,
 				}); err == nil && p.Samples > 0 { // what it does to the users is no reason not to write it
 					a.printPlan(p)
 				}
+			}
+			if f.DryRun {
+				return a.show(seen, func() { a.printSummary(seen) })
 			}
 			f.At = seen.Revision
 			done, err := a.apply(c.Context(), data, f.ApplyOptions)
