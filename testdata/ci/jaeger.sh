@@ -22,16 +22,7 @@ cleanup() {
 }
 trap cleanup EXIT
 
-if [ -z "${JAEGER:-}" ]; then
-  tools=${XDG_CACHE_HOME:-$HOME/.cache}/meridian-ci/jaeger
-  JAEGER=$tools/jaeger
-  if [ ! -x "$JAEGER" ]; then
-    say "building Jaeger"
-    mkdir -p "$tools"
-    (cd "$tools" && rm -f go.mod go.sum && go mod init jaeger && go get -tool github.com/jaegertracing/jaeger/cmd/jaeger@v1.76.0 &&
-      go build -trimpath -o jaeger github.com/jaegertracing/jaeger/cmd/jaeger) >"$dir/build.log" 2>&1
-  fi
-fi
+[ -n "${JAEGER:-}" ] || { say "Jaeger"; JAEGER=$(testdata/ci/standins.sh jaeger); }
 
 # Ports of loopback that were free a moment ago.
 read -r otlp_http otlp_grpc query query_grpc admin dns < <(python3 - <<'PY'

@@ -5,7 +5,7 @@
 #   standins.sh roots     puts the programs and their libraries together in dist/: needs the network for Go modules
 #   standins.sh images    builds the images from there
 #   standins.sh           both
-#   standins.sh jaeger    builds the trace backend of the tour from its Go module, once: eleven minutes of one core
+#   standins.sh jaeger    builds the trace backend from its Go module, once (eleven minutes of one core), and prints its path
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin:/sbin
@@ -44,21 +44,24 @@ roots() {
   mkdir -p dist/etcd/usr/bin
   CGO_ENABLED=0 go build -trimpath -ldflags="-s -w" -o dist/etcd/usr/bin/etcd go.etcd.io/etcd/server/v3
   rm -rf dist/jaeger
-  local jaeger; jaeger=${JAEGER:-$(type -P jaeger || echo "$cache/jaeger-1.76.0/jaeger")}
-  if [ -x "$jaeger" ]; then root jaeger "$jaeger"; fi
+  if [ -x "${JAEGER:-$jaeger}" ]; then root jaeger "${JAEGER:-$jaeger}"; fi
 }
 
+jaeger=$cache/jaeger-1.76.0/jaeger   # its releases 2.x are versions 1.x of the module: 2.13.0
+
 jaeger() {
-  local version=1.76.0 build                    # its releases 2.x are versions 1.x of the module: 2.13.0
-  [ ! -x "$cache/jaeger-$version/jaeger" ] || return 0
-  build=$(mktemp -d)
-  (
-    cd "$build"
-    go mod init standins && go get -tool "github.com/jaegertracing/jaeger/cmd/jaeger@v$version" &&
-      go build -trimpath -ldflags="-s -w" -o jaeger github.com/jaegertracing/jaeger/cmd/jaeger
-  ) >"$build/log" 2>&1 || { tail -n 20 "$build/log" >&2; exit 1; }
-  install -D "$build/jaeger" "$cache/jaeger-$version/jaeger"
-  rm -rf "$build"
+  local build
+  if [ ! -x "$jaeger" ]; then
+    build=$(mktemp -d)
+    (
+      cd "$build"
+      go mod init standins && go get -tool github.com/jaegertracing/jaeger/cmd/jaeger@v1.76.0 &&
+        go build -trimpath -ldflags="-s -w" -o jaeger github.com/jaegertracing/jaeger/cmd/jaeger
+    ) >"$build/log" 2>&1 || { tail -n 20 "$build/log" >&2; exit 1; }
+    install -D "$build/jaeger" "$jaeger"
+    rm -rf "$build"
+  fi
+  echo "$jaeger"
 }
 
 images() {
