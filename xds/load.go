@@ -10,8 +10,12 @@ import (
 )
 
 // tau is the time constant of the averages: a step in the load is seen by two thirds after
-// it. Short, since what reacts to it works from the demand and cannot oscillate.
-const tau = 3 * time.Second
+// it. Short, since what reacts to it works from the demand and cannot oscillate. A rate that
+// grows is believed sooner: an overload is worse than a moment of room.
+const (
+	tau     = 3 * time.Second
+	tauRise = time.Second
+)
 
 // forgetAfter is how long the last load of a proxy that is gone stays: frozen, since silence
 // says nothing of the load; but its users are elsewhere after a while.
@@ -155,7 +159,11 @@ func (a *average) add(s sample) {
 	a.weight += k * (1 - a.weight)
 	step := k / max(a.weight, k)
 	move := func(v *float64, to float64) { *v += step * (to - *v) }
-	move(&a.rate, s.rate)
+	if s.rate > a.rate {
+		a.rate += max(step, 1-math.Exp(-s.seconds/tauRise.Seconds())) * (s.rate - a.rate)
+	} else {
+		move(&a.rate, s.rate)
+	}
 	move(&a.errors, s.errors)
 	move(&a.dropped, s.dropped)
 	move(&a.inProgress, s.inProgress)

@@ -115,7 +115,7 @@ func TestLoads(t *testing.T) {
 	report(r, 100)
 	near("steady", 100, 1e-9)
 	report(r, 200)
-	near("a step is seen in part", 145, 10)
+	near("a step is seen by two thirds", 163, 2)
 	for range 20 {
 		report(r, 200)
 	}
