@@ -196,6 +196,7 @@ func TestEnvoyKeepsServing(t *testing.T) {
 	slow := world(t, back, newer, state{})
 	b.Set(slow)
 	current(t, b, slow)
+	answered(t, url, "", "us") // it has all of it before the way there is cut
 
 	t.Log("it knows nothing yet")
 	c := serve(t, Options{})
