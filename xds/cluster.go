@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/meridian-gslb/meridian/gslb/config"
@@ -77,6 +78,11 @@ func (b *builder) cluster(name string, u config.Upstream, client Client) (*clust
 		}
 		return c, nil
 	}
+	if u.OOBPeriod > 0 {
+		c.Metadata = &core.Metadata{FilterMetadata: map[string]*structpb.Struct{metadataFilter: {Fields: map[string]*structpb.Value{
+			keyOutOfBand: structpb.NewStringValue(time.Duration(u.OOBPeriod).String()),
+		}}}}
+	}
 	if u.HTTP2 {
 		c.TypedExtensionProtocolOptions = http2()
 	}
@@ -88,6 +94,22 @@ func (b *builder) cluster(name string, u config.Upstream, client Client) (*clust
 		c.TransportSocket = upstreamTLS(t, t.SNI, alpn)
 	}
 	return c, mergeRaw(c, u.Envoy, "upstream "+name+": envoy")
+}
+
+// keyOutOfBand is what a cluster says below metadataFilter. Envoy has no word for it: reports
+// out of band (client_side_weighted_round_robin) are for its choice between endpoints there,
+// not for load reports.
+const keyOutOfBand = "oob_reporting_period"
+
+// OutOfBandPeriod returns how often the endpoints of a cluster of ours are to be asked for
+// ORCA reports out of band; 0: never.
+func OutOfBandPeriod(c *cluster.Cluster) time.Duration {
+	v := c.GetMetadata().GetFilterMetadata()[metadataFilter].GetFields()[keyOutOfBand]
+	d, err := time.ParseDuration(v.GetStringValue())
+	if err != nil || d < time.Second {
+		return 0
+	}
+	return d
 }
 
 // http2 are the options of a cluster whose endpoints speak HTTP/2.

@@ -209,6 +209,7 @@ pools:
       outlierDetection: {consecutive5xx: 7, consecutiveGatewayFailure: 3, interval: 2s, baseEjectionTime: 5s, maxEjectionPercent: 20}
       tls: {sni: fe.example.com, ca: fe, certificate: gfe}
       lrsReportEndpointMetrics: [named_metrics.queue]
+      oobReportingPeriod: 10s
       envoy: {perConnectionBufferLimitBytes: 4096, common_lb_config: {close_connections_on_host_set_change: true}}
     proxy:
       listen: 127.0.0.1:8443

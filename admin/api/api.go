@@ -281,6 +281,8 @@ type UpstreamLoad struct {
 	Requests uint64 `json:"requests"`
 	Errors   uint64 `json:"errors"`
 	InFlight uint64 `json:"inFlight"`
+
+	Metrics map[string]float64 `json:"-"` // what the endpoints say of themselves (ORCA); for load reports over LRS
 }
 
 // Loads are the last report of each proxy that still reports.

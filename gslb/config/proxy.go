@@ -37,6 +37,7 @@ type Upstream struct {
 	OutlierDetection *OutlierDetection `json:"outlierDetection,omitempty"`
 	TLS              *UpstreamTLS      `json:"tls,omitempty"`
 	LoadMetrics      []string          `json:"lrsReportEndpointMetrics,omitempty"` // of ORCA reports; default cpu_utilization and application_utilization
+	OOBPeriod        Duration          `json:"oobReportingPeriod,omitempty"`       // at which gfe asks endpoints for ORCA reports out of band; default never
 	DropOverloads    bool              `json:"dropOverloads,omitempty"`            // let proxies drop what all pools together have no capacity for
 	Envoy            Raw               `json:"envoy,omitempty"`                    // merged into the Cluster
 }
@@ -338,6 +339,9 @@ func (c *checker) upstream(p path, u Upstream) {
 	}
 	if u.TLS != nil {
 		c.upstreamTLS(p.at("tls"), u.TLS)
+	}
+	if u.OOBPeriod != 0 {
+		c.span(p.at("oobReportingPeriod"), u.OOBPeriod, time.Second, time.Hour)
 	}
 	for i, m := range u.LoadMetrics {
 		if m == "" || strings.ContainsFunc(m, isSpaceOrControl) {

@@ -31,6 +31,7 @@ func TestProxyFaults(t *testing.T) {
 		{"tls without ca", "", up + ", tls: {sni: be.test}}", "tls.ca: no value"},
 		{"ca is a path", "", up + ", tls: {ca: ../ca}}", `tls.ca: "../ca"; expected the name of a file`},
 		{"metric", "", up + `, lrsReportEndpointMetrics: ["a b"]}`, `lrsReportEndpointMetrics[0]: "a b"`},
+		{"out of band", "", up + ", oobReportingPeriod: 10ms}", "oobReportingPeriod: 10ms; expected 1s to 1h0m0s"},
 		{"no listen", "", ", port: 0, proxy: {}", "given twice"},
 		{"listen without port", "", `, proxy: {listen: "127.0.0.1:0"}`, "proxy.listen: 127.0.0.1:0; expected an address and a port"},
 		{"downstream tls", "", ", proxy: {tls: {}}", "proxy.tls.certificate: no value"},

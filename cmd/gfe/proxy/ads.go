@@ -91,7 +91,8 @@ func (a *ADS) Follow(ctx context.Context, pool string, update func(Assignment)) 
 	}); err != nil {
 		return err
 	}
-	service := "" // name of the upstream's endpoints
+	var now upstreamSpec
+	var last *Assignment // of now.service; nil: none yet
 	for {
 		res, err := st.Recv()
 		if err != nil {
@@ -100,7 +101,7 @@ func (a *ADS) Follow(ctx context.Context, pool string, update func(Assignment)) 
 		answer := &discovery.DeltaDiscoveryRequest{TypeUrl: res.TypeUrl, ResponseNonce: res.Nonce}
 		switch res.TypeUrl {
 		case xds.Clusters.URL():
-			next, err := serviceOf(res)
+			next, err := readCluster(res)
 			if err != nil {
 				answer.ErrorDetail = refusal(err)
 				break
@@ -108,25 +109,33 @@ func (a *ADS) Follow(ctx context.Context, pool string, update func(Assignment)) 
 			if len(res.RemovedResources) > 0 { // the pool has no upstream
 				update(readVersion(res.SystemVersionInfo))
 			}
-			if next == service {
+			before := now
+			now = next
+			if next.service == before.service {
+				if last != nil && !next.oob.equal(before.oob) {
+					last.OutOfBand = next.oob
+					update(*last)
+				}
 				break
 			}
+			last = nil
 			subscribe := &discovery.DeltaDiscoveryRequest{TypeUrl: xds.Endpoints.URL()}
-			if next != "" {
-				subscribe.ResourceNamesSubscribe = []string{next}
+			if next.service != "" {
+				subscribe.ResourceNamesSubscribe = []string{next.service}
 			}
-			if service != "" {
-				subscribe.ResourceNamesUnsubscribe = []string{service}
+			if before.service != "" {
+				subscribe.ResourceNamesUnsubscribe = []string{before.service}
 			}
-			service = next
 			if err := st.Send(subscribe); err != nil {
 				return err
 			}
 		case xds.Endpoints.URL():
-			asg, found, err := readEndpoints(res, service)
+			asg, found, err := readEndpoints(res, now.service)
 			if err != nil {
 				answer.ErrorDetail = refusal(err)
 			} else if found {
+				asg.OutOfBand = now.oob
+				last = &asg
 				update(asg)
 			}
 		}
@@ -140,22 +149,27 @@ func refusal(err error) *rpcstatus.Status {
 	return &rpcstatus.Status{Code: int32(codes.InvalidArgument), Message: err.Error()}
 }
 
-// serviceOf returns the name of the endpoints of the cluster in res, of which one was asked
-// for; "" when it is removed.
-func serviceOf(res *discovery.DeltaDiscoveryResponse) (string, error) {
+// upstreamSpec is what a proxy needs of a cluster.
+type upstreamSpec struct {
+	service string // name of the endpoints; "": there is no cluster
+	oob     OutOfBand
+}
+
+// readCluster returns the cluster in res, of which one was asked for.
+func readCluster(res *discovery.DeltaDiscoveryResponse) (upstreamSpec, error) {
 	if len(res.Resources) == 0 {
-		return "", nil
+		return upstreamSpec{}, nil
 	}
 	r := res.Resources[0]
 	var c cluster.Cluster
 	if err := r.Resource.UnmarshalTo(&c); err != nil {
-		return "", fmt.Errorf("cluster %s: %w", r.Name, err)
+		return upstreamSpec{}, fmt.Errorf("cluster %s: %w", r.Name, err)
 	}
 	name := c.GetEdsClusterConfig().GetServiceName()
 	if name == "" {
-		return "", fmt.Errorf("cluster %s: no eds_cluster_config.service_name", r.Name)
+		return upstreamSpec{}, fmt.Errorf("cluster %s: no eds_cluster_config.service_name", r.Name)
 	}
-	return name, nil
+	return upstreamSpec{name, OutOfBand{xds.OutOfBandPeriod(&c), c.LrsReportEndpointMetrics}}, nil
 }
 
 // readVersion reads "<revision> plan <plan>".
@@ -245,7 +259,12 @@ func (a *ADS) Report(ctx context.Context, load api.Load) error {
 		LoadReportInterval: durationpb.New(time.Duration(load.Seconds * float64(time.Second))),
 	}
 	for _, u := range load.Upstreams {
+		var metrics []*eds.EndpointLoadMetricStats
+		for name, v := range u.Metrics {
+			metrics = append(metrics, &eds.EndpointLoadMetricStats{MetricName: name, NumRequestsFinishedWithMetric: 1, TotalMetricValue: v})
+		}
 		stats.UpstreamLocalityStats = append(stats.UpstreamLocalityStats, &eds.UpstreamLocalityStats{
+			LoadMetricStats:         metrics,
 			Locality:                &core.Locality{SubZone: u.Pool},
 			TotalIssuedRequests:     u.Requests,
 			TotalErrorRequests:      u.Errors,

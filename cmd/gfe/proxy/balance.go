@@ -37,7 +37,8 @@ type peer struct {
 
 	counts
 	rate    rate
-	ejected atomic.Int64 // until when, ns since 1970; past: not ejected
+	ejected atomic.Int64                       // until when, ns since 1970; past: not ejected
+	metrics atomic.Pointer[map[string]float64] // what it says of itself, out of band; nil: nothing
 }
 
 // peerID names a peer: one address in two pools is two peers.

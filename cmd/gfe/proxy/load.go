@@ -34,8 +34,9 @@ type PeerLoad struct {
 // PoolLoad is the load that a proxy puts on one upstream pool, with the endpoints that it
 // has no more.
 type PoolLoad struct {
-	Pool string `json:"pool"`
-	Site string `json:"site,omitempty"` // the locality of every endpoint of the pool
+	Pool    string             `json:"pool"`
+	Site    string             `json:"site,omitempty"`    // the locality of every endpoint of the pool
+	Metrics map[string]float64 `json:"metrics,omitempty"` // what endpoints say of themselves out of band, mean by endpoints
 	Figures
 }
 
@@ -100,6 +101,7 @@ func since(taken, now Load, elapsed time.Duration) api.Load {
 			Requests: p.done() - before.done(),
 			Errors:   p.Error - before.Error,
 			InFlight: p.InProgress,
+			Metrics:  p.Metrics,
 		})
 	}
 	return out

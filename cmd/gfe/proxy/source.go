@@ -17,9 +17,10 @@ import (
 
 // Assignment is where the proxies of one pool send requests next.
 type Assignment struct {
-	Revision uint64     `json:"revision"` // of the snapshot that says so; 0: not from one
-	Plan     string     `json:"plan,omitempty"`
-	Hops     []gslb.Hop `json:"hops"` // none: the pool has no upstream
+	Revision  uint64     `json:"revision"` // of the snapshot that says so; 0: not from one
+	Plan      string     `json:"plan,omitempty"`
+	Hops      []gslb.Hop `json:"hops"` // none: the pool has no upstream
+	OutOfBand OutOfBand  `json:"-"`    // how the endpoints are asked for their load
 }
 
 // Source says where the proxies of a pool send requests next.

@@ -75,6 +75,8 @@ type Upstream struct {
 	mu    sync.Mutex
 	peers map[peerID]*peer // guarded by mu; those assigned, and those with requests in progress
 	pools map[string]*pool // guarded by mu; never shrinks: its names are those of the configuration
+
+	oob outOfBand // of the goroutine of Run alone
 }
 
 // table is what requests are sent by: immutable but for the counters of its peers.
@@ -137,6 +139,7 @@ func (u *Upstream) Run(ctx context.Context) error {
 	defer u.transport.CloseIdleConnections()
 	defer wg.Wait()
 	wg.Go(func() { u.measure(ctx) })
+	defer u.oob.follow(u, OutOfBand{}, nil)
 
 	backoff := minBackoff
 	for {
@@ -181,9 +184,10 @@ func (u *Upstream) follow(backoff *time.Duration) func(Assignment) {
 
 // assign puts a in place of the assignment before. Only the goroutine of Run calls it.
 func (u *Upstream) assign(a Assignment) {
+	named := map[*peer]bool{}
+	defer func() { u.oob.follow(u, a.OutOfBand, named) }()
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	named := map[*peer]bool{}
 	t := &table{Assignment: a}
 	t.slots = slots(a, func(name, site string, addr netip.AddrPort) *peer {
 		id := peerID{name, addr}
@@ -556,8 +560,9 @@ func (u *Upstream) load() (pools []PoolLoad, peers []PeerLoad) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	pools, peers = []PoolLoad{}, []PeerLoad{}
+	metrics := means(u.peers)
 	for _, p := range u.pools {
-		pools = append(pools, PoolLoad{Pool: p.name, Site: p.site, Figures: figures(&p.counts, &p.rate)})
+		pools = append(pools, PoolLoad{Pool: p.name, Site: p.site, Metrics: metrics[p], Figures: figures(&p.counts, &p.rate)})
 	}
 	for _, p := range u.peers {
 		peers = append(peers, PeerLoad{Pool: p.pool.name, Site: p.pool.site, Addr: p.addr, Ejected: p.ejected.Load() > now, Figures: figures(&p.counts, &p.rate)})

@@ -192,6 +192,10 @@ func (s *Server) drain(lame bool) error {
 	return nil
 }
 
+// OnDrain has f called when Run stops taking connections: what ends answers that have no end
+// of their own.
+func (s *Server) OnDrain(f func()) { s.http.RegisterOnShutdown(f) }
+
 // serve asks HTTP/1.1 clients to connect elsewhere next time once the server drains; HTTP/2
 // has GOAWAY for it.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {

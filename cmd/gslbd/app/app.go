@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -31,7 +32,7 @@ type Config struct {
 }
 
 // server returns the server of a service. The mux gets its health check: check returns nil
-// while the service can do its work.
+// while the service can do its work. Beside it, proxies may ask for the load (ORCA).
 func (c *Config) server(service string, mux *http.ServeMux, check func(context.Context) error) (*serve.Server, error) {
 	if c.Name == "" {
 		c.Name = service
@@ -53,11 +54,23 @@ func (c *Config) server(service string, mux *http.ServeMux, check func(context.C
 		w.WriteHeader(status)
 		fmt.Fprintln(w, words)
 	})
+	traced, loads := serve.Trace(c.Tracer, mux), loadService()
 	s, err := serve.New(serve.Config{
-		Name: service + " " + c.Name, Handler: serve.Trace(c.Tracer, mux),
+		Name: service + " " + c.Name,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor == 2 && strings.HasPrefix(r.URL.Path, loadPath) {
+				loads.ServeHTTP(w, r)
+				return
+			}
+			traced.ServeHTTP(w, r)
+		}),
 		Listen: c.Listen, Lame: c.Lame, Grace: c.Grace, Log: c.Log,
 	})
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	s.OnDrain(loads.Stop)
+	return s, nil
 }
 
 // Instance says which instance of a service answered.
