@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"strings"
@@ -62,7 +63,7 @@ func benchWorlds(b testing.TB, clusters, endpoints int) func(n int) *World {
 			verdicts[flip] = gslb.Down
 		}
 		var err error
-		if s, err = gslb.Build(s, gslb.Inputs{Revision: uint64(n + 1), Objects: o, Verdicts: verdicts, Now: time.Unix(1e9, 0)}); err != nil {
+		if s, err = gslb.Build(s, gslb.Inputs{Revision: uint64(n + 1), Objects: o, Verdicts: maps.Clone(verdicts), Now: time.Unix(1e9, 0)}); err != nil {
 			b.Fatal(err)
 		}
 		w = Build(w, Inputs{Snapshot: s, Objects: o})
