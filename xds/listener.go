@@ -103,6 +103,9 @@ func (b *builder) ingress(upstreams map[string]config.Upstream) (listeners, rout
 	if err := mergeRaw(l, raw.Listener, "proxy.envoy.listener"); err != nil {
 		return nil, nil, err
 	}
+	if err := olderTags(l); err != nil {
+		return nil, nil, fmt.Errorf("proxy.envoy.listener: %w", err)
+	}
 	l.Name = listenerName
 	r, err := b.routes(p.Routes, upstreams)
 	if err != nil {

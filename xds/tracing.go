@@ -10,6 +10,7 @@ import (
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
+	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	trace "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	detectors "github.com/envoyproxy/go-control-plane/envoy/extensions/tracers/opentelemetry/resource_detectors/v3"
@@ -17,6 +18,7 @@ import (
 	metadata "github.com/envoyproxy/go-control-plane/envoy/type/metadata/v3"
 	tags "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -138,6 +140,52 @@ func (b *builder) tags() []*tags.CustomTag {
 		number(host(tracing.AttrRevision, keyRevision)),
 	}
 }
+
+// olderTags has every tag of a format in the HTTP connection managers of l say first, in the
+// same oneof, a tag that is never there: an Envoy below 1.37 does not know formats and would
+// refuse a tag without a type, others take the last of a oneof that is on the wire
+// (protobuf.dev, Encoding, "Last One Wins"). To be called when nothing else changes l: what
+// reads and writes it again keeps the format alone.
+func olderTags(l *listener.Listener) error {
+	for _, chain := range l.FilterChains {
+		for _, f := range chain.Filters {
+			var m hcm.HttpConnectionManager
+			if !f.GetTypedConfig().MessageIs(&m) {
+				continue
+			}
+			if err := f.GetTypedConfig().UnmarshalTo(&m); err != nil {
+				return err
+			}
+			for _, t := range m.GetTracing().GetCustomTags() {
+				olderTag(t)
+			}
+			f.ConfigType = &listener.Filter_TypedConfig{TypedConfig: anyOf(&m)}
+		}
+	}
+	return nil
+}
+
+// olderTag does so with one tag. The format becomes a field that is unknown to the message,
+// since a message holds one type alone; those are written last.
+func olderTag(t *tags.CustomTag) {
+	v, ok := t.Type.(*tags.CustomTag_Value)
+	if !ok {
+		return
+	}
+	number := t.ProtoReflect().Descriptor().Fields().ByName("value").Number()
+	wire := protowire.AppendTag(t.ProtoReflect().GetUnknown(), number, protowire.BytesType)
+	t.ProtoReflect().SetUnknown(protowire.AppendString(wire, v.Value))
+	t.Type = &tags.CustomTag_Metadata_{Metadata: &tags.CustomTag_Metadata{
+		Kind: &metadata.MetadataKind{Kind: &metadata.MetadataKind_Request_{Request: &metadata.MetadataKind_Request{}}},
+		MetadataKey: &metadata.MetadataKey{
+			Key:  metadataFilter,
+			Path: []*metadata.MetadataKey_PathSegment{{Segment: &metadata.MetadataKey_PathSegment_Key{Key: keyNone}}},
+		},
+	}}
+}
+
+// keyNone is below metadataFilter in no metadata.
+const keyNone = "none"
 
 // What endpoints say, below metadataFilter. Values are strings: Envoy writes large numbers as
 // powers of ten.

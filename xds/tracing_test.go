@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"strings"
@@ -14,6 +15,8 @@ import (
 	trace "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	tags "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/meridian-gslb/meridian/tracing"
 	"github.com/meridian-gslb/meridian/xds/bootstrap"
@@ -104,6 +107,48 @@ func TestNoTracer(t *testing.T) {
 	}
 	if layer := message(t, w, "gfe", Envoy, Runtimes, bootstrap.Runtime, &runtime.Runtime{}).Layer; len(layer.Fields) > 0 {
 		t.Errorf("runtime layer %v, want an empty one", layer)
+	}
+}
+
+// An Envoy that does not know tags of a format finds another type in each, whatever raw fields
+// the pool has; one that knows them reads the format.
+func TestOlderTags(t *testing.T) {
+	for _, raw := range []string{"", ", envoy: {httpConnectionManager: {server_name: gfe}, listener: {enable_reuse_port: false}}"} {
+		w := world(t, nil, traced("tracing: {}"+raw), state{})
+		l := message(t, w, "gfe", Envoy, Listeners, "ingress", &listener.Listener{})
+		config := l.FilterChains[0].Filters[0].GetTypedConfig()
+		var m hcm.HttpConnectionManager
+		if err := config.UnmarshalTo(&m); err != nil {
+			t.Fatal(err)
+		}
+		formats := 0
+		for _, tag := range m.Tracing.CustomTags {
+			format := tag.GetValue()
+			if format == "" {
+				continue
+			}
+			formats++
+			kind := tag.ValueType
+			olderTag(tag)
+			wire, err := proto.Marshal(tag)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(config.Value, wire) {
+				t.Errorf("%s is sent as a format alone", tag.Tag)
+			}
+			var now tags.CustomTag
+			if err := proto.Unmarshal(wire, &now); err != nil || now.GetValue() != format || now.ValueType != kind {
+				t.Errorf("%s is read as %v, %v; want the format %s", tag.Tag, &now, err, format)
+			}
+			tag.ProtoReflect().SetUnknown(nil)
+			if err := tag.ValidateAll(); err != nil || tag.GetValue() != "" {
+				t.Errorf("%s to an Envoy without formats: %v, %v; want another type", tag.Tag, tag, err)
+			}
+		}
+		if formats == 0 || m.Tracing.CustomTags[0].Tag != tracing.AttrVIP {
+			t.Errorf("%d tags of a format in %v", formats, m.Tracing)
+		}
 	}
 }
 
