@@ -173,7 +173,7 @@ step_trace() {
   local query request
   read -r query request < <(user traces "${words[@]}")
   want 60 "the trace backend has the decision" '^gslbd: .*dns.query.*gslb.decide' traced "$query"
-  want 60 "and the request that came of it" '^backend database frontend gfe:' traced "$request"
+  want 60 "and the request that came of it" '^backend database frontend gfe( gslbctl)?:' traced "$request"
   echo "  http://127.0.0.1:16686/trace/$request shows it in a browser, as http://127.0.0.1:8052 does without a backend."
 }
 
