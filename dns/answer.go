@@ -590,19 +590,19 @@ func (a *answerer) notable() bool {
 	if time.Duration(a.last) > slow || a.follow.asked.Ask != tracing.AskNothing {
 		return true
 	}
-	service, pool, reason := a.decision()
-	return a.trace.Notable(service, pool, uint8(reason), uint8(min(a.r.rcode, 255)))
+	service, pool, reason, flags := a.decision()
+	return a.trace.Notable(service, pool, uint8(reason), uint8(flags), uint8(min(a.r.rcode, 255)))
 }
 
 // decision returns what was decided, as indices, or -1.
-func (a *answerer) decision() (service, pool int32, reason gslb.Reason) {
+func (a *answerer) decision() (service, pool int32, reason gslb.Reason, flags gslb.Flags) {
 	if !a.r.decided {
-		return -1, -1, 0
+		return -1, -1, 0, 0
 	}
 	if a.d.Pool == nil {
-		return int32(a.d.Service.Index), -1, a.d.Reason
+		return int32(a.d.Service.Index), -1, a.d.Reason, a.d.Flags
 	}
-	return int32(a.d.Service.Index), int32(a.d.Pool.Index), a.d.Reason
+	return int32(a.d.Service.Index), int32(a.d.Pool.Index), a.d.Reason, a.d.Flags
 }
 
 // record writes the query's record for the tracer. As far as that knows, a query was parsed
@@ -624,9 +624,8 @@ func (a *answerer) record(d *Data, pkt, reply []byte) {
 	t.Resolver, t.TCP, t.ResolverPort = q.from.As16(), q.tcp, a.port
 	t.Server, t.ServerPort = a.local.Addr().As16(), a.local.Port()
 	t.Rcode, t.Qtype, t.Scope, t.Answers = uint8(min(r.rcode, 255)), q.qtype, r.scope, uint8(min(r.answers, 255))
-	var reason gslb.Reason
-	t.Service, t.Pool, reason = a.decision()
-	t.Reason = uint8(reason)
+	service, pool, reason, flags := a.decision()
+	t.Service, t.Pool, t.Reason, t.Flags = service, pool, uint8(reason), uint8(flags)
 	if r.decided {
 		t.Decided, t.Outcome, t.TTL = a.last, a.d.Outcome, a.d.TTL
 	}
@@ -642,7 +641,7 @@ type TraceWorker interface {
 	Draw() bool
 	// Notable tells whether a query that was not drawn is to be recorded all the same, by its
 	// rcode or by what was decided: indices as in tracing.Query.
-	Notable(service, pool int32, reason, rcode uint8) bool
+	Notable(service, pool int32, reason, flags, rcode uint8) bool
 	// Begin returns the record to fill, zero but for Name, or nil when there is no room.
 	Begin() *tracing.Query
 	// Keep keeps the packets of the record that Begin returned, if they are wanted. They are

@@ -297,13 +297,15 @@ func TestPanic(t *testing.T) {
 type ring struct {
 	picky   bool // nothing is drawn
 	room    int
+	flags   uint8 // of the last decision asked about
 	slot    tracing.Query
 	records []tracing.Query
 }
 
 func (r *ring) Draw() bool { return !r.picky }
 
-func (r *ring) Notable(service, _ int32, reason, rcode uint8) bool {
+func (r *ring) Notable(service, _ int32, reason, flags, rcode uint8) bool {
+	r.flags = flags
 	return service >= 0 || reason != 0 || rcode != rcodeNoError
 }
 
@@ -340,7 +342,7 @@ func TestTrace(t *testing.T) {
 	www := d.Snapshot.Service("www.example.com").Index
 	for i, want := range []tracing.Query{
 		{
-			Revision: 1, Service: int32(www), Pool: int32(eu), Qtype: typeA, TTL: 30, Answers: 1, Scope: 25,
+			Revision: 1, Service: int32(www), Pool: int32(eu), Flags: uint8(gslb.Overridden), Qtype: typeA, TTL: 30, Answers: 1, Scope: 25,
 			Client: netip.MustParseAddr("198.51.100.0").As16(), Source: 24, HasECS: true, Resolver: resolver.As16(), NameLen: 17,
 		},
 		{
@@ -375,9 +377,14 @@ func TestTraceAhead(t *testing.T) {
 		return len(tracer.records) - before
 	}
 	var got []int
+	var flags []uint8
 	for _, name := range []string{"www.example.com", "nowhere.example.com", "mail.example.com"} {
 		a.start, a.last = time.Now(), 0 // so that a slow machine makes none of them late
 		got = append(got, serve(name))
+		flags = append(flags, tracer.flags)
+	}
+	if want := []uint8{uint8(gslb.Overridden), 0, 0}; !slices.Equal(flags, want) {
+		t.Errorf("asked with flags %v, want %v: the client is pinned to a site", flags, want)
 	}
 	if !slices.Equal(got, []int{1, 1, 0}) {
 		t.Errorf("got %d records of a decision, a name error and plain data, want 1, 1 and 0", got)
@@ -431,8 +438,8 @@ func TestAllocations(t *testing.T) {
 // still is a TraceWorker with room for one record, over and over.
 type still struct{ slot tracing.Query }
 
-func (s *still) Draw() bool                              { return true }
-func (s *still) Notable(int32, int32, uint8, uint8) bool { return true }
+func (s *still) Draw() bool                                     { return true }
+func (s *still) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 func (s *still) Begin() *tracing.Query { return &s.slot }
 func (s *still) Keep(_, _ []byte)      {}

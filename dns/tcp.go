@@ -74,7 +74,7 @@ type sharedTrace struct {
 // may be another goroutine's.
 func (t *sharedTrace) Draw() bool { return true }
 
-func (t *sharedTrace) Notable(int32, int32, uint8, uint8) bool { return true }
+func (t *sharedTrace) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 func (t *sharedTrace) Begin() *tracing.Query {
 	t.mu.Lock()

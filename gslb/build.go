@@ -667,7 +667,7 @@ func (b *builder) world(marks []netip.Prefix) *world {
 // outcome returns what ch means for the service; apex says that its name cannot be an alias
 // (RFC 1034, section 3.6.2), so that hostnames are answered by their addresses.
 func (svc *Service) outcome(ch choice, allDown config.AllDown, apex bool) outcome {
-	o := outcome{reason: ch.reason, shape: ch.shape, main: ch.main}
+	o := outcome{reason: ch.reason, shape: ch.shape, main: ch.main, flags: ch.flags}
 	if b := &svc.steering.base; o.shape.answers == 0 {
 		o.shape.answers, o.shape.pools, o.shape.perSite, o.shape.listed = b.answers, b.pools, b.perSite, b.listed
 	}
@@ -693,6 +693,9 @@ func (svc *Service) outcome(ch choice, allDown config.AllDown, apex bool) outcom
 		sh := share{
 			pool: c.pool, list: list, mean: 1 / float64(c.weight), seed: seed("pool", c.pool.Name),
 			gates: svc.steering.gates(p.i, p.limits), group: p.group, reason: ch.reason, lost: lost,
+		}
+		if c.pool.notes.state != "" {
+			sh.flags = Overridden
 		}
 		switch {
 		case ch.reason == ReasonAllDown:

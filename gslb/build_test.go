@@ -214,8 +214,8 @@ func sameSnapshots(t *testing.T, where string, got, want *Snapshot, at []netip.A
 			c := Client{a, uint8(a.BitLen())}
 			got.Decide(svc, c, &x)
 			want.Decide(other, c, &y)
-			if x.line() != y.line() {
-				t.Fatalf("%s: %s: %s: %s, want %s", where, svc.Name, a, x.line(), y.line())
+			if x.line() != y.line() || x.Flags != y.Flags {
+				t.Fatalf("%s: %s: %s: %s, flags %d, want %s, flags %d", where, svc.Name, a, x.line(), x.Flags, y.line(), y.Flags)
 			}
 			if n%32 == 0 {
 				if x, y := text(got.Explain(svc, c)), text(want.Explain(other, c)); x != y {

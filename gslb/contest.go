@@ -15,6 +15,7 @@ type contest struct {
 	order     [][]float64 // by slot of stage, then by candidate: smaller goes first
 	taken     []int       // by match: the case of this client
 	shape     shape
+	pinned    bool // the policy reads where clients are, and an override of the map names the site of this one
 
 	admitted []standing // the standings before any client was read
 	common   shape      // and the shape
@@ -27,6 +28,7 @@ type contest struct {
 // standing is what the stages say of one candidate.
 type standing struct {
 	out     bool // never chosen, not even when all is down
+	fenced  bool // and that by a fence alone
 	down    bool // chosen only when all is down
 	tier    tier
 	limits  uint32 // that let it take only a share of its clients
@@ -111,6 +113,7 @@ func (c *contest) alike(o *contest) bool {
 func (c *contest) at(l *locus) {
 	copy(c.standings, c.admitted)
 	c.shape = c.common
+	c.pinned = c.local && l.place.Site != ""
 	for i := range c.stages {
 		st := &c.stages[i]
 		if st.fixed {
@@ -159,6 +162,7 @@ func (c *contest) compareOrder(i, j int) int {
 type choice struct {
 	reason Reason // ReasonAllDown when all is down, whatever the service does then
 	shape  shape
+	flags  Flags
 	main   uint8    // the group that the order puts first: those before it trickle
 	picks  []pick   // who share the clients, best group first; empty: nobody, when all is down
 	lost   []uint16 // who would share them with the main group, but are down or demoted
@@ -186,7 +190,7 @@ func (c *contest) decide() choice {
 	}
 	if len(c.ties) == 0 {
 		if !c.failOpen {
-			return choice{reason: ReasonAllDown, shape: c.shape}
+			return choice{reason: ReasonAllDown, shape: c.shape, flags: c.flags()}
 		}
 		c.open()
 		return c.end(ReasonAllDown)
@@ -221,7 +225,7 @@ func (c *contest) decide() choice {
 // end makes a choice of the ties, of those that trickle before them, and of those that
 // follow as far as clients may get.
 func (c *contest) end(reason Reason) choice {
-	ch := choice{reason: reason, shape: c.shape, lost: c.lost}
+	ch := choice{reason: reason, shape: c.shape, flags: c.flags(), lost: c.lost}
 	if reason != ReasonAllDown {
 		ch.main = c.trickle()
 	}
@@ -322,6 +326,28 @@ func (c *contest) stale(i int) bool {
 	return false
 }
 
+// flags returns what else than the order made the choice. It reads nothing that routing.stale
+// lets change: the ties and the order, and not what health says of who was dropped.
+func (c *contest) flags() (f Flags) {
+	if c.pinned {
+		f |= Overridden
+	}
+	for i := range c.standings {
+		s := &c.standings[i]
+		if !s.fenced {
+			continue
+		}
+		if len(c.ties) == 0 {
+			return f | Fenced
+		}
+		best := int(c.ties[0])
+		if s.tier&tierStandby <= c.standings[best].tier&tierStandby && c.compareOrder(i, best) <= 0 {
+			return f | Fenced
+		}
+	}
+	return f
+}
+
 // enter makes candidate i one of the ties if it equals them, and the only one if it beats
 // them.
 func (c *contest) enter(i int) {
@@ -358,7 +384,7 @@ func (ch choice) appendAnswer(b []byte) []byte {
 
 // append appends octets by which two choices are equal if they are the same.
 func (ch choice) append(b []byte) []byte {
-	b = append(b, byte(ch.reason), ch.main, byte(len(ch.lost)>>8), byte(len(ch.lost)))
+	b = append(b, byte(ch.reason), byte(ch.flags), ch.main, byte(len(ch.lost)>>8), byte(len(ch.lost)))
 	for _, i := range ch.lost {
 		b = binary.BigEndian.AppendUint16(b, i)
 	}

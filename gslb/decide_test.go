@@ -175,6 +175,60 @@ func TestSharedAmong(t *testing.T) {
 	}
 }
 
+// TestFlags asks what else than its order decided, and checks that saying so splits no scope.
+func TestFlags(t *testing.T) {
+	const (
+		nearest = "pools: {us: {}, eu: {}, ap: {}}, policy: [health, nearest]"
+		fence   = "pools: {us: {}, eu: {}, ap: {}}, policy: [health, fence: [{when: {prefix: [198.51.100.0/26]}, deny: [eu]}], nearest]"
+		standby = "pools: {us: {}, eu: {standby: true}}, policy: [health, fence: [{deny: [eu]}], nearest]"
+		ranked  = "pools: {us: {}, eu: {}, ap: {}}, policy: [health, fence: [{when: {prefix: [198.51.100.0/26]}, deny: [eu]}], failover: [ap, eu, us]]"
+	)
+	state := func(what string) string { return "states:\n  s1: {" + what + ", author: ann}\n" }
+	tests := []struct {
+		name, service, states, down, client string
+		want                                Flags
+		reason                              Reason
+	}{
+		{"plain", nearest, "", "", frankfurt, 0, ReasonPolicy},
+		{"a failover", nearest, "", "eu", frankfurt, 0, ReasonFailover},
+		{"a fence drops the nearest", fence, "", "", frankfurt, Fenced, ReasonPolicy},
+		{"a fence drops the nearest, which is down", fence, "", "eu", frankfurt, Fenced, ReasonPolicy},
+		{"a fence drops what is farther", fence, "", "us", "198.51.100.65", Overridden, ReasonPolicy},
+		{"a fence for others", fence, "", "", newYork, 0, ReasonPolicy},
+		{"a fence drops what is behind by rank", ranked, "", "", frankfurt, 0, ReasonPolicy},
+		{"a fence drops what would be next by rank", ranked, "", "ap", frankfurt, Fenced, ReasonFailover},
+		{"a fence drops a standby", standby, "", "", frankfurt, 0, ReasonPolicy},
+		{"all are dropped", "pools: {eu: {}}, policy: [health, fence: [{deny: [eu]}]], allDown: servfail", "", "", frankfurt, Fenced, ReasonServfail},
+		{"forced up", nearest, state("pool: eu, state: up"), "eu", frankfurt, Overridden, ReasonPolicy},
+		{"an endpoint drained", nearest, state("pool: eu, endpoint: 10.2.0.1, state: drain"), "", frankfurt, Overridden, ReasonPolicy},
+		{"an endpoint forced down by a glob", nearest, state("match: \"*/e*/10.2.0.1\", state: down"), "", frankfurt, Overridden, ReasonPolicy},
+		{"a glob over other services", nearest, state("match: \"v.example/e*\", state: up"), "", frankfurt, 0, ReasonPolicy},
+		{"a state of a pool elsewhere", nearest, state("pool: us, state: up"), "", frankfurt, 0, ReasonPolicy},
+		{"drained: passed over", nearest, state("pool: eu, state: drain"), "", frankfurt, 0, ReasonFailover},
+		{"pinned to a site", nearest, "", "", "198.51.100.65", Overridden, ReasonPolicy},
+		{"pinned, but nobody asks where", "pools: {us: {}, eu: {}}, policy: [health, failover: [us, eu]]", "", "", "198.51.100.65", 0, ReasonPolicy},
+		{"one of several pools answered with", "pools: {us: {}, eu: {}}, policy: [health, failover: [us, eu], select: {answers: 8, pools: 2}]", state("pool: eu, state: up"), "", newYork, Overridden, ReasonPolicy},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := mustBuild(t, nil, testInputs(t, tt.service, tt.states, tt.down, ""))
+			var d Decision
+			s.Decide(s.Service("w.example"), client(tt.client), &d)
+			if d.Flags != tt.want || d.Reason != tt.reason {
+				t.Errorf("%s: got flags %b, %s; want %b, %s", d.line(), d.Flags, d.Reason, tt.want, tt.reason)
+			}
+		})
+	}
+	s := mustBuild(t, nil, testInputs(t, "pools: {us: {}, eu: {}}, policy: [match: [{if: {prefix: [192.0.2.0/25]}, then: [fence: [{deny: [us]}], failover: [us, eu]]}], failover: [eu, us]]", "", "", ""))
+	for client, want := range map[netip.Addr]Flags{netip.MustParseAddr("192.0.2.1"): Fenced, netip.MustParseAddr("192.0.2.129"): 0} {
+		var d Decision
+		s.Decide(s.Service("w.example"), Client{client, 32}, &d)
+		if d.Pool.Name != "eu" || d.Flags != want || d.Scope != 0 {
+			t.Errorf("%s: got %s, flags %b; want eu, flags %b, with scope 0 for all are answered alike", client, d.line(), d.Flags, want)
+		}
+	}
+}
+
 // TestSelect checks a selection of endpoints: by family, spread by weight, sticky.
 func TestSelect(t *testing.T) {
 	o := "pools: {us: {}, eu: {}, big: {}}, policy: [health, failover: [big], select: {answers: 2}]}\n" +

@@ -34,6 +34,7 @@ type outcome struct {
 	hashed   bool    // the share or the reason depends on the client's hash
 	split    bool    // the share does
 	merged   bool    // the answer is made of several pools, or of failure domains
+	flags    Flags   // of all its clients
 	shape    shape
 	v4, v6   []netip.Addr
 	fallback string
@@ -49,6 +50,7 @@ type share struct {
 	seed   uint64
 	group  uint8
 	reason Reason
+	flags  Flags
 	lost   bool // down or demoted: its clients go to the others
 }
 
@@ -95,7 +97,7 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 	addr := c.Addr.Unmap()
 	i, scope := svc.routing.lookup(addr)
 	o := &svc.outcomes[i]
-	d.Service, d.Outcome, d.Scope, d.TTL, d.Reason, d.Targets = svc, i, scope, o.ttl, o.reason, nil
+	d.Service, d.Outcome, d.Scope, d.TTL, d.Reason, d.Flags, d.Targets = svc, i, scope, o.ttl, o.reason, o.flags, nil
 	if len(o.shares) == 0 {
 		d.Pool, d.V4, d.V6, d.Fallback = nil, o.v4, o.v6, o.fallback
 		return
@@ -118,6 +120,7 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 		d.Reason = sh.reason
 	}
 	d.Pool, d.Fallback = sh.pool, sh.host
+	d.Flags |= sh.flags
 	if sh.host != "" {
 		d.V4, d.V6 = nil, nil
 		o.target(svc, sh, key, d)
@@ -267,6 +270,9 @@ func (o *outcome) merge(mine *share, key uint64, d *Decision) (cut bool) {
 		most, one = MaxAnswers, true
 	}
 	from := o.ranked(mine, key, most, one, &buf)
+	for _, sh := range from {
+		d.Flags |= sh.flags
+	}
 	var c4, c6 bool
 	d.V4, c4 = o.collect(from, key, n, false, d.buf[0][:])
 	d.V6, c6 = o.collect(from, key, n, true, d.buf[1][:])

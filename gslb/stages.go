@@ -58,7 +58,7 @@ func (k *compiler) fence(f *config.FenceStage) stage {
 		judge: func(c *contest, _ int, at *locus) {
 			for i := range c.standings {
 				if !c.standings[i].out && why(c, i, at) != "" {
-					c.standings[i].out = true
+					c.standings[i].out, c.standings[i].fenced = true, true
 				}
 			}
 		},

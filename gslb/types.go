@@ -177,6 +177,21 @@ var reasonNames = [...]string{
 // String returns the reason in one word, as logs, metrics and Explanation have it.
 func (r Reason) String() string { return reasonNames[r] }
 
+// Flags say what else than its policy's order made a decision, whatever its reason.
+type Flags uint8
+
+// The flags.
+const (
+	// Fenced: a fence dropped a pool that stands no later in the policy's order than the first
+	// choice of those left, whether it was healthy or not.
+	Fenced Flags = 1 << iota
+	// Overridden: a pool answered with, or one of its endpoints, is in an operator's state
+	// (forced up or down, drained); or an override of the map pinned the client to a site, and
+	// the policy reads where clients are. A pool that was passed over for its state gives
+	// ReasonFailover instead.
+	Overridden
+)
+
 // MaxAnswers bounds the endpoints of one decision.
 const MaxAnswers = 16
 
@@ -185,6 +200,7 @@ type Decision struct {
 	Service  *Service
 	Pool     *Pool // nil with ReasonFallback and ReasonServfail
 	Reason   Reason
+	Flags    Flags
 	Scope    uint8        // bits of the client's address that the decision depends on (RFC 7871)
 	TTL      uint32       // seconds
 	Outcome  uint32       // index of the compiled outcome in the service: what explains a recorded decision

@@ -34,6 +34,10 @@ type ahead struct {
 	last   draw
 	kinds  [kindSlots]recorded
 
+	most    uint64 // decisions with flags to record in an epoch
+	flagged uint64 // that were recorded in the epoch since
+	since   uint32
+
 	epoch atomic.Uint32 // counted by the consumer, about once a second: by then, a kind is worth another record
 }
 
@@ -43,9 +47,10 @@ type recorded struct {
 	epoch uint32
 }
 
-// init readies a for a sampler of that bound.
-func (a *ahead) init(bound uint64, all bool, log *DecisionLog) {
-	a.bound, a.all, a.log, a.random = bound, all, log, rand.Uint64()
+// init readies a for a sampler of that bound that takes at most so many decisions with flags a
+// second.
+func (a *ahead) init(bound, most uint64, all bool, log *DecisionLog) {
+	a.bound, a.most, a.all, a.log, a.random = bound, most, all, log, rand.Uint64()
 	a.epoch.Store(1)
 }
 
@@ -76,8 +81,9 @@ func (a *ahead) drawLog() {
 
 // Notable tells whether a query that was not drawn may become spans by its rcode or by what was
 // decided; service and pool are indices as in Query, or -1. Of a kind of decision that is nothing
-// out of the ordinary, one a second is. Only the producer calls it.
-func (w *Worker) Notable(service, pool int32, reason, rcode uint8) bool {
+// out of the ordinary, one a second is. What flags speak for may stand for good, so that in a
+// second no more of it is than could become spans. Only the producer calls it.
+func (w *Worker) Notable(service, pool int32, reason, flags, rcode uint8) bool {
 	if reason != reasonPolicy || rcode == rcodeServfail {
 		return true
 	}
@@ -85,13 +91,28 @@ func (w *Worker) Notable(service, pool int32, reason, rcode uint8) bool {
 		return false
 	}
 	a := &w.ahead
+	epoch := a.epoch.Load()
+	if flags != 0 && a.takeFlagged(epoch) {
+		return true
+	}
 	kind := uint64(uint32(service))<<32 | uint64(uint32(pool))
 	slot := &a.kinds[kind*0x9E3779B97F4A7C15>>(64-10)]
-	epoch := a.epoch.Load()
 	if slot.kind == kind && slot.epoch == epoch {
 		return false
 	}
 	*slot = recorded{kind, epoch}
+	return true
+}
+
+// takeFlagged reports whether another decision with flags is worth a record in that epoch.
+func (a *ahead) takeFlagged(epoch uint32) bool {
+	if a.since != epoch {
+		a.since, a.flagged = epoch, 0
+	}
+	if a.flagged >= a.most {
+		return false
+	}
+	a.flagged++
 	return true
 }
 

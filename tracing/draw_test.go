@@ -59,32 +59,40 @@ func TestDraw(t *testing.T) {
 
 // TestNotable checks what is worth a record though it was not drawn.
 func TestNotable(t *testing.T) {
-	w := New(Options{}).Worker(0)
+	w := New(Options{Interesting: 20}).Worker(0) // 2 of fences and overrides
 	for _, step := range []struct {
 		what          string
 		service, pool int32
-		reason, rcode uint8
+		reason, flags uint8
+		rcode         uint8
 		want          bool
 	}{
-		{"static", -1, -1, reasonPolicy, 0, false},
-		{"static, refused", -1, -1, reasonPolicy, 5, false},
-		{"SERVFAIL", -1, -1, reasonPolicy, rcodeServfail, true},
-		{"the first of a kind", 3, 5, reasonPolicy, 0, true},
-		{"the second of it", 3, 5, reasonPolicy, 0, false},
-		{"another pool", 3, 6, reasonPolicy, 0, true},
-		{"another service", 4, 5, reasonPolicy, 0, true},
-		{"a failover", 3, 5, 1, 0, true},
-		{"a failover again", 3, 5, 1, 0, true},
+		{"static", -1, -1, reasonPolicy, 0, 0, false},
+		{"static, refused", -1, -1, reasonPolicy, 0, 5, false},
+		{"SERVFAIL", -1, -1, reasonPolicy, 0, rcodeServfail, true},
+		{"the first of a kind", 3, 5, reasonPolicy, 0, 0, true},
+		{"the second of it", 3, 5, reasonPolicy, 0, 0, false},
+		{"another pool", 3, 6, reasonPolicy, 0, 0, true},
+		{"another service", 4, 5, reasonPolicy, 0, 0, true},
+		{"a failover", 3, 5, 1, 0, 0, true},
+		{"a failover again", 3, 5, 1, 0, 0, true},
+		{"a fence", 3, 5, reasonPolicy, flagFenced, 0, true},
+		{"an override", 3, 5, reasonPolicy, flagOverride, 0, true},
+		{"more of them than become spans", 3, 5, reasonPolicy, flagFenced, 0, false},
+		{"but of another kind", 3, 7, reasonPolicy, flagFenced, 0, true},
 	} {
-		if got := w.Notable(step.service, step.pool, step.reason, step.rcode); got != step.want {
+		if got := w.Notable(step.service, step.pool, step.reason, step.flags, step.rcode); got != step.want {
 			t.Errorf("%s: got %t, want %t", step.what, got, step.want)
 		}
 	}
 	w.ahead.epoch.Add(1)
-	if !w.Notable(3, 5, reasonPolicy, 0) {
+	if !w.Notable(3, 5, reasonPolicy, 0, 0) {
 		t.Error("the first of a kind in the next epoch: got false, want true")
 	}
-	if n := testing.AllocsPerRun(100, func() { w.Draw(); w.Notable(1, 2, 0, 0) }); n != 0 {
+	if !w.Notable(3, 5, reasonPolicy, flagFenced, 0) {
+		t.Error("a fence in the next epoch: got false, want true")
+	}
+	if n := testing.AllocsPerRun(100, func() { w.Draw(); w.Notable(1, 2, 0, flagFenced, 0) }); n != 0 {
 		t.Errorf("%v allocations, want none", n)
 	}
 }

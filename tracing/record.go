@@ -36,6 +36,7 @@ type Query struct {
 
 	ResolverPort, ServerPort uint16
 
+	Flags    uint8    // gslb.Flags
 	Answers  uint8    // RRs in the answer section
 	Asked    Ask      // what the sender wants, of an EDNS TRACEPARENT option
 	Trace    TraceID  // that the query belongs to; zero: one is drawn for it

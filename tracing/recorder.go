@@ -17,7 +17,7 @@ type Options struct {
 	Sample   float64 // share of all queries that become spans, 0..1
 
 	Slow        time.Duration // a query that took longer is interesting; default 5 ms
-	Interesting int           // interesting queries a second that become spans beyond Sample; default 100, negative for none
+	Interesting int           // interesting queries a second that become spans beyond Sample, and a tenth as many of fences and overrides; default 100, negative for none
 
 	Endpoint string            // http:// or https:// base URL of an OTLP/HTTP collector, /v1/traces is appended; grpc:// or grpcs://host:port of an OTLP/gRPC one; empty: memory only
 	Headers  map[string]string // of every request to it
@@ -36,8 +36,8 @@ type Options struct {
 	// for sampled queries only, and must not keep the Query. Nil: the spans go without.
 	Describe func(*Query) Facts
 
-	// Brief is Describe for queries that only the ratio sampled and that are nothing out of the
-	// ordinary, of which there are most: without Candidates and Rejected, and as cheap as can
+	// Brief is Describe for queries that only the ratio sampled and that the policy's first choice
+	// decided, of which there are most: without Candidates and Rejected, and as cheap as can
 	// be. Nil: Describe.
 	Brief func(*Query) Facts
 
@@ -144,7 +144,7 @@ type Recorder struct {
 	received atomic.Uint64
 }
 
-var sampledBy = [...]string{SampledRatio, SampledParent, SampledReason, SampledServfail, SampledSlow, SampledFirst}
+var sampledBy = [...]string{SampledRatio, SampledParent, SampledReason, SampledServfail, SampledSlow, SampledFence, SampledOverride, SampledFirst}
 
 // New returns a Recorder; nothing runs before Run.
 func New(o Options) *Recorder {
@@ -158,7 +158,7 @@ func New(o Options) *Recorder {
 	}
 	for range o.Workers {
 		w := newWorker(o.RingSize)
-		w.ahead.init(r.sampler.bound, o.Ledger != nil, o.Log)
+		w.ahead.init(r.sampler.bound, uint64(r.sampler.standing.rate), o.Ledger != nil, o.Log)
 		if o.Log != nil {
 			w.wire = make([]packets, len(w.slots))
 		}
@@ -346,7 +346,7 @@ type Stats struct {
 	Waiting  uint64 // queries in the rings
 
 	Sampled map[string]uint64 // queries made into spans, by one of the Sampled constants; every one is there
-	Limited uint64            // interesting queries beyond Options.Interesting
+	Limited uint64            // recorded interesting queries beyond Options.Interesting
 	Made    uint64            // spans made of sampled queries
 
 	Received uint64 // spans that other processes sent here

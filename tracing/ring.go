@@ -142,7 +142,7 @@ func (w *Worker) drain(f func(q *Query, p *packets)) int {
 func (q *Query) reset() {
 	q.Start, q.Parsed, q.Decided, q.End = 0, 0, 0, 0
 	q.Revision, q.Service, q.Pool, q.Outcome = 0, 0, 0, 0
-	q.Reason, q.Rcode, q.Qtype, q.TTL = 0, 0, 0, 0
+	q.Reason, q.Flags, q.Rcode, q.Qtype, q.TTL = 0, 0, 0, 0, 0
 	q.Client, q.Source, q.Scope = [16]byte{}, 0, 0
 	q.HasECS, q.TCP, q.V6 = false, false, false
 	q.Resolver, q.Answers, q.NameLen = [16]byte{}, 0, 0

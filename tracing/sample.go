@@ -14,12 +14,16 @@ const (
 	SampledReason   = "reason"   // a decision that the policy's first choice did not make
 	SampledServfail = "servfail" // answered SERVFAIL
 	SampledSlow     = "slow"     // answered late
+	SampledFence    = "fence"    // a fence dropped a pool that the policy's order puts no later than the one answered with
+	SampledOverride = "override" // the pool is in an operator's state, or an override of the map pinned the client to a site
 	SampledFirst    = "first"    // the first in a minute of its service, pool, reason and answer id
 )
 
 const (
 	rcodeServfail = 2           // RFC 1035, section 4.1.1
 	reasonPolicy  = 0           // gslb.ReasonPolicy: nothing out of the ordinary
+	flagFenced    = 1           // gslb.Fenced
+	flagOverride  = 2           // gslb.Overridden
 	kindsFor      = time.Minute // for how long a kind of decision is remembered
 	maxKinds      = 1 << 14     // how many kinds are; beyond, none counts as a first
 )
@@ -30,13 +34,25 @@ const (
 type sampler struct {
 	bound uint64        // of the upper 63 bits of the second half of a trace id
 	slow  time.Duration // a query that took longer is interesting
-	rate  float64       // interesting queries a second, and at once
+	kinds map[kind]struct{}
+	since time.Time // when kinds was empty
 
+	interesting bucket
+	standing    bucket // of fences and overrides: they may speak for every query for good, and push nothing out
+}
+
+// bucket holds tokens, of which rate come every second up to rate of them.
+type bucket struct {
+	rate   float64
 	tokens float64   // 0 <= tokens <= rate
 	filled time.Time // when tokens was brought up to date
-	kinds  map[kind]struct{}
-	since  time.Time // when kinds was empty
 }
+
+func fullBucket(rate float64) bucket { return bucket{rate: rate, tokens: rate} }
+
+// standingRate returns how many decisions of fences and overrides a second become spans where so
+// many interesting queries do.
+func standingRate(interesting float64) float64 { return math.Ceil(interesting / 10) }
 
 // kind is what makes a decision like another. Its indices may mean something else in another
 // snapshot; then a kind is taken for new, or for known up to a minute too long.
@@ -49,11 +65,11 @@ type kind struct {
 // newSampler returns a sampler of ratio, 0..1, of all queries.
 func newSampler(ratio float64, slow time.Duration, perSecond float64) *sampler {
 	return &sampler{
-		bound:  uint64(min(max(ratio, 0), 1) * (1 << 63)),
-		slow:   slow,
-		rate:   perSecond,
-		tokens: perSecond,
-		kinds:  make(map[kind]struct{}),
+		bound:       uint64(min(max(ratio, 0), 1) * (1 << 63)),
+		slow:        slow,
+		kinds:       make(map[kind]struct{}),
+		interesting: fullBucket(perSecond),
+		standing:    fullBucket(standingRate(perSecond)),
 	}
 }
 
@@ -80,12 +96,20 @@ func (s *sampler) judge(q *Query, lower [8]byte, now time.Time) (by string, firs
 		by = SampledReason
 	case time.Duration(q.End) > s.slow:
 		by = SampledSlow
+	case q.Flags&flagFenced != 0:
+		by = SampledFence
+	case q.Flags&flagOverride != 0:
+		by = SampledOverride
 	case first:
 		by = SampledFirst
 	default:
 		return "", false, false
 	}
-	if by != SampledRatio && by != SampledParent && !s.take(now) {
+	from := &s.interesting
+	if !first && (by == SampledFence || by == SampledOverride) {
+		from = &s.standing
+	}
+	if by != SampledRatio && by != SampledParent && !from.take(now) {
 		return "", false, true
 	}
 	if first {
@@ -109,16 +133,16 @@ func (s *sampler) isFirst(q *Query, now time.Time) bool {
 	return !known && len(s.kinds) < maxKinds
 }
 
-// take takes one token, of which rate come every second up to rate of them.
-func (s *sampler) take(now time.Time) bool {
-	if s.filled.IsZero() {
-		s.filled = now
+// take takes one token.
+func (b *bucket) take(now time.Time) bool {
+	if b.filled.IsZero() {
+		b.filled = now
 	}
-	s.tokens = math.Min(s.rate, s.tokens+s.rate*max(0, now.Sub(s.filled).Seconds()))
-	s.filled = now
-	if s.tokens < 1 {
+	b.tokens = math.Min(b.rate, b.tokens+b.rate*max(0, now.Sub(b.filled).Seconds()))
+	b.filled = now
+	if b.tokens < 1 {
 		return false
 	}
-	s.tokens--
+	b.tokens--
 	return true
 }

@@ -56,6 +56,11 @@ func TestJudge(t *testing.T) {
 		{"servfail", 0, always, true, with(func(q *Query) { q.Rcode = 2; q.Reason = 6 }), SampledServfail},
 		{"refused", 0, always, true, with(func(q *Query) { q.Rcode = 5 }), ""},
 		{"slow", 0, always, true, with(func(q *Query) { q.End = 5_000_001 }), SampledSlow},
+		{"a fence", 0, always, true, with(func(q *Query) { q.Flags = flagFenced }), SampledFence},
+		{"an override", 0, always, true, with(func(q *Query) { q.Flags = flagOverride }), SampledOverride},
+		{"both", 0, always, true, with(func(q *Query) { q.Flags = flagFenced | flagOverride }), SampledFence},
+		{"a fence, and a failover", 0, always, true, with(func(q *Query) { q.Flags = flagFenced; q.Reason = 3 }), SampledReason},
+		{"a fence, by ratio", 0.5, always, true, with(func(q *Query) { q.Flags = flagFenced }), SampledRatio},
 		{"not slow", 0, always, true, with(func(q *Query) { q.End = 5_000_000 }), ""},
 		{"first", 0, always, false, plain, SampledFirst},
 		{"another pool", 0, always, true, with(func(q *Query) { q.Pool = 3 }), SampledFirst},
@@ -107,6 +112,32 @@ func TestInterestingIsLimited(t *testing.T) {
 	none := newSampler(0, time.Second, 0)
 	if by, _, late := none.judge(&outage, never, now); by != "" || !late {
 		t.Errorf("with a rate of zero: %q, limited %v, want none, limited", by, late)
+	}
+}
+
+// A fence that decides every query takes a tenth of the rate, and nothing from a failover.
+func TestStandingIsLimited(t *testing.T) {
+	s := newSampler(0, time.Second, 20)
+	now := time.Unix(1000, 0)
+	fenced := Query{Decided: 1, Flags: flagFenced}
+	failover := Query{Decided: 1, Reason: 3}
+	got := map[string]int{}
+	limited := 0
+	for i := range 5 * 1000 { // five seconds, a query a millisecond, and a failover every 100
+		now = now.Add(time.Millisecond)
+		by, _, late := s.judge(&fenced, never, now)
+		got[by]++
+		if late {
+			limited++
+		}
+		if i%100 == 0 {
+			by, _, _ := s.judge(&failover, never, now)
+			got[by]++
+		}
+	}
+	// Of the fence the first of its kind, 2 at once, then 2 a second.
+	if n := got[SampledFence]; n < 12 || n > 13 || limited != 5000-n || got[SampledReason] != 50 {
+		t.Errorf("sampled %v, limited %d; want about 13 of the fence, the rest of its 5000 limited, and 50 failovers", got, limited)
 	}
 }
 

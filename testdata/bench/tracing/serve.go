@@ -148,8 +148,8 @@ func (h *handle) Begin() *tracing.Query {
 func (h *handle) Commit() { h.to(&h.record) }
 
 // Draw and Notable want every query recorded.
-func (h *handle) Draw() bool                              { return true }
-func (h *handle) Notable(int32, int32, uint8, uint8) bool { return true }
+func (h *handle) Draw() bool                                     { return true }
+func (h *handle) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 // everything is a ring into which every query is recorded.
 type everything struct{ *tracing.Worker }
