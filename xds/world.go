@@ -103,6 +103,7 @@ type View struct {
 	Region string // of the site
 
 	sets [numClients][numTypes]set
+	kept bool // all but the endpoints are of a configuration before, since the newest cannot be said
 }
 
 // set is the resources of one type.
@@ -149,8 +150,8 @@ type Inputs struct {
 }
 
 // Build makes the world of in. prev, which may be nil, is the world that it replaces: what
-// did not change is shared with it, and where the configuration cannot be said to proxies
-// prev's view stays and a fault says so.
+// did not change is shared with it. Where the configuration cannot be said to proxies a fault
+// says so, and prev's resources stay but for the endpoints: health and load go on.
 func Build(prev *World, in Inputs) *World {
 	if prev == nil {
 		prev = &World{}
@@ -171,15 +172,20 @@ func Build(prev *World, in Inputs) *World {
 		b := builder{in: in, pool: p, config: c, spill: spill, view: &View{
 			Pool: p.Name, Site: p.Site, Region: in.Objects.Sites[p.Site].EffectiveRegion(p.Site),
 		}}
-		if old != nil && prev.Plan == w.Plan && sameSecrets(prev.secrets, in.Secrets) {
+		if old != nil && !old.kept && prev.Plan == w.Plan && sameSecrets(prev.secrets, in.Secrets) {
 			b.shared = old // only endpoints can have changed
 		}
-		if err := b.build(old); err != nil {
+		err := b.build(old)
+		if err != nil {
 			w.Faults = append(w.Faults, fmt.Errorf("pool %s: %w", p.Name, err))
-			if old != nil {
-				w.views[p.Name] = old
+			if old == nil {
+				continue
 			}
-			continue
+			b.shared, b.view.kept = old, true
+			err = b.build(old)
+		}
+		if err != nil {
+			b.view = old // endpoints are ours alone: nothing that can be configured is a fault of them
 		}
 		w.views[p.Name] = b.view
 	}
@@ -199,7 +205,7 @@ type builder struct {
 // made is a resource on its way.
 type made struct {
 	name  string
-	msg   proto.Message
+	msg   proto.Message // nil: as it was in the view before
 	needs string
 	stamp func(revision uint64) // adds the revision to msg, once it is known that the rest has changed; nil: it has none
 }
@@ -214,6 +220,13 @@ func (b *builder) build(old *View) error {
 			m.stamp = func(revision uint64) { describe(m.msg.(*endpoint.ClusterLoadAssignment), revision) }
 		}
 		endpoints = append(endpoints, m)
+	}
+	if b.view.kept { // what is no upstream any more is one as yet to those who keep the clusters before
+		for _, name := range old.Names(Envoy, Endpoints) {
+			if !slices.ContainsFunc(endpoints, func(m made) bool { return m.name == name }) {
+				endpoints = append(endpoints, made{name: name})
+			}
+		}
 	}
 	if err := b.put(old, []Client{Envoy, GRPC}, Endpoints, endpoints); err != nil {
 		return err
@@ -274,6 +287,7 @@ func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 	s := set{byName: make(map[string]*Resource, len(list))}
 	revision := b.in.Snapshot.Revision
 	sum := sha256.New()
+	slices.SortFunc(list, func(a, b made) int { return strings.Compare(a.name, b.name) })
 	for _, m := range list {
 		var before *Resource
 		if old != nil {
@@ -287,7 +301,6 @@ func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 		s.names = append(s.names, m.name)
 		fmt.Fprintf(sum, "%s %s\n", m.name, hash(r.Version))
 	}
-	slices.Sort(s.names)
 	s.version = versionOf(revision, shortHash(sum.Sum(nil)))
 	if old != nil && hash(old.sets[clients[0]][t].version) == hash(s.version) {
 		s = old.sets[clients[0]][t]
@@ -300,6 +313,9 @@ func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 
 // newResource marshals m, or returns before where that is the same.
 func newResource(before *Resource, t Type, m made, revision uint64) (*Resource, error) {
+	if m.msg == nil {
+		return before, nil
+	}
 	if m.stamp != nil {
 		m.stamp(0)
 	}

@@ -281,10 +281,10 @@ pools:
 	}
 }
 
-// TestFaultsKeepTheLastGood checks that what cannot be said to proxies is a fault, and that
-// the pool's last view stays.
+// TestFaultsKeepTheLastGood checks that what cannot be said to proxies is a fault for as long
+// as it is configured, and that what the pool's proxies have stays, while health goes on.
 func TestFaultsKeepTheLastGood(t *testing.T) {
-	good := fleet("[fe-us]", "")
+	good := fleet("[fe-us], proxy: {upstreams: {gone: fe-ap}}", "")
 	tests := []struct{ name, upstream, want string }{
 		{"unknown field", "{pools: {fe-us: }, envoy: {no_such: 1}}", `pool gfe: upstream upstream: envoy: (line 1:`},
 		{"wrong type", "{pools: {fe-us: }, envoy: {connect_timeout: {a: b}}}", "pool gfe: upstream upstream: envoy:"},
@@ -300,8 +300,24 @@ func TestFaultsKeepTheLastGood(t *testing.T) {
 			if len(b.Faults) != 1 || !strings.Contains(b.Faults[0].Error(), tt.want) {
 				t.Fatalf("faults %v, want one with %q", b.Faults, tt.want)
 			}
-			if b.View("gfe") != a.View("gfe") {
-				t.Error("the last good view is gone")
+			for _, c := range []Client{Envoy, GRPC} {
+				for typ := range numTypes {
+					if x, y := a.View("gfe").sets[c][typ], b.View("gfe").sets[c][typ]; !maps.Equal(x.byName, y.byName) || x.version != y.version {
+						t.Errorf("the last good %s are gone: %v, %v before", typ, y.names, x.names)
+					}
+				}
+			}
+			down := tryWorld(t, b, fleet(tt.upstream, ""), state{down: []string{"fe-us/10.3.0.1"}})
+			if len(down.Faults) != 1 {
+				t.Errorf("a snapshot later: faults %v, want the same", down.Faults)
+			}
+			got := assignmentText(message(t, down, "gfe", Envoy, Endpoints, "upstream@gfe", &endpoint.ClusterLoadAssignment{}))
+			if want := "0:fe-us×1000 10.3.0.1=unhealthy"; got != want {
+				t.Errorf("health stood still: %s, want %s", got, want)
+			}
+			message(t, down, "gfe", Envoy, Endpoints, "gone@gfe", &endpoint.ClusterLoadAssignment{})
+			if w := world(t, down, fleet("[fe-us]", ""), state{}); w.View("gfe").Resource(Envoy, Clusters, "gone") != nil {
+				t.Error("mended, and still of before")
 			}
 			if first := tryWorld(t, nil, fleet(tt.upstream, ""), state{}); first.View("gfe") != nil || len(first.Faults) != 1 {
 				t.Errorf("without a good one before: view %v, want none", first.View("gfe"))
