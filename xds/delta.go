@@ -18,7 +18,7 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 	}
 	var rejected *Rejection
 	if req.ErrorDetail != nil {
-		rejected = &Rejection{Reason: req.ErrorDetail.GetMessage(), At: now}
+		rejected = &Rejection{Reason: clipTo(req.ErrorDetail.GetMessage(), maxReason), At: now}
 	}
 	w.answered(req.ResponseNonce, rejected)
 
@@ -29,7 +29,11 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 	}
 	for name, version := range req.InitialResourceVersions {
 		if first && len(name) <= maxName && len(w.have) < maxNames {
+			if len(version) > maxVersion {
+				version = ""
+			}
 			w.have[name] = &Resource{Name: name, Version: version}
+			w.held += len(name) + nameCost
 		}
 	}
 	for _, name := range req.ResourceNamesUnsubscribe {
@@ -42,7 +46,7 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 			}
 			continue
 		}
-		delete(w.names, name)
+		w.dropName(name)
 		if !w.all {
 			delete(w.have, name)
 		}
@@ -55,13 +59,12 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 		switch {
 		case name == wildcard:
 			w.all = true
-		case len(name) <= maxName && len(w.names) < maxNames:
+		case w.addName(name):
 			// To subscribe again is to ask again: the answer must come even if nothing has
 			// changed.
 			if _, told := req.InitialResourceVersions[name]; !told {
 				delete(w.have, name)
 			}
-			w.names[name] = true
 		}
 	}
 	// What a client has of another run of the server and no longer asks for is nothing to us.

@@ -118,15 +118,13 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 	defer t.mu.Unlock()
 	t.reports++
 	t.ignored += uint64(len(faults))
+	if last := t.reporters[reporterKey{r.pool, r.id}]; last != nil && last != r {
+		t.ignored++
+		last.fault("another proxy reports under the same node.id: of those only the one that came last counts", now)
+		return
+	}
 	for _, f := range faults {
-		if _, known := r.faults[f]; !known {
-			if len(r.order) >= maxFaulty {
-				delete(r.faults, r.order[0])
-				r.order = r.order[1:]
-			}
-			r.order = append(r.order, f)
-		}
-		r.faults[f] = now
+		r.fault(f, now)
 	}
 	seconds := now.Sub(r.last).Seconds()
 	for _, s := range samples {
@@ -150,6 +148,18 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 		}
 		a.add(s)
 	}
+}
+
+// fault notes what r reported and is not believed. loads.mu is held.
+func (r *reporter) fault(what string, now time.Time) {
+	if _, known := r.faults[what]; !known {
+		if len(r.order) >= maxFaulty {
+			delete(r.faults, r.order[0])
+			r.order = r.order[1:]
+		}
+		r.order = append(r.order, what)
+	}
+	r.faults[what] = now
 }
 
 // add moves the average towards s, by how long s is. The first samples count in full, so

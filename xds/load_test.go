@@ -54,6 +54,7 @@ func TestReports(t *testing.T) {
 		{"no locality", stats("upstream", time.Second, &endpoint.UpstreamLocalityStats{TotalIssuedRequests: 5}), 0, 0, `locality ""/""/"" is of no pool`},
 		{"absurd rate", stats("upstream", time.Second, issued("fe", math.MaxUint64)), maxRate, 0, "issued 18446744073709551615 in 1s: capped to 1000000"},
 		{"absurd in progress", stats("upstream", time.Second, with(func(l *endpoint.UpstreamLocalityStats) { l.TotalRequestsInProgress = 1 << 60 })), 100, 0, "in progress 1152921504606846976 in 1s: capped"},
+		{"absurd priority", stats("upstream", time.Second, with(func(l *endpoint.UpstreamLocalityStats) { l.Priority = 4e9 })), 100, 0, "priority 4000000000: expected below 1"},
 		{"no interval", stats("upstream", 0, issued("fe", 100)), 0, 0, "interval 0s: expected 10ms to 1h0m0s"},
 		{"negative interval", stats("upstream", -time.Second, issued("fe", 100)), 0, 0, "interval -1s"},
 		{"broken interval", &endpoint.ClusterStats{ClusterName: "upstream", LoadReportInterval: &durationpb.Duration{Seconds: 1, Nanos: -5}, UpstreamLocalityStats: []*endpoint.UpstreamLocalityStats{issued("fe", 1)}}, 0, 0, "interval"},
@@ -140,6 +141,9 @@ func TestLoads(t *testing.T) {
 	near("back", 50, 1)
 	l.take(r, map[sampleKey]sample{key: {rate: 1e6, seconds: 1}}, nil, now)
 	near("the old stream has no say", 50, 1)
+	if f := l.faults(); len(f) != 1 || f[0].Proxy != "one" || !strings.Contains(f[0].What, "same node.id") {
+		t.Errorf("faults %+v, want one that names the proxy that two streams are of", f)
+	}
 
 	other := l.join("gfe", "two", now)
 	report(other, 30)

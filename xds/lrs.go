@@ -39,6 +39,10 @@ func (s *Server) StreamLoadStats(st loadstats.LoadReportingService_StreamLoadSta
 	if err := authorise(st.Context(), node.GetCluster()); err != nil {
 		return err
 	}
+	defer s.reporting.Add(-1)
+	if s.reporting.Add(1) > maxReporters {
+		return status.Errorf(codes.ResourceExhausted, "%d proxies report already; expected fewer: try another node", maxReporters)
+	}
 	r := s.loads.join(clip(node.GetCluster()), clip(node.GetId()), s.o.Now())
 	defer s.loads.lose(r)
 	if err := st.Send(&loadstats.LoadStatsResponse{
@@ -127,7 +131,12 @@ func readReport(list []*endpoint.ClusterStats, upstreams map[string]config.Upstr
 				fault("%s: locality %s is of no pool of it", name, localityText(l.GetLocality()))
 				continue
 			}
-			key := sampleKey{name, to, min(l.GetPriority(), 127)}
+			priority, pools := l.GetPriority(), uint32(len(u.Pools))
+			if priority >= pools {
+				fault("%s: pool %s: priority %d: expected below %d, the number of its pools", name, to, priority, pools)
+				priority = pools - 1
+			}
+			key := sampleKey{name, to, priority}
 			most := maxRate * seconds
 			sm := out[key]
 			sm.seconds = seconds

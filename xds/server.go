@@ -21,6 +21,7 @@ import (
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -31,9 +32,16 @@ import (
 
 // Limits of one server, and of one connection.
 const (
-	maxStreams  = 8192    // of all clients
-	maxMessage  = 4 << 20 // octets of a request
-	bufferSize  = 8 << 10 // octets that are read and written at once, of each connection
+	maxStreams  = 8192 // of all clients, of either service
+	maxConns    = 2 * maxStreams
+	maxPerConn  = 128             // calls at once over one connection
+	maxHello    = time.Minute     // until a connection has shown its certificate
+	maxIdle     = 5 * time.Minute // of a connection without a call
+	maxHeaders  = 64 << 10        // octets
+	maxMessage  = 4 << 20         // octets of a request
+	maxReason   = 2048            // octets of why a client refused a response
+	maxHeld     = 256 << 20       // octets of the names that all clients ask for: over that, those who ask for most are ended
+	bufferSize  = 8 << 10         // octets that are read and written at once, of each connection
 	keepaliveAt = 20 * time.Second
 )
 
@@ -67,9 +75,11 @@ type Server struct {
 	o     Options
 	log   *slog.Logger
 	loads *loads
+	most  int64 // maxHeld
 
 	world atomic.Pointer[World]
 	seq   atomic.Uint64 // numbers clients
+	held  atomic.Int64  // octets, by the sessions of all clients
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -79,6 +89,7 @@ type Server struct {
 	heard   map[string]heard // guarded by heardMu: the last word of each other node
 
 	pushes, rejections atomic.Uint64
+	reporting          atomic.Int64 // streams of load reports
 }
 
 // New returns a server that knows no world yet: its clients keep what they have.
@@ -91,7 +102,7 @@ func New(o Options) *Server {
 	}
 	o.Coalesce = cmp.Or(o.Coalesce, DefaultCoalesce)
 	o.Report = cmp.Or(o.Report, time.Second)
-	return &Server{o: o, log: o.Log, clients: map[*client]struct{}{}, loads: newLoads(o.Report)}
+	return &Server{o: o, log: o.Log, most: maxHeld, clients: map[*client]struct{}{}, loads: newLoads(o.Report)}
 }
 
 // Set puts w in place of the world before. Clients are told what changed for them.
@@ -143,9 +154,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage), grpc.WaitForHandlers(true),
+		grpc.MaxConcurrentStreams(maxPerConn), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(maxHello),
 		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize), grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt / 2}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt / 2, MaxConnectionIdle: maxIdle}),
 	}
 	if s.o.TLS != (TLS{}) {
 		if _, err := s.o.TLS.config(); err != nil {
@@ -163,7 +175,7 @@ func (s *Server) Run(ctx context.Context) error {
 		s.o.Services(g)
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- g.Serve(s.listener) }()
+	go func() { failed <- g.Serve(netutil.LimitListener(s.listener, maxConns)) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("xds: %w", err)
@@ -209,9 +221,11 @@ type client struct {
 	send func(t Type, v *View, u update, version, nonce string) error
 
 	// Only the goroutine of the stream.
-	node    *core.Node
+	pool    string // node.cluster; empty until the client has said who it is
 	session session
-	pushed  time.Time // when a change was sent last
+	held    int                 // octets of session that are counted in s.held
+	pushed  time.Time           // when a change was sent last
+	warned  [numTypes]time.Time // when a refusal was logged last
 
 	mu     sync.Mutex
 	status ClientStatus // guarded by mu: for people
@@ -285,21 +299,24 @@ func run[T any](c *client, ctx context.Context, recv func() (T, error), nodeOf f
 			if m.err != nil {
 				return m.err
 			}
-			if n := nodeOf(m.req); n != nil && c.node == nil {
+			if n := nodeOf(m.req); n != nil && c.pool == "" {
 				if err := c.identify(ctx, n); err != nil {
 					return err
 				}
 			}
-			if c.node == nil {
+			if c.pool == "" {
 				return status.Error(codes.InvalidArgument, "the first request has no node; expected node.id and node.cluster, the pool of the proxy")
 			}
 			take(m.req, s.o.Now())
+			if err := c.account(); err != nil {
+				return err
+			}
 		case <-c.kick:
 			changed = true
 		case <-later:
 			later, changed = nil, true
 		}
-		if c.node == nil {
+		if c.pool == "" {
 			continue
 		}
 		if changed {
@@ -326,7 +343,7 @@ func (c *client) identify(ctx context.Context, n *core.Node) error {
 	if err := authorise(ctx, n.GetCluster()); err != nil {
 		return err
 	}
-	c.node = n
+	c.pool = strings.Clone(n.GetCluster())
 	if strings.HasPrefix(strings.ToLower(n.GetUserAgentName()), "grpc") {
 		c.session.client = GRPC
 	}
@@ -359,8 +376,24 @@ func authorise(ctx context.Context, pool string) error {
 	return nil
 }
 
-// clip cuts text from outside for people.
-func clip(s string) string { return s[:min(len(s), 256)] }
+// clip copies text from outside for people, of a length fit for a line. It is valid UTF-8.
+func clip(s string) string { return clipTo(s, 256) }
+
+func clipTo(s string, most int) string {
+	return strings.ToValidUTF8(strings.Clone(s[:min(len(s), most)]), "")
+}
+
+// account keeps what all clients have the server remember within its bound. When that is
+// reached, clients that hold more than their share of it are ended.
+func (c *client) account() error {
+	now := c.session.octets()
+	sum := c.s.held.Add(int64(now - c.held))
+	c.held = now
+	if sum > c.s.most && int64(now) > c.s.most/maxStreams {
+		return status.Errorf(codes.ResourceExhausted, "the names of %d octets that this client asks for, with those of others, are more than this node keeps; expected fewer", now)
+	}
+	return nil
+}
 
 // flush sends what the client lacks of the newest world, of each type whose last response
 // was answered.
@@ -368,7 +401,7 @@ func (c *client) flush() error {
 	w := c.s.world.Load()
 	var v *View
 	if w != nil {
-		v = w.View(c.node.GetCluster())
+		v = w.View(c.pool)
 	}
 	if v == nil {
 		c.note(nil, nil) // a pool that we do not know, now: its proxies keep what they have
@@ -410,6 +443,7 @@ func (s *Server) leave(c *client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.clients, c)
+	s.held.Add(int64(-c.held))
 }
 
 func nonceText(n uint64) string { return strconv.FormatUint(n, 10) }

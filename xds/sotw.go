@@ -23,7 +23,7 @@ func (s *session) sotwRequest(req *discovery.DiscoveryRequest, now time.Time) {
 	} else {
 		var rejected *Rejection
 		if req.ErrorDetail != nil {
-			rejected = &Rejection{Reason: req.ErrorDetail.GetMessage(), At: now}
+			rejected = &Rejection{Reason: clipTo(req.ErrorDetail.GetMessage(), maxReason), At: now}
 		}
 		if req.ResponseNonce != "" && req.ResponseNonce != nonceText(w.nonce) {
 			return // it answers what we have overtaken: the answer to the last one follows

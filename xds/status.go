@@ -55,8 +55,11 @@ func (c *client) note(w *World, v *View) {
 			refused = true
 			if before < 0 || st.Types[before].Rejected != watch.rejected {
 				c.s.rejections.Add(1)
-				c.s.log.Warn("a proxy refused its configuration; it keeps what it had",
-					"proxy", st.ID, "pool", st.Pool, "type", t, "version", watch.rejected.Version, "reason", watch.rejected.Reason)
+				if now := c.s.o.Now(); now.Sub(c.warned[t]) >= time.Second { // not as fast as it can refuse
+					c.warned[t] = now
+					c.s.log.Warn("a proxy refused its configuration; it keeps what it had",
+						"proxy", st.ID, "pool", st.Pool, "type", t, "version", watch.rejected.Version, "reason", watch.rejected.Reason)
+				}
 			}
 		}
 		types = append(types, TypeStatus{

@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,8 +14,10 @@ import (
 
 // What one client may ask for.
 const (
-	maxNames = 20000 // names of one type
-	maxName  = 1024  // octets of one
+	maxNames   = 20000 // names of one type
+	maxName    = 1024  // octets of one
+	maxVersion = 64    // octets of a version that may be one of ours
+	nameCost   = 64    // octets that a name costs beside its own, about
 )
 
 // wildcard is the name that stands for every resource of a type.
@@ -28,6 +29,7 @@ type watch struct {
 	asked bool // there was a request for this type
 	all   bool // every resource of the type
 	names map[string]bool
+	held  int                  // octets of names
 	have  map[string]*Resource // what the client has, as far as we said; an absent one was told to be so
 
 	nonce    uint64   // of the last response
@@ -45,6 +47,9 @@ var absent = &Resource{Version: "0-absent"}
 
 // stale is what a client has of a name in a version that is not ours.
 var stale = &Resource{Version: "0-stale"}
+
+// none is what a client has of a name that it was told to be endpoints, but none.
+var none = &Resource{Version: "0-none"}
 
 // Rejection is a response that a client refused (NACK). It keeps what it had before.
 type Rejection struct {
@@ -188,6 +193,9 @@ func (s *session) record(t Type, u update, version string) string {
 			}
 		}
 		w.have[r.Name] = r
+		if r.Version == none.Version { // whatever name is asked for: it is not kept twice
+			w.have[r.Name] = none
+		}
 		w.sent = append(w.sent, r.Name)
 	}
 	for _, name := range u.removed {
@@ -227,29 +235,54 @@ func emptyAssignment(name string) *Resource {
 	if err != nil {
 		panic("xds: " + err.Error())
 	}
-	r := &Resource{Name: name, Version: "0-none", any: &anypb.Any{TypeUrl: Endpoints.URL(), Value: value}}
+	r := &Resource{Name: name, Version: none.Version, any: &anypb.Any{TypeUrl: Endpoints.URL(), Value: value}}
 	r.delta = &discovery.Resource{Name: name, Version: r.Version, Resource: r.any}
 	return r
+}
+
+// octets returns what the names that the client asks for take, about.
+func (s *session) octets() int {
+	sum := 0
+	for t := range s.watches {
+		sum += s.watches[t].held
+	}
+	return sum
+}
+
+// addName asks for a name more, within bounds, and says whether it is asked for now.
+func (w *watch) addName(name string) bool {
+	switch {
+	case w.names[name]:
+		return true
+	case len(name) > maxName || len(w.names) >= maxNames:
+		return false
+	}
+	w.names[name] = true
+	w.held += len(name) + nameCost
+	return true
+}
+
+func (w *watch) dropName(name string) {
+	if w.names[name] {
+		delete(w.names, name)
+		w.held -= len(name) + nameCost
+	}
 }
 
 // setNames replaces the names that are asked for, as far as they are within bounds, and says
 // whether any is new.
 func (w *watch) setNames(names []string) (more bool) {
-	next := map[string]bool{}
+	before := w.names
+	w.names, w.held = map[string]bool{}, 0
 	for _, n := range names {
-		if len(n) > maxName || len(next) >= maxNames {
-			continue
+		if w.addName(n) && !before[n] {
+			more = true
 		}
-		next[n] = true
-		more = more || !w.names[n]
 	}
-	if w.names == nil || !maps.Equal(next, w.names) {
-		for n := range w.names {
-			if !next[n] && !w.all {
-				delete(w.have, n)
-			}
+	for n := range before {
+		if !w.names[n] && !w.all {
+			delete(w.have, n)
 		}
-		w.names = next
 	}
 	return more
 }

@@ -1,0 +1,205 @@
+package xds
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	loadstats "github.com/envoyproxy/go-control-plane/envoy/service/load_stats/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// The tests of this file are clients that mean harm, or are broken: what the server keeps of
+// them is bounded, and the others are served.
+
+// kept returns how much of the heap is in use, in octets.
+func kept() int {
+	runtime.GC()
+	runtime.GC() // what pools hold goes with the second
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// TestLargeWordsAreNotKept connects clients with nodes and refusals of megabytes.
+func TestLargeWordsAreNotKept(t *testing.T) {
+	s := serve(t, Options{})
+	s.Set(world(t, nil, three(1, ""), state{}))
+	const clients, size = 30, 2 << 20
+	var streams []*deltaStream
+	before := kept()
+	func() {
+		c := dial(t, s, "gfe")
+		for i := range clients {
+			c.node = &core.Node{Id: "i" + strings.Repeat("d", size/2), Cluster: "gfe", UserAgentName: "envoy", Metadata: &structpb.Struct{Fields: map[string]*structpb.Value{
+				fmt.Sprint(i): structpb.NewStringValue(strings.Repeat("m", size/2)),
+			}}}
+			d := c.delta()
+			d.subscribe(Endpoints, "a@gfe")
+			res := d.receive(Endpoints)
+			d.send(Endpoints, &discovery.DeltaDiscoveryRequest{ResponseNonce: res.Nonce, ErrorDetail: &rpcstatus.Status{Message: strings.Repeat("é", size/2)}})
+			d.subscribe(Clusters, "a")
+			d.next(Clusters) // so that it has read what came before
+			streams = append(streams, d)
+		}
+		c.node = nil
+	}()
+	if grown := kept() - before; grown > clients*size/4 {
+		t.Errorf("%d clients, each with %d MiB of node and as much of reasons, keep %d MiB", clients, size>>20, grown>>20)
+	}
+	for _, c := range s.Clients() {
+		for _, ts := range c.Types {
+			if r := ts.Rejected; r != nil && (len(r.Reason) > maxReason || len(r.Reason) < maxReason-2 || strings.Trim(r.Reason, "é") != "") {
+				t.Fatalf("a reason of %d octets, want %d: %.80q", len(r.Reason), maxReason, r.Reason)
+			}
+		}
+	}
+	runtime.KeepAlive(streams)
+}
+
+// TestNamesAreBounded asks for more names than a server keeps, over many streams: those who
+// ask for most are told, all others are served.
+func TestNamesAreBounded(t *testing.T) {
+	s := New(Options{Addr: "127.0.0.1:0"})
+	s.most = 4 << 20
+	start(t, s)
+	s.Set(world(t, nil, three(1, ""), state{}))
+	c := dial(t, s, "gfe")
+	var refused error
+	for i := range 100 {
+		d := c.delta()
+		names := make([]string, 1000)
+		for j := range names {
+			names[j] = fmt.Sprintf("%d.%d.%s", i, j, strings.Repeat("n", 500))
+		}
+		d.subscribe(Endpoints, names...)
+		if _, refused = d.st.Recv(); refused != nil {
+			break
+		}
+	}
+	if status.Code(refused) != codes.ResourceExhausted || !strings.Contains(refused.Error(), "expected fewer") {
+		t.Fatalf("error %v, want one that says that there are too many names", refused)
+	}
+	other := dial(t, s, "gfe").delta()
+	other.subscribe(Endpoints, "a@gfe", "upstream@gfe")
+	expect(t, "another", deltaText(other.next(Endpoints)), "a@gfe upstream@gfe")
+	c.close()
+	other.close()
+	eventually(t, patience, func() string {
+		if n := s.held.Load(); n != 0 || len(s.Clients()) > 0 {
+			return fmt.Sprintf("%d octets are counted when all have gone", n)
+		}
+		return ""
+	})
+}
+
+// TestNamesAreCounted drives sessions at random: what is counted is what is kept.
+func TestNamesAreCounted(t *testing.T) {
+	v := world(t, nil, three(1, ""), state{}).View("gfe")
+	for seed := range 100 {
+		r := newRand(uint64(seed))
+		s := &session{sotw: seed%2 == 1}
+		pick := func() (out []string) {
+			for range r.IntN(4) {
+				out = append(out, strings.Repeat("n", 1+r.IntN(5)))
+			}
+			return out
+		}
+		for range 30 {
+			if s.sotw {
+				s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: Endpoints.URL(), ResourceNames: pick()}, time.Time{})
+			} else {
+				s.deltaRequest(&discovery.DeltaDiscoveryRequest{TypeUrl: Endpoints.URL(), ResourceNamesSubscribe: pick(), ResourceNamesUnsubscribe: pick()}, time.Time{})
+			}
+			if u := s.pending(v, Endpoints); !u.empty() {
+				s.record(Endpoints, u, "v")
+			}
+			want := 0
+			for n := range s.watches[Endpoints].names {
+				want += len(n) + nameCost
+			}
+			if got := s.octets(); got != want {
+				t.Fatalf("seed %d: %d octets, want %d", seed, got, want)
+			}
+		}
+	}
+}
+
+// TestEndlessRefusals refuses whatever comes and asks again at once: it is in the status, not
+// a flood of the log.
+func TestEndlessRefusals(t *testing.T) {
+	var mu sync.Mutex
+	var log bytes.Buffer
+	now := time.Unix(1e9, 0)
+	s := serve(t, Options{Now: func() time.Time { return now }, Log: slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, nil))})
+	s.Set(world(t, nil, three(1, ""), state{}))
+	d := dial(t, s, "gfe").delta()
+	d.subscribe(Endpoints, "a@gfe")
+	const n = 300
+	for i := range n {
+		res := d.receive(Endpoints)
+		d.send(Endpoints, &discovery.DeltaDiscoveryRequest{
+			ResponseNonce: res.Nonce, ErrorDetail: &rpcstatus.Status{Message: fmt.Sprintf("refusal %d", i)}, ResourceNamesSubscribe: []string{"a@gfe"},
+		})
+	}
+	d.receive(Endpoints)
+	if got := s.Stats().Rejections; got != n {
+		t.Errorf("%d refusals are counted, want %d", got, n)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if lines := strings.Count(log.String(), "\n"); lines != 1 {
+		t.Errorf("%d lines of log for %d refusals in one moment, want 1", lines, n)
+	}
+}
+
+type lockedWriter struct {
+	mu *sync.Mutex
+	b  *bytes.Buffer
+}
+
+func (w lockedWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.Write(p)
+}
+
+// TestReportersAreBounded opens more streams of load reports than are taken.
+func TestReportersAreBounded(t *testing.T) {
+	s := serve(t, Options{})
+	s.reporting.Store(maxReporters - 1) // as if so many were connected
+	cc, err := grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cc.Close()
+	open := func(id string) error {
+		st, err := loadstats.NewLoadReportingServiceClient(cc).StreamLoadStats(context.Background())
+		if err == nil {
+			err = st.Send(&loadstats.LoadStatsRequest{Node: &core.Node{Id: id, Cluster: "gfe"}})
+		}
+		if err == nil {
+			_, err = st.Recv()
+		}
+		return err
+	}
+	if err := open("last"); err != nil {
+		t.Errorf("the last that there is room for: %v", err)
+	}
+	if err := open("over"); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("one more: %v, want it refused", err)
+	}
+}
