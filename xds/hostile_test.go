@@ -38,7 +38,7 @@ func kept() int {
 func TestLargeWordsAreNotKept(t *testing.T) {
 	s := serve(t, Options{})
 	s.Set(world(t, nil, three(1, ""), state{}))
-	const clients, size = 30, 2 << 20
+	const clients, size = 12, 2 << 20
 	var streams []*deltaStream
 	before := kept()
 	func() {

@@ -8,9 +8,11 @@ import (
 	"strings"
 	"time"
 
+	mutation "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	route "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	headermutation "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	router "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	previoushosts "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
@@ -55,7 +57,7 @@ func (b *builder) ingress(upstreams map[string]config.Upstream) (listeners, rout
 	m := &hcm.HttpConnectionManager{
 		StatPrefix:     b.pool.Name,
 		RouteSpecifier: &hcm.HttpConnectionManager_Rds{Rds: &hcm.Rds{ConfigSource: ads(), RouteConfigName: routesName}},
-		HttpFilters:    httpFilters(),
+		HttpFilters:    append([]*hcm.HttpFilter{noLoadInTrailers()}, httpFilters()...),
 		// What follows is Envoy's advice for edge proxies.
 		UseRemoteAddress:             wrapperspb.Bool(true),
 		NormalizePath:                wrapperspb.Bool(true),
@@ -119,6 +121,21 @@ func httpFilters() []*hcm.HttpFilter {
 		Name:       "envoy.filters.http.router",
 		ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: anyOf(&router.Router{})},
 	}}
+}
+
+// noLoadInTrailers takes off trailers what routes take off headers: gRPC servers say their load
+// there. The router has read it by then.
+func noLoadInTrailers() *hcm.HttpFilter {
+	var off []*mutation.HeaderMutation
+	for _, name := range orcaHeaders {
+		off = append(off, &mutation.HeaderMutation{Action: &mutation.HeaderMutation_Remove{Remove: name}})
+	}
+	return &hcm.HttpFilter{
+		Name: "envoy.filters.http.header_mutation",
+		ConfigType: &hcm.HttpFilter_TypedConfig{TypedConfig: anyOf(&headermutation.HeaderMutation{
+			Mutations: &headermutation.Mutations{ResponseTrailersMutations: off},
+		})},
+	}
 }
 
 // routes makes the routes of a pool's Envoys: a virtual host for every domain that a route
