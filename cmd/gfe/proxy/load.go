@@ -38,6 +38,8 @@ type PoolLoad struct {
 	Site    string             `json:"site,omitempty"`    // the locality of every endpoint of the pool
 	Metrics map[string]float64 `json:"metrics,omitempty"` // what endpoints say of themselves out of band, mean by endpoints
 	Figures
+
+	said map[string]tally // in answers, since the proxy started
 }
 
 // Load is what a proxy has done since Since.
@@ -92,16 +94,20 @@ func since(taken, now Load, elapsed time.Duration) api.Load {
 		InFlight: now.Requests.InProgress,
 	}
 	for _, p := range now.Pools {
-		var before Figures
+		var before PoolLoad
 		if i, ok := slices.BinarySearchFunc(taken.Pools, p.Pool, comparePool); ok {
-			before = taken.Pools[i].Figures
+			before = taken.Pools[i]
+		}
+		metrics := p.Metrics // out of band, where that is asked for
+		if metrics == nil {
+			metrics = meansSince(before.said, p.said)
 		}
 		out.Upstreams = append(out.Upstreams, api.UpstreamLoad{
 			Pool:     p.Pool,
 			Requests: p.done() - before.done(),
 			Errors:   p.Error - before.Error,
 			InFlight: p.InProgress,
-			Metrics:  p.Metrics,
+			Metrics:  metrics,
 		})
 	}
 	return out

@@ -206,8 +206,7 @@ func readReport(r *orcadata.OrcaLoadReport, names []string) map[string]float64 {
 // means returns the means of what peers say of themselves, by pool and metric: over the
 // endpoints that say it, however many requests each has.
 func means(peers map[peerID]*peer) map[*pool]map[string]float64 {
-	type sum struct{ total, n float64 }
-	sums := map[*pool]map[string]sum{}
+	sums := map[*pool]map[string]tally{}
 	for _, p := range peers {
 		said := p.metrics.Load()
 		if said == nil {
@@ -215,12 +214,12 @@ func means(peers map[peerID]*peer) map[*pool]map[string]float64 {
 		}
 		of := sums[p.pool]
 		if of == nil {
-			of = map[string]sum{}
+			of = map[string]tally{}
 			sums[p.pool] = of
 		}
 		for name, v := range *said {
 			if s, known := of[name]; known || len(of) < maxMetrics {
-				of[name] = sum{s.total + v, s.n + 1}
+				of[name] = tally{s.total + v, s.n + 1}
 			}
 		}
 	}

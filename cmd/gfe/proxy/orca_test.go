@@ -175,7 +175,7 @@ func TestOutOfBandStreams(t *testing.T) {
 	<-two.gone
 	a := get(t, base+"/")
 	check(t, a, http.StatusOK)
-	for _, h := range orcaHeaders {
+	for _, h := range []string{headerORCA, headerORCABin} {
 		if v := a.Header.Get(h); v != "" {
 			t.Errorf("the user sees %s: %s", h, v)
 		}

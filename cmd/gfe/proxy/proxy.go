@@ -63,9 +63,6 @@ const (
 	headerRequestID = "X-Request-Id"
 )
 
-// orcaHeaders are how endpoints say their own load in answers (ORCA): for proxies only.
-var orcaHeaders = []string{"Endpoint-Load-Metrics", "Endpoint-Load-Metrics-Bin"}
-
 // Statz is the path of the proxy's own load, as JSON, for clients on loopback and private
 // networks. Others are proxied like everything else.
 const Statz = "/statz"
@@ -266,9 +263,6 @@ func (p *Proxy) modifyResponse(res *http.Response) error {
 		}
 	}
 	delete(res.Header, headerRequestID)
-	for _, name := range orcaHeaders {
-		res.Header.Del(name)
-	}
 	res.Header.Add("Via", p.via(res.ProtoMajor, res.ProtoMinor))
 	return nil
 }

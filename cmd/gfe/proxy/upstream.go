@@ -90,6 +90,7 @@ type pool struct {
 	name, site string
 	counts
 	rate rate
+	said said
 }
 
 // sourceState says how the source is: err is nil while it is followed and has spoken.
@@ -446,7 +447,13 @@ func (u *Upstream) send(req *http.Request, body *heldBody, p *peer, resend int) 
 	if !ok {
 		span.SetStatus(codes.Error, http.StatusText(res.StatusCode))
 	}
-	res.Body = watchBody(res.Body, ok, finish)
+	metrics := u.table.Load().OutOfBand.Metrics // that load reports are to have, whatever way they come
+	p.pool.said.take(res.Header, metrics)
+	p.pool.said.take(res.Trailer, metrics) // which has but names as yet
+	res.Body = watchBody(res.Body, ok, func(ok bool) {
+		p.pool.said.take(res.Trailer, metrics)
+		finish(ok)
+	})
 	return res, true, nil
 }
 
@@ -562,7 +569,7 @@ func (u *Upstream) load() (pools []PoolLoad, peers []PeerLoad) {
 	pools, peers = []PoolLoad{}, []PeerLoad{}
 	metrics := means(u.peers)
 	for _, p := range u.pools {
-		pools = append(pools, PoolLoad{Pool: p.name, Site: p.site, Metrics: metrics[p], Figures: figures(&p.counts, &p.rate)})
+		pools = append(pools, PoolLoad{Pool: p.name, Site: p.site, Metrics: metrics[p], Figures: figures(&p.counts, &p.rate), said: p.said.all()})
 	}
 	for _, p := range u.peers {
 		peers = append(peers, PeerLoad{Pool: p.pool.name, Site: p.pool.site, Addr: p.addr, Ejected: p.ejected.Load() > now, Figures: figures(&p.counts, &p.rate)})
