@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // Proxies is what the config server of a node knows of the proxies that ask it.
@@ -43,7 +45,11 @@ func (s Spill) String() string {
 			to = append(to, fmt.Sprintf("%s %.0f", pool, s.Placed[pool]))
 		}
 	}
-	text := fmt.Sprintf("site %s is over its capacity: proxies of %s ask upstream %s for %.0f requests a second, which go to %s", s.Site, s.From, s.Upstream, s.Demand, strings.Join(to, ", "))
+	by := ""
+	if s.Upstream != config.DefaultUpstream {
+		by = " by upstream " + s.Upstream
+	}
+	text := fmt.Sprintf("site %s is over its capacity: proxies of %s ask%s for %.0f requests a second, which go to %s", s.Site, s.From, by, s.Demand, strings.Join(to, ", "))
 	if s.Over >= 0.5 {
 		text += fmt.Sprintf(", %.0f of them beyond what all have capacity for", s.Over)
 	}

@@ -436,6 +436,8 @@ func TestUsage(t *testing.T) {
 		{"demo word", "demo now", 2, `unexpected "now"`},
 		{"demo port", "demo --dns-port 70000", 2, "--dns-port 70000: expected 1 to"},
 		{"demo ports", "demo --dns-port 5311 --admin-port 5311", 2, "--admin-port 5311: port 5311 is also that of --dns-port"},
+		{"demo xds port", "demo --xds-port 70000", 2, "--xds-port 70000: expected 1 to 65535"},
+		{"demo xds port of another", "demo --gossip-port 5311 --xds-port 5311", 2, "--xds-port 5311: port 5311 is also that of --gossip-port"},
 		{"demo log level", "demo --log-level loud", 2, `--log-level "loud": expected debug, info, warn or error`},
 		{"version", "version", 0, "gslbd "},
 	} {

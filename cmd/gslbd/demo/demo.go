@@ -95,7 +95,7 @@ func (p ports) valid() error {
 		port, first, most int // port follows from first, the flag's value, which may be most
 	}{
 		{"dns-port", p.dns, p.dns, 65535}, {"admin-port", p.admin, p.admin, 65535},
-		{"gossip-port", p.gossip, p.gossip, 65535}, {"http-port", p.database(), p.http, 65532},
+		{"gossip-port", p.gossip, p.gossip, 65535}, {"xds-port", p.xds, p.xds, 65535}, {"http-port", p.database(), p.http, 65532},
 	} {
 		if f.first < 1 || f.first > f.most {
 			return fmt.Errorf("--%s %d: expected 1 to %d", f.flag, f.first, f.most)
