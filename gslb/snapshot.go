@@ -354,40 +354,24 @@ func (l *endpoints) domain(key uint64) (best int) {
 // grouped returns up to n of the answers for the client with that key, best first, in buf:
 // those of one failure domain, or with domain -1 one of each.
 func (a *answers) grouped(domain, n int, key uint64, buf []netip.Addr) []netip.Addr {
-	var draws [MaxAnswers]float64
-	var of [MaxAnswers]uint16
-	found := 0
-	for i, addr := range a.addrs {
-		if domain >= 0 && int(a.domains[i]) != domain {
+	var b best
+	for i, of := range a.domains {
+		if domain >= 0 && int(of) != domain {
 			continue
 		}
 		d := draw(key, a.seeds[i], a.means[i])
 		if domain < 0 {
-			j := slices.Index(of[:found], a.domains[i])
+			j := slices.IndexFunc(b.index[:b.found], func(k int32) bool { return a.domains[k] == of })
+			if j >= 0 && d >= b.draws[j] {
+				continue
+			}
 			if j >= 0 {
-				if d >= draws[j] {
-					continue
-				}
-				copy(draws[j:], draws[j+1:found])
-				copy(of[j:], of[j+1:found])
-				copy(buf[j:], buf[j+1:found])
-				found--
+				b.remove(j)
 			}
 		}
-		at := found
-		for at > 0 && d < draws[at-1] {
-			at--
-		}
-		if at == n {
-			continue
-		}
-		found = min(found+1, n)
-		copy(draws[at+1:found], draws[at:])
-		copy(of[at+1:found], of[at:])
-		copy(buf[at+1:found], buf[at:])
-		draws[at], of[at], buf[at] = d, a.domains[i], addr
+		b.offer(n, int32(i), d)
 	}
-	return buf[:found]
+	return b.addrs(a, buf)
 }
 
 // top returns n of the answers, chosen by weight for the client with that key, in buf; or all
@@ -396,32 +380,51 @@ func (a *answers) top(n int, key uint64, buf []netip.Addr, listed bool) []netip.
 	if len(a.addrs) <= n {
 		return a.addrs
 	}
-	var draws [MaxAnswers]float64 // of buf, ascending
-	found := 0
-	for i, addr := range a.addrs {
-		d := draw(key, a.seeds[i], a.means[i])
-		at := found
-		for at > 0 && d < draws[at-1] {
-			at--
-		}
-		if at == n {
-			continue
-		}
-		found = min(found+1, n)
-		copy(draws[at+1:found], draws[at:])
-		copy(buf[at+1:found], buf[at:])
-		draws[at], buf[at] = d, addr
+	var b best
+	for i, seed := range a.seeds {
+		b.offer(n, int32(i), draw(key, seed, a.means[i]))
 	}
 	if listed {
-		n := 0
-		for _, addr := range a.addrs {
-			if i := slices.Index(buf[n:found], addr); i >= 0 {
-				buf[n], buf[n+i] = buf[n+i], buf[n]
-				n++
-			}
-		}
+		slices.Sort(b.index[:b.found])
 	}
-	return buf[:found]
+	return b.addrs(a, buf)
+}
+
+// best are the answers with the least draws of those offered, in that order; of equal ones
+// those offered first.
+type best struct {
+	found int
+	draws [MaxAnswers]float64
+	index [MaxAnswers]int32 // in the answers
+}
+
+// offer takes answer i if its draw is among the n least so far.
+func (b *best) offer(n int, i int32, draw float64) {
+	at := b.found
+	if at < n {
+		b.found++
+	} else if at--; at < 0 || draw >= b.draws[at] {
+		return
+	}
+	for ; at > 0 && draw < b.draws[at-1]; at-- {
+		b.draws[at], b.index[at] = b.draws[at-1], b.index[at-1]
+	}
+	b.draws[at], b.index[at] = draw, i
+}
+
+// remove takes back what stands at j.
+func (b *best) remove(j int) {
+	b.found--
+	copy(b.draws[j:b.found], b.draws[j+1:])
+	copy(b.index[j:b.found], b.index[j+1:])
+}
+
+// addrs puts them into buf.
+func (b *best) addrs(a *answers, buf []netip.Addr) []netip.Addr {
+	for k, i := range b.index[:b.found] {
+		buf[k] = a.addrs[i]
+	}
+	return buf[:b.found]
 }
 
 // signature returns a text by which two outcomes of a service are equal if they lead to the
