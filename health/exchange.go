@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"hash/fnv"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -185,7 +186,7 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 		m.doubtAt = time.Time{}
 	}
 	if len(changed) > 0 {
-		m.judgeLocked(now, idsOf(changed))
+		m.judgeLocked(now, m.pressingLocked(r.Node, changed))
 	}
 	m.mu.Unlock()
 	if m.gossip != nil {
@@ -195,6 +196,27 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 		m.gossip.broadcast(r.Node, changed[0].ID, e.append(nil))
 	}
 	return nil
+}
+
+// pressingLocked returns the targets of changes of node that may turn what is judged. The
+// others, votes that agree with what holds, wait for the next beat: there is one of each pair
+// of nodes when a fleet starts, and to judge is to count all of them.
+func (m *Monitor) pressingLocked(node string, changed []Change) iter.Seq[gslb.EndpointID] {
+	return func(yield func(gslb.EndpointID) bool) {
+		for _, c := range changed {
+			j, ok := m.judged[c.ID]
+			if !ok {
+				continue
+			}
+			o := m.table.nodes[node].observed[c.ID]
+			if j.known && !j.Flipping && !o.Flipping && len(j.regions) == 0 && o.Up == (j.Verdict == gslb.Up) {
+				j.until = time.Time{}
+				m.judged[c.ID] = j
+			} else if !yield(c.ID) {
+				return
+			}
+		}
+	}
 }
 
 // headingOf returns what node says of itself; the zero Heading of one that is not known.

@@ -533,12 +533,12 @@ func (m *Monitor) supersedeLocked(v Version, now time.Time) {
 	m.sayLocked(now, m.table.Report(m.o.Node).Observations...)
 }
 
-// lost hears that membership lost a peer.
+// lost hears that membership lost a peer. What follows is judged with the next beat: many are
+// lost at once when a network parts, and memberlist holds its lock meanwhile.
 func (m *Monitor) lost(peer string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.table.Gone(peer)
-	m.judgeLocked(time.Now(), maps.Keys(m.targets))
 }
 
 // judgeLocked judges the targets of ids at now.

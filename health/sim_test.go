@@ -23,6 +23,7 @@ type world struct {
 	t     *testing.T
 	net   memNet
 	nodes []*simNode
+	odd   int // the node that alike found to differ last
 
 	mu   sync.Mutex
 	down map[gslb.EndpointID]func(node int) bool // guarded by mu; nil is up for all
