@@ -47,6 +47,18 @@ func probeDNS(ctx context.Context, t Target) Result {
 	}
 }
 
+func rdata(rr dns.RR) string { return strings.TrimPrefix(rr.String(), rr.Header().String()) }
+
+// canonicalRdata returns the rdata that text means for a record of that type, whichever way
+// its addresses, names and quotes are written; text itself if it is none.
+func canonicalRdata(text string, qtype uint16) string {
+	rr, err := dns.NewRR(". 0 IN " + dns.TypeToString[qtype] + " " + text)
+	if err != nil || rr == nil {
+		return text
+	}
+	return rdata(rr)
+}
+
 func judgeDNS(r *dns.Msg, rcode int, answer string, latency time.Duration) Result {
 	if r.Rcode != rcode {
 		return Result{Class: WrongStatus, Latency: latency, Detail: fmt.Sprintf("rcode %s, expected %s", dns.RcodeToString[r.Rcode], dns.RcodeToString[rcode])}
@@ -56,8 +68,8 @@ func judgeDNS(r *dns.Msg, rcode int, answer string, latency time.Duration) Resul
 	}
 	var got []string
 	for _, rr := range r.Answer {
-		data := strings.TrimPrefix(rr.String(), rr.Header().String())
-		if strings.EqualFold(data, answer) {
+		data := rdata(rr)
+		if strings.EqualFold(data, answer) || strings.EqualFold(data, canonicalRdata(answer, rr.Header().Rrtype)) {
 			return Result{Latency: latency}
 		}
 		got = append(got, data)

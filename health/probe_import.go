@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/meridian-gslb/meridian/gslb/config"
@@ -28,14 +29,17 @@ type imports struct {
 
 // imported is one source.
 type imported struct {
-	mu       sync.Mutex
-	looked   time.Time         // guarded by mu, as all below
+	turn chan struct{} // capacity 1: holds a token while nobody reads, or looks at what is below
+
+	looked   time.Time         // when the last reading ended
+	written  time.Time         // by the file's own word
 	good     time.Time         // when what is there was written or answered
 	verdicts map[string]string // by POOL/ADDRESS or ADDRESS, in lower case: up or down
 	err      error
 }
 
 // probeImport looks t up in its source, which is read again once it is half an interval old.
+// While one reads the others wait, but not beyond their time: a source may hang.
 func (i *imports) probeImport(ctx context.Context, t Target) Result {
 	conf, start := t.Probe.Import, time.Now()
 	name := conf.File + conf.URL
@@ -45,13 +49,18 @@ func (i *imports) probeImport(ctx context.Context, t Target) Result {
 		if i.sources == nil {
 			i.sources = make(map[string]*imported)
 		}
-		s = new(imported)
+		s = &imported{turn: make(chan struct{}, 1)}
+		s.turn <- struct{}{}
 		i.sources[name] = s
 	}
 	i.mu.Unlock()
 
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	select {
+	case <-s.turn:
+		defer func() { s.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return Result{Class: Local, Latency: time.Since(start), Detail: printable(name+": still being read", maxDetail)}
+	}
 	if time.Since(s.looked) >= time.Duration(t.Probe.Interval)/2 {
 		s.read(ctx, conf)
 	}
@@ -79,33 +88,46 @@ func (i *imports) probeImport(ctx context.Context, t Target) Result {
 
 // read reads the source. One that cannot be read keeps what it said, for its time.
 func (s *imported) read(ctx context.Context, conf *config.ImportProbe) {
-	s.looked = time.Now()
-	good := s.looked
 	var data []byte
+	var written time.Time
 	var err error
 	if conf.File != "" {
-		data, good, err = readImportFile(conf.File)
+		data, written, err = readImportFile(conf.File)
 	} else {
 		data, err = fetchImport(ctx, conf.URL)
 	}
+	s.looked = time.Now()
 	var verdicts map[string]string
 	if err == nil {
 		verdicts, err = parseImport(data)
 	}
-	if s.err = err; err == nil {
-		s.verdicts, s.good = verdicts, good
+	if s.err = err; err != nil {
+		return
+	}
+	s.verdicts = verdicts
+	if written.IsZero() || !written.Equal(s.written) {
+		// A file of the future, by a clock that is wrong, is as old as our knowledge of it.
+		s.good = s.looked
+		if written.Before(s.looked) && !written.IsZero() {
+			s.good = written
+		}
+		s.written = written
 	}
 }
 
 func readImportFile(name string) ([]byte, time.Time, error) {
-	f, err := os.Open(name)
+	// Without waiting: what is no file, such as a pipe, may have nobody at its other end.
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, time.Time{}, err
+	case !info.Mode().IsRegular():
+		return nil, time.Time{}, fmt.Errorf("%s: not a regular file", name)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxImport+1))
 	return data, info.ModTime(), err

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -299,6 +300,7 @@ func TestProbeDialogues(t *testing.T) {
 		m := "SFATAL\x00C" + code + "\x00Mno reason\x00\x00"
 		return "E\x00\x00\x00" + string(rune(len(m)+4)) + m
 	}
+	const pgTrusts = "R\x00\x00\x00\x08\x00\x00\x00\x00"
 	mysql := func(seq byte, m string) string { return string([]byte{byte(len(m)), 0, 0, seq}) + m }
 	greeting := mysql(0, "\x0a8.4.0\x00"+strings.Repeat("x", 40))
 	for _, tc := range []struct {
@@ -318,6 +320,8 @@ func TestProbeDialogues(t *testing.T) {
 		{"PostgreSQL knows no such database", config.Probe{Postgres: &config.PostgresProbe{}}, serve("", map[string]string{"user": pgError("3D000")}), OK, ""},
 		{"PostgreSQL starts", config.Probe{Postgres: &config.PostgresProbe{}}, serve("", map[string]string{"user": pgError("57P03")}), WrongStatus, "57P03: no reason"},
 		{"PostgreSQL is full", config.Probe{Postgres: &config.PostgresProbe{}}, serve("", map[string]string{"user": pgError("53300")}), WrongStatus, "53300"},
+		{"PostgreSQL lets the user in", config.Probe{Postgres: &config.PostgresProbe{}}, serve("", map[string]string{"user": pgTrusts + "S\x00\x00\x00\x08a\x00b\x00Z\x00\x00\x00\x05I"}), OK, ""},
+		{"PostgreSQL lets the user in and is full", config.Probe{Postgres: &config.PostgresProbe{}}, serve("", map[string]string{"user": pgTrusts + pgError("53300")}), WrongStatus, "53300"},
 		{"not PostgreSQL", config.Probe{Postgres: &config.PostgresProbe{}}, serve("HTTP/1.1 400\r\n", nil), Protocol, "not a PostgreSQL"},
 		{"MySQL greets", config.Probe{MySQL: &config.MySQLProbe{}}, serve(greeting, nil), OK, ""},
 		{"MySQL is full", config.Probe{MySQL: &config.MySQLProbe{}}, serve(mysql(0, "\xff\x10\x04Too many connections"), nil), WrongStatus, "error 1040: Too many"},
@@ -389,6 +393,12 @@ func TestProbeDNS(t *testing.T) {
 		case q.Question[0].Qtype == dns.TypeA:
 			rr, _ := dns.NewRR("www.test. 60 A 192.0.2.1")
 			m.Answer = append(m.Answer, rr)
+		case q.Question[0].Qtype == dns.TypeAAAA:
+			rr, _ := dns.NewRR("www.test. 60 AAAA 2001:db8::1")
+			m.Answer = append(m.Answer, rr)
+		case q.Question[0].Qtype == dns.TypeMX:
+			rr, _ := dns.NewRR("www.test. 60 MX 10 mail.test.")
+			m.Answer = append(m.Answer, rr)
 		}
 		_ = w.WriteMsg(m)
 	})}
@@ -409,6 +419,9 @@ func TestProbeDNS(t *testing.T) {
 		{config.DNSProbe{Name: "www.test", Type: "A", Rcode: "NOERROR", Answer: "192.0.2.1"}, OK, ""},
 		{config.DNSProbe{Name: "www.test", Type: "A", Rcode: "NOERROR", Answer: "192.0.2.2"}, WrongBody, "answer 192.0.2.1, expected 192.0.2.2"},
 		{config.DNSProbe{Name: "www.test", Type: "TXT", Rcode: "NOERROR", Answer: "x"}, WrongBody, "answer no record"},
+		{config.DNSProbe{Name: "www.test", Type: "AAAA", Rcode: "NOERROR", Answer: "2001:DB8:0::1"}, OK, ""},
+		{config.DNSProbe{Name: "www.test", Type: "MX", Rcode: "NOERROR", Answer: "10 mail.test"}, OK, ""},
+		{config.DNSProbe{Name: "www.test", Type: "MX", Rcode: "NOERROR", Answer: "20 mail.test"}, WrongBody, "answer 10 mail.test., expected 20 mail.test"},
 		{config.DNSProbe{Name: "gone.test", Type: "A", Rcode: "NXDOMAIN"}, OK, ""},
 		{config.DNSProbe{Name: "gone.test", Type: "A", Rcode: "NOERROR"}, WrongStatus, "rcode NXDOMAIN, expected NOERROR"},
 		{config.DNSProbe{Name: "a.test", Type: "NOTYPE", Rcode: "NOERROR"}, Local, "NOTYPE"},
@@ -553,6 +566,57 @@ func TestProbeImport(t *testing.T) {
 	wants(t, probeOnce(t, x, nil), Local, "status 302")
 	x.Probe.Import = &config.ImportProbe{File: file + ".gone"}
 	wants(t, probeOnce(t, x, nil), Local, "no such file")
+	pipe := file + ".pipe"
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	x.Probe.Import = &config.ImportProbe{File: pipe} // that nobody writes to
+	wants(t, probeOnce(t, x, nil), Local, "not a regular file")
+}
+
+// TestProbeImportHangs wants a source that never answers to hold up no other probe beyond its
+// own time.
+func TestProbeImportHangs(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	s := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer s.Close()
+	conf := config.ImportProbe{URL: s.URL}
+	x := Target{Probe: config.Probe{Import: &conf, Interval: config.Duration(time.Minute), Timeout: config.Duration(time.Minute)}}
+	p := NewProber(ProberOptions{})
+	first, _ := p.prepare(x)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan Result, 1)
+	go func() { done <- first(ctx) }()
+	<-asked
+	x.Probe.Timeout = config.Duration(10 * time.Millisecond)
+	second, _ := p.prepare(x)
+	wants(t, second(t.Context()), Local, "still being read")
+	cancel()
+	<-done
+}
+
+// TestImportFuture wants a file of the future to grow old like any other.
+func TestImportFuture(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "verdicts")
+		if err := errors.Join(os.WriteFile(file, []byte("192.0.2.1 up"), 0o600), os.Chtimes(file, time.Time{}, time.Now().Add(24*time.Hour))); err != nil {
+			t.Fatal(err)
+		}
+		x := Target{ID: gslb.EndpointID{Addr: netip.MustParseAddr("192.0.2.1")}, Probe: config.Probe{Import: &config.ImportProbe{File: file},
+			Interval: config.Duration(5 * time.Second), Timeout: config.Duration(time.Second)}}
+		probe, _ := NewProber(ProberOptions{}).prepare(x)
+		for range 10 {
+			if r := probe(t.Context()); r.Class != OK {
+				t.Errorf("got %v %q, want ok", r.Class, r.Detail)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		time.Sleep(5 * time.Second)
+		wants(t, probe(t.Context()), Local, "55s old")
+	})
 }
 
 func FuzzParseImport(f *testing.F) {

@@ -85,7 +85,7 @@ func sendExpect(send, expect string, anyAnswer bool) dialogue {
 
 // talkPostgres sends a startup message (PostgreSQL documentation, section 55.2.1). A server
 // that asks for a password, or refuses the user, is alive; one that is starting, stopping or
-// full is not.
+// full is not. One that lets the user in without a password may still say so.
 func talkPostgres(user, database string) dialogue {
 	m := binary.BigEndian.AppendUint32(make([]byte, 4), 3<<16) // protocol 3.0
 	for _, s := range []string{"user", user, "database", database, "application_name", "meridian-health"} {
@@ -98,22 +98,19 @@ func talkPostgres(user, database string) dialogue {
 			return 0, "", err
 		}
 		r := bufio.NewReader(io.LimitReader(c, maxHeader))
-		head := make([]byte, 5)
-		if _, err := io.ReadFull(r, head); err != nil {
-			return 0, "", err
+		kind, body, err := readPostgres(r)
+		for in := false; err == nil && kind != 'E'; kind, body, err = readPostgres(r) { // ErrorResponse
+			switch {
+			case kind == 'R' && len(body) >= 4 && binary.BigEndian.Uint32(body) == 0: // AuthenticationOk
+				in = true
+			case kind == 'R', in && kind == 'Z': // it asks for a password; ReadyForQuery
+				_, _ = c.Write([]byte{'X', 0, 0, 0, 4}) // Terminate
+				return OK, "", nil
+			case !in:
+				return Protocol, fmt.Sprintf("message %q, expected a request to authenticate", kind), nil
+			}
 		}
-		size := binary.BigEndian.Uint32(head[1:])
-		switch {
-		case size < 4 || size > 32<<10:
-			return Protocol, "not a PostgreSQL server", nil
-		case head[0] == 'R': // Authentication
-			_, _ = c.Write([]byte{'X', 0, 0, 0, 4}) // Terminate
-			return OK, "", nil
-		case head[0] != 'E': // ErrorResponse
-			return Protocol, fmt.Sprintf("message %q, expected a request to authenticate", head[0]), nil
-		}
-		body := make([]byte, size-4)
-		if _, err := io.ReadFull(r, body); err != nil {
+		if err != nil {
 			return 0, "", err
 		}
 		code, text := "", ""
@@ -131,6 +128,20 @@ func talkPostgres(user, database string) dialogue {
 		}
 		return WrongStatus, code + ": " + text, nil
 	}
+}
+
+func readPostgres(r io.Reader) (kind byte, body []byte, err error) {
+	var head [5]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, err
+	}
+	size := binary.BigEndian.Uint32(head[1:])
+	if size < 4 || size > 32<<10 {
+		return 0, nil, errors.New("not a PostgreSQL server")
+	}
+	body = make([]byte, size-4)
+	_, err = io.ReadFull(r, body)
+	return head[0], body, err
 }
 
 // The capabilities of a MySQL client that has no password (MySQL internals, capability flags).

@@ -103,7 +103,20 @@ func tlsFailure(start time.Time, err error) Result {
 	if own := (errFiles{}); errors.As(err, &own) {
 		return Result{Class: Local, Latency: time.Since(start), Detail: printable(own.Error(), maxDetail)}
 	}
-	return failure(start, err, TLSFault)
+	r := failure(start, err, TLSFault)
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired && r.Class == TLSFault {
+		r.Detail = lasts(invalid.Cert)
+	}
+	return r
+}
+
+// lasts says of a certificate that does not hold now when it does.
+func lasts(cert *x509.Certificate) string {
+	if time.Now().Before(cert.NotBefore) {
+		return printable(fmt.Sprintf("%s holds from %s", cert.Subject, cert.NotBefore.UTC().Format(time.DateOnly)), maxDetail)
+	}
+	return printable(fmt.Sprintf("%s expired on %s", cert.Subject, cert.NotAfter.UTC().Format(time.DateOnly)), maxDetail)
 }
 
 // probeTLS returns the probe of t's certificates: chain and name by the handshake, and the
@@ -127,10 +140,10 @@ func (p *Prober) probeTLS(t Target) func(context.Context) Result {
 			left := time.Until(cert.NotAfter)
 			switch days := int(left / (24 * time.Hour)); {
 			case left <= 0:
-				return Result{Class: TLSFault, Latency: latency, Detail: clip(fmt.Sprintf("%s expired on %s", cert.Subject, cert.NotAfter.UTC().Format(time.DateOnly)), maxDetail)}
+				return Result{Class: TLSFault, Latency: latency, Detail: lasts(cert)}
 			case days < conf.Days:
 				return Result{Class: TLSFault, Latency: latency,
-					Detail: clip(fmt.Sprintf("%d days left, expected %d: %s", days, conf.Days, cert.Subject), maxDetail)}
+					Detail: printable(fmt.Sprintf("%d days left, expected %d: %s", days, conf.Days, cert.Subject), maxDetail)}
 			}
 		}
 		return Result{Latency: latency}

@@ -137,8 +137,9 @@ type PostgresProbe struct {
 	Database string `json:"database,omitempty"` // default postgres
 }
 
-// MySQLProbe expects the greeting of a MySQL server. Servers count connections that end there
-// against the host; with a user that has no password the probe logs in, which they do not.
+// MySQLProbe expects the greeting of a MySQL server. With a user, that need not exist, the probe
+// also logs in. Set one: a server counts connections that end with the greeting as errors of
+// this host, and refuses the host for good after max_connect_errors of them (100) in a row.
 type MySQLProbe struct {
 	Port uint16 `json:"port,omitempty"` // default 3306
 	User string `json:"user,omitempty"`
@@ -151,7 +152,8 @@ type RedisProbe struct {
 }
 
 // ExecProbe runs a program of the node's own folder (node.health.exec), which tells by its
-// exit status: 0 is success.
+// exit status: 0 is success. It ends with the timeout, and with it what it started, unless that
+// has made itself a session of its own (setsid).
 type ExecProbe struct {
 	Command string   `json:"command"` // name of a file in the folder
 	Args    []string `json:"args,omitempty"`
@@ -605,6 +607,12 @@ func (c *checker) healthLoops() {
 	for _, name := range c.o.Names("pools") {
 		visit(name)
 	}
+}
+
+// UsesRegions reports whether a policy asks for what the vantages of a region say.
+func (o *Objects) UsesRegions() (uses bool) {
+	o.eachStage(func(s *Stage) { uses = uses || s.Health != nil && s.Health.By == "region" })
+	return uses
 }
 
 // HealthOf returns the pools that the health of a pool is derived from: those it depends on,
