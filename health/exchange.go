@@ -495,6 +495,7 @@ func (m *Monitor) assign() {
 	for _, t := range m.assigned {
 		if !keep[t.ID] {
 			m.table.Remove(m.o.Node, t.ID)
+			delete(m.faults, t.ID)
 		}
 	}
 	m.assigned, m.reassign, m.recount = mine, false, true

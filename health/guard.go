@@ -38,6 +38,7 @@ type guarded struct {
 	why     string       // when verdict is not raw: held, suppressed, or what it is derived from
 	share   float64      // of its pool's weight
 	fell    time.Time    // when it was taken away; zero when it is not
+	blocked bool         // a pool that its pool depends on is down
 	damp    damping
 }
 
@@ -172,6 +173,7 @@ func (g *guard) settle(votes func(gslb.EndpointID) vote, now time.Time) (changed
 					e.fell = now
 				}
 				e.verdict, e.why = gslb.Down, "kept out: it flaps"
+			case v.verdict == gslb.Up && e.blocked: // until derive says that it no longer is
 			default:
 				e.set(v.verdict, now)
 			}
@@ -191,8 +193,10 @@ func (g *guard) settle(votes func(gslb.EndpointID) vote, now time.Time) (changed
 			g.lose(s, id, now)
 		}
 	}
-	g.refill()
 	g.derive(now)
+	if g.refill() {
+		g.derive(now)
+	}
 	for id, e := range g.ends {
 		changed = changed || e.verdict != before[id]
 	}
@@ -294,24 +298,26 @@ func (g *guard) lose(s *guardedService, id gslb.EndpointID, now time.Time) {
 }
 
 // refill lets what is kept out for flapping in again where a service, or a pool of none, would
-// have nothing left without it.
-func (g *guard) refill() {
+// have nothing left without it. It reports whether it did, and follows derive: what is not
+// probed is up, or down with what it depends on.
+func (g *guard) refill() (released bool) {
 	release := func(pools []string) {
 		var kept []*guarded
 		for _, name := range pools {
 			p := g.pools[name]
 			for _, id := range p.ends {
 				e := g.ends[id]
-				if e.verdict != gslb.Down || !p.probed {
+				if e.verdict != gslb.Down {
 					return
 				}
-				if e.raw == gslb.Up && e.damp.suppressed {
+				if e.raw == gslb.Up && e.damp.suppressed && !e.blocked {
 					kept = append(kept, e)
 				}
 			}
 		}
 		for _, e := range kept {
 			e.verdict, e.why, e.fell = gslb.Up, "it flaps, but nothing else is left", time.Time{}
+			released = true
 		}
 	}
 	for _, s := range g.services {
@@ -322,6 +328,7 @@ func (g *guard) refill() {
 			release([]string{name})
 		}
 	}
+	return released
 }
 
 // derive sets what is calculated from pools, and what depends on them.
@@ -337,6 +344,7 @@ func (g *guard) derive(now time.Time) {
 		for _, next := range p.needs {
 			visit(next)
 		}
+		verdict, why := gslb.Up, "" // of what is not probed
 		if p.derived != nil {
 			up := 0
 			for _, child := range p.derived.Pools {
@@ -346,31 +354,29 @@ func (g *guard) derive(now time.Time) {
 					up++
 				}
 			}
-			verdict := gslb.Down
-			if (up >= needed(p.derived.Need, len(p.derived.Pools))) != p.invert {
-				verdict = gslb.Up
+			if (up >= needed(p.derived.Need, len(p.derived.Pools))) == p.invert {
+				verdict = gslb.Down
 			}
-			for _, id := range p.ends {
-				e := g.ends[id]
+			why = fmt.Sprintf("calculated: %d of %d are up", up, len(p.derived.Pools))
+		}
+		own := p.derived == nil && p.probed
+		down := slices.IndexFunc(p.needs, func(next string) bool { return g.pools[next] != nil && !g.up(next) })
+		for _, id := range p.ends {
+			e := g.ends[id]
+			if !own {
+				e.raw = verdict
+			}
+			switch {
+			case down >= 0:
+				e.set(gslb.Down, now)
+				e.why = "depends on pool " + p.needs[down] + ", which is down"
+			case !own:
 				e.set(verdict, now)
-				e.raw, e.why = verdict, fmt.Sprintf("calculated: %d of %d are up", up, len(p.derived.Pools))
+				e.why = why
+			case e.blocked && !e.damp.suppressed:
+				e.set(e.raw, now)
 			}
-		}
-		for _, next := range p.needs {
-			if g.pools[next] == nil || g.up(next) {
-				continue
-			}
-			for _, id := range p.ends {
-				g.ends[id].set(gslb.Down, now)
-				g.ends[id].why = "depends on pool " + next + ", which is down"
-			}
-			return
-		}
-		if !p.probed {
-			for _, id := range p.ends {
-				g.ends[id].set(gslb.Up, now)
-				g.ends[id].why = ""
-			}
+			e.blocked = down >= 0
 		}
 	}
 	for _, name := range sortedKeys(g.pools) {

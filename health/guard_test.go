@@ -207,6 +207,44 @@ func TestGuardDerived(t *testing.T) {
 	}
 }
 
+// TestGuardDependent wants what is down with what it depends on to count as lost, but not as lost
+// anew all the time.
+func TestGuardDependent(t *testing.T) {
+	o := threePools(config.Probe{TCP: &config.TCPProbe{}}, nil)
+	c := o.Pools["c"]
+	c.DependsOn = []string{"d"}
+	o.Pools["c"] = c
+	o.Pools["d"] = config.Pool{Probe: "p", Endpoints: []config.Endpoint{{Address: addrOfPool(3, 1)}}}
+	w := newGuardWorld(o)
+	w.say("d1-")
+	w.want(t, "c depends on d", "c1 c2 d1")
+	w.say("a1m")
+	w.want(t, "a third was lost just now", "c1 c2 d1")
+	w.settle(6 * time.Minute)
+	w.want(t, "and no more is, after the window", "a1 c1 c2 d1")
+	w.say("a2m")
+	w.want(t, "a third would be left", "a1 c1 c2 d1")
+	w.say("d1+ c1-")
+	w.want(t, "d is back, and what fell meanwhile stays down", "a1 c1")
+
+	// What flaps is let in where what is left depends on what is down.
+	o = threePools(config.Probe{TCP: &config.TCPProbe{}}, nil)
+	for _, name := range []string{"b", "c"} {
+		p := o.Pools[name]
+		p.Probe, p.DependsOn = "", []string{"d"}
+		o.Pools[name] = p
+	}
+	o.Pools["d"] = config.Pool{Probe: "p", Endpoints: []config.Endpoint{{Address: addrOfPool(3, 1)}}}
+	w = newGuardWorld(o)
+	for range 4 {
+		w.say("a1- a2-")
+		w.say("a1+ a2+")
+	}
+	w.want(t, "what flaps is kept out", "a1 a2")
+	w.say("d1-")
+	w.want(t, "but for nothing else left", "b1 b2 c1 c2 d1")
+}
+
 // TestGuardKeeps wants a new configuration to know what the old one knew.
 func TestGuardKeeps(t *testing.T) {
 	o := threePools(config.Probe{TCP: &config.TCPProbe{}}, nil)

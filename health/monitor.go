@@ -71,9 +71,11 @@ type Monitor struct {
 	targets   map[gslb.EndpointID]Target
 	judged    map[gslb.EndpointID]judgement // of every target
 	guard     *guard                        // nil: what is judged is served
+	regional  map[string]*guard             // of each region, as its own vantages see it; nil: no policy asks
 	regions   map[string]string             // of sites
 	seen      map[string]map[gslb.EndpointID]*seen
-	doubts    map[string]bool // the vantages that are not believed, at doubtAt
+	faults    map[gslb.EndpointID]string // why this node's own probe of a target says nothing
+	doubts    map[string]bool            // the vantages that are not believed, at doubtAt
 	doubtAt   time.Time
 	refs      reach
 	keys      map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
@@ -98,15 +100,16 @@ type Monitor struct {
 	flips     []flip                   // to be logged
 	forgot    time.Time                // when the table was last told to forget
 	warned    seldom
+	faulty    seldom
 }
 
 // judgement is what the table says of one target.
 type judgement struct {
 	Judgement
-	until   time.Time               // no sooner does time alone change it
-	known   bool                    // there was a vote since the target was set
-	since   time.Time               // the verdict
-	regions map[string]gslb.Verdict // where it is another than the verdict: by region of vantages
+	until   time.Time       // no sooner does time alone change it
+	known   bool            // there was a vote since the target was set
+	since   time.Time       // the verdict
+	regions map[string]vote // by region of vantages, where not all of them say what the verdict is
 }
 
 // flip is a change of a verdict, for the log.
@@ -131,6 +134,7 @@ func New(o Options) *Monitor {
 		changed: make(chan struct{}, 1), first: make(chan struct{}), wake: make(chan struct{}, 1),
 		targets: make(map[gslb.EndpointID]Target), judged: make(map[gslb.EndpointID]judgement),
 		news: make(map[gslb.EndpointID]bool), seen: make(map[string]map[gslb.EndpointID]*seen),
+		faults: make(map[gslb.EndpointID]string),
 		// The clock gives an epoch that no earlier life of this node had. Where it was set
 		// back, peers tell this node of its earlier life, and it starts a later one.
 		self: Heading{Version: Version{Epoch: uint64(max(1, time.Now().UnixMicro()))}, Site: o.Site, Period: heartbeat,
@@ -138,7 +142,7 @@ func New(o Options) *Monitor {
 	}
 	m.self.List = m.lists.add(nil)
 	m.prober = NewProber(ProberOptions{
-		Report: m.observe, MaxInFlight: o.MaxProbes, RootCAs: o.RootCAs,
+		Report: m.observe, Fault: m.fault, MaxInFlight: o.MaxProbes, RootCAs: o.RootCAs,
 		Exec: o.Exec, Logger: m.log, stats: m.stats, probe: o.probe, attempted: o.Attempted,
 	})
 	if o.Gossip.Listen.IsValid() || o.Transport != nil {
@@ -257,6 +261,7 @@ func (m *Monitor) Configure(o *config.Objects) {
 	for name, s := range o.Sites {
 		m.regions[name] = cmp.Or(s.Region, name)
 	}
+	m.regional = regionalGuards(o, m.regions, m.regional)
 	m.keys = keysOf(o)
 	m.public = nil // whoever configures asks for the verdicts next
 	m.mu.Unlock()
@@ -295,6 +300,7 @@ func (m *Monitor) setTargets(targets []Target) {
 			m.unknown--
 		}
 		delete(m.judged, id)
+		delete(m.faults, id)
 		m.table.Remove(m.o.Node, id)
 		m.changeLocked()
 	}
@@ -371,6 +377,7 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 		return // removed meanwhile
 	}
 	now := time.Now()
+	delete(m.faults, t.ID)
 	m.tallyLocked(t.ID, s.Verdict == gslb.Up)
 	changed, refused := m.sayLocked(now, Observation{
 		ID: t.ID, Up: s.Verdict == gslb.Up, Flipping: s.Flipping(),
@@ -387,6 +394,20 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 		}
 		m.judgeLocked(now, idsOf(changed))
 		nudge(m.wake)
+	}
+}
+
+// fault takes a result that says nothing of its target.
+func (m *Monitor) fault(t Target, r Result) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if now, ok := m.targets[t.ID]; !ok || now.Addr != t.Addr {
+		return // removed meanwhile
+	}
+	m.faults[t.ID] = r.Detail
+	if m.faulty.pass() {
+		m.log.Warn("a probe says nothing of its endpoint, by this node's own fault", "pool", t.ID.Pool, "endpoint", t.ID.Addr,
+			"fault", r.Detail, "endpoints", len(m.faults))
 	}
 }
 
@@ -487,7 +508,7 @@ func (m *Monitor) age() {
 		m.forgot = now
 	}
 	m.reviewLocked(now)
-	if m.guard != nil && m.guard.settle(m.voteLocked, now) { // time alone ends what is held or kept out
+	if m.settleLocked(now) { // time alone ends what is held or kept out
 		m.changeLocked()
 	}
 }
@@ -606,21 +627,21 @@ func (m *Monitor) publish() *verdicts {
 		if j.Flipping {
 			v.flipping[id] = true
 		}
-		for region, verdict := range j.regions {
-			if v.regional[region] == nil {
-				v.regional[region] = make(map[gslb.EndpointID]gslb.Verdict)
-			}
-			v.regional[region][id] = verdict
-		}
 	}
+	m.settleLocked(time.Now())
 	if m.guard != nil {
-		m.guard.settle(m.voteLocked, time.Now())
 		for id, e := range m.guard.ends {
 			if m.guard.serves(id) {
 				v.verdicts[id] = e.verdict
 			}
 		}
 	}
+	m.dissentLocked(func(region string, id gslb.EndpointID, verdict gslb.Verdict) {
+		if v.regional[region] == nil {
+			v.regional[region] = make(map[gslb.EndpointID]gslb.Verdict)
+		}
+		v.regional[region][id] = verdict
+	})
 	m.public = v
 	return v
 }

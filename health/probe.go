@@ -34,6 +34,9 @@ type ProberOptions struct {
 	// Report takes each result with the state that it led to. It is called from many
 	// goroutines, but for one target in the order of its results. It must not block.
 	Report func(t Target, r Result, s State)
+	// Fault, if not nil, takes the results of class Local, which say nothing of the target. It is
+	// called as Report is.
+	Fault func(t Target, r Result)
 
 	MaxInFlight int            // probes under way at once; default 512
 	RootCAs     *x509.CertPool // that certificates are checked against; nil is the system's
@@ -369,10 +372,14 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 		p.o.stats.retries.Add(1)
 		r = p.attempt(ctx, j)
 	}
-	if ctx.Err() == nil && r.Class != Local {
+	switch {
+	case ctx.Err() != nil:
+	case r.Class != Local:
 		r = p.judgePace(j, r)
 		state = state.NextOf(r.Class == OK, &j.target.Probe)
 		p.o.Report(j.target, r, state)
+	case p.o.Fault != nil:
+		p.o.Fault(j.target, r)
 	}
 
 	p.mu.Lock()
@@ -514,6 +521,10 @@ func (p *Prober) medianLocked(j *job) time.Duration {
 	return pool.median
 }
 
+// overrun is how late a timeout may come, at least, before it says more of this node than of
+// the endpoint: for a node that was stopped, or is short of CPU, everything is too late.
+const overrun = 500 * time.Millisecond
+
 // attempt runs j's probe once. A panic in it is a bug of ours, but no reason for the node to
 // stop answering: it is logged, and says nothing of the endpoint.
 func (p *Prober) attempt(ctx context.Context, j *job) (r Result) {
@@ -522,6 +533,9 @@ func (p *Prober) attempt(ctx context.Context, j *job) (r Result) {
 		if v := recover(); v != nil {
 			p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", v, "stack", string(debug.Stack()))
 			r = Result{Class: Local, Detail: "panic"}
+		}
+		if took, limit := time.Since(start), time.Duration(j.target.Probe.Timeout); r.Class == Timeout && took > limit+max(limit/2, overrun) {
+			r.Class, r.Detail = Local, fmt.Sprintf("this node was stopped or has no CPU left: a timeout of %v took %v", limit, took.Round(time.Millisecond))
 		}
 		if ctx.Err() == nil {
 			p.o.stats.probes[r.Class].Add(1)
@@ -626,9 +640,9 @@ func classify(err error, otherwise Class) Class {
 		return Refused
 	case is(syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNABORTED, io.EOF, io.ErrUnexpectedEOF):
 		return Reset
-	case is(syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.ENETDOWN, syscall.EACCES, syscall.EPERM):
+	case is(syscall.EHOSTUNREACH, syscall.EHOSTDOWN, syscall.EACCES, syscall.EPERM):
 		return Unreachable
-	case is(syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT):
+	case is(syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAFNOSUPPORT):
 		return Local
 	case is(context.DeadlineExceeded, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return Timeout

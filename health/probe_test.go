@@ -342,7 +342,8 @@ func TestClassify(t *testing.T) {
 		{&net.OpError{Op: "read", Err: syscall.ECONNRESET}, Reset},
 		{fmt.Errorf("read: %w", io.EOF), Reset},
 		{&net.OpError{Op: "dial", Err: syscall.EHOSTUNREACH}, Unreachable},
-		{&net.OpError{Op: "dial", Err: syscall.ENETUNREACH}, Unreachable},
+		{&net.OpError{Op: "dial", Err: syscall.ENETUNREACH}, Local}, // this node has no route, such as one without IPv6
+		{&net.OpError{Op: "dial", Err: syscall.EHOSTDOWN}, Unreachable},
 		{&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}, Timeout},
 		{context.DeadlineExceeded, Timeout},
 		{&net.OpError{Op: "dial", Err: syscall.EMFILE}, Local},

@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -80,7 +81,9 @@ type reported struct {
 func runProber(t *testing.T, s *script, o ProberOptions) (*Prober, func() []reported, func() error) {
 	var mu sync.Mutex
 	var reports []reported
-	o.probe = s.probe
+	if s != nil {
+		o.probe = s.probe
+	}
 	o.Report = func(x Target, r Result, st State) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -322,6 +325,39 @@ func TestProberBound(t *testing.T) {
 		if counters.late.Load() == 0 {
 			t.Error("no probe was counted as late")
 		}
+	})
+}
+
+// TestProberOverrun wants a timeout that comes far too late to be this node's own fault: it was
+// stopped, or had no CPU.
+func TestProberOverrun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var late atomic.Int64
+		var faults atomic.Int64
+		p, reports, stop := runProber(t, nil, ProberOptions{Fault: func(_ Target, r Result) {
+			if !strings.Contains(r.Detail, "a timeout of 500ms took 1.1s") {
+				t.Errorf("fault %q", r.Detail)
+			}
+			faults.Add(1)
+		}, probe: func(context.Context, Target) Result {
+			time.Sleep(500*time.Millisecond + time.Duration(late.Load()))
+			return Result{Class: Timeout}
+		}})
+		targets := fakeTargets(1)
+		targets[0].Probe.Timeout = config.Duration(500 * time.Millisecond)
+		p.SetTargets(targets)
+		time.Sleep(5 * time.Second)
+		if len(reports()) == 0 || faults.Load() != 0 {
+			t.Errorf("in time: %d reports and %d faults, want some and none", len(reports()), faults.Load())
+		}
+		late.Store(int64(600 * time.Millisecond))
+		time.Sleep(2 * time.Second) // what is under way ends
+		before := len(reports())
+		time.Sleep(5 * time.Second)
+		if len(reports()) != before || faults.Load() == 0 {
+			t.Errorf("late: %d reports and %d faults, want none and some", len(reports())-before, faults.Load())
+		}
+		_ = stop()
 	})
 }
 

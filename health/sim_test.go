@@ -366,6 +366,42 @@ func TestSimFirstRound(t *testing.T) {
 	}
 }
 
+// TestSimFault wants a node to say why its own probe says nothing, until it says something.
+func TestSimFault(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		var blind atomic.Bool
+		w.nodes = append(w.nodes, w.runWith(0, fakeTargets(2), func(o *Options) {
+			o.probe = func(_ context.Context, x Target) Result {
+				if blind.Load() && x.ID == idOf(0) {
+					return Result{Class: Local, Detail: "no route"}
+				}
+				return Result{}
+			}
+		}, nil))
+		defer w.stop()
+		fault := func(want string) func() bool {
+			return func() bool { v := w.nodes[0].Views(); return v[0].Fault == want && v[1].Fault == "" }
+		}
+		w.until(5*time.Second, "both are up", func() bool { return w.agreed(idOf(0), gslb.Up) && w.agreed(idOf(1), gslb.Up) })
+		blind.Store(true)
+		w.until(2*time.Second, "the fault is told", fault("no route"))
+		time.Sleep(20 * time.Second) // what it said is stale
+		if v := w.nodes[0].Views()[0]; v.Verdict != "up" || !v.Unknown {
+			t.Errorf("got %+v, want the last verdict and that it is unknown", v)
+		}
+		blind.Store(false)
+		w.until(2*time.Second, "the fault is over", fault(""))
+		blind.Store(true)
+		w.until(2*time.Second, "the fault is told again", fault("no route"))
+		w.nodes[0].SetTargets(fakeTargets(1)[1:])
+		w.nodes[0].SetTargets(fakeTargets(2))
+		if !fault("")() {
+			t.Error("the fault outlives its target")
+		}
+	})
+}
+
 // TestSimFlipping wants a verdict's coming change told before it comes, on every node.
 func TestSimFlipping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -504,6 +540,50 @@ func TestSimReferences(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		w.kill(idOf(0), everywhere)
 		w.until(5*time.Second, "each by itself", func() bool { return w.agreed(idOf(0), gslb.Down) })
+	})
+}
+
+// TestSimRegionGuarded wants what a region's own vantages say to be guarded like what all say,
+// where a policy asks for it.
+func TestSimRegionGuarded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t}
+		o := threePools(config.Probe{TCP: &config.TCPProbe{Port: 1}, Interval: config.Duration(time.Second)}, nil)
+		o.Sites = map[string]config.Site{"site0": {Region: "asia"}, "site1": {Region: "europe"}, "site2": {Region: "europe"}}
+		s := o.Services["www.test"]
+		s.Policy = []config.Stage{{Health: &config.HealthStage{By: "region"}}}
+		o.Services["www.test"] = s
+		for i := range 9 {
+			w.nodes = append(w.nodes, w.run(i, nil, func(m *Monitor) { m.Configure(o) }))
+		}
+		defer w.stop()
+		w.until(15*time.Second, "all hear all", func() bool { return strings.Count(w.nodes[1].votes(), "+ns") == 9 })
+		ids := []gslb.EndpointID{{Pool: "a", Addr: addrOfPool(0, 1)}, {Pool: "a", Addr: addrOfPool(0, 2)}, {Pool: "b", Addr: addrOfPool(1, 1)}}
+		two := func(node int) bool { return node == 0 || node == 3 } // of Asia's three
+		for _, id := range ids {
+			w.kill(id, two)
+			time.Sleep(10 * time.Second) // one after another, as every node knows
+		}
+		for _, n := range w.nodes {
+			if r := n.Regional()["asia"]; len(r) != 2 || r[ids[0]] != gslb.Down || r[ids[1]] != gslb.Down || len(n.Regional()) != 1 {
+				t.Errorf("ns%d: two of three vantages say down of half: %v, want a third down", n.number, n.Regional())
+			}
+		}
+		w.kill(ids[2], func(node int) bool { return node%3 == 0 })
+		w.until(10*time.Second, "down as all of Asia says", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.Regional()["asia"][ids[2]] != gslb.Down })
+		})
+		for range 4 { // it flaps
+			w.kill(ids[0], nil)
+			time.Sleep(6 * time.Second)
+			w.kill(ids[0], two)
+			time.Sleep(6 * time.Second)
+		}
+		w.kill(ids[0], nil)
+		time.Sleep(10 * time.Second)
+		if n := w.nodes[1]; n.Regional()["asia"][ids[0]] != gslb.Down || n.Verdicts()[ids[0]] != gslb.Up || n.Views()[0].Regions["asia"] != "down" {
+			t.Errorf("it flaps for Asia: %v, and %v for all, want down and up", n.Regional(), n.Verdicts()[ids[0]])
+		}
 	})
 }
 

@@ -21,11 +21,11 @@ const (
 	Timeout           // nothing, or not all, in time
 	Refused           // connection refused
 	Reset             // connection reset or closed early
-	Unreachable       // no route
+	Unreachable       // no way to the host
 	TLSFault          // handshake or certificate
 	WrongStatus       // HTTP status not expected, or what is like it: an rcode, NOT_SERVING, an exit status
 	Protocol          // not what the protocol says
-	Local             // this node's own fault (no file descriptor, no port): says nothing of the endpoint
+	Local             // this node's own fault (no file descriptor, no port, no route, no CPU): says nothing of the endpoint
 	WrongBody         // the content is not what is expected
 	Slow              // a success, but too late to be one
 	numClasses
@@ -66,6 +66,8 @@ type View struct {
 	Since    time.Time  `json:"since"`
 	Why      string     `json:"why,omitempty"`
 	Vantages []Vantage  `json:"vantages"`
+
+	Fault string `json:"fault,omitempty"` // why this node's own probe says nothing of the endpoint
 
 	Regions map[string]string `json:"regions,omitempty"` // verdicts of the vantages of one region, where it is another
 }

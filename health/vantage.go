@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // reach is what this node's reference targets say of its own network.
@@ -162,9 +163,9 @@ func (m *Monitor) tallyLocked(id gslb.EndpointID, up bool) {
 	m.failLocked()
 }
 
-// regionalLocked returns the verdicts of the votes of each region, where they are not the
-// verdict. Within a region no second site is asked for.
-func (m *Monitor) regionalLocked(rule Rule, verdict gslb.Verdict, votes []Vote) map[string]gslb.Verdict {
+// regionalLocked returns what the votes of each region say, where not all votes are what the
+// verdict is. Within a region no second site is asked for.
+func (m *Monitor) regionalLocked(rule Rule, verdict gslb.Verdict, votes []Vote) map[string]vote {
 	mixed := false
 	for i := range votes {
 		mixed = mixed || votes[i].Up != (verdict == gslb.Up)
@@ -179,16 +180,66 @@ func (m *Monitor) regionalLocked(rule Rule, verdict gslb.Verdict, votes []Vote) 
 		}
 	}
 	rule.Sites = 1
-	var out map[string]gslb.Verdict
+	out := make(map[string]vote, len(by))
 	for region, votes := range by {
-		if j := Judge(rule, verdict, votes); j.Verdict != verdict {
-			if out == nil {
-				out = make(map[string]gslb.Verdict)
-			}
-			out[region] = j.Verdict
-		}
+		j := Judge(rule, verdict, votes)
+		out[region] = vote{verdict: j.Verdict, unanimous: j.Unanimous && !j.Silent}
 	}
 	return out
+}
+
+// dissentLocked calls f with what is served to the clients of a region, where that is not what
+// is served to all: what its own vantages say, guarded as that is where a policy asks for it.
+func (m *Monitor) dissentLocked(f func(region string, id gslb.EndpointID, v gslb.Verdict)) {
+	if m.regional == nil {
+		for id, j := range m.judged {
+			for region, v := range j.regions {
+				if v.verdict != j.Verdict {
+					f(region, id, v.verdict)
+				}
+			}
+		}
+		return
+	}
+	for region, g := range m.regional {
+		for id, e := range g.ends {
+			if g.serves(id) && e.verdict != m.guard.ends[id].verdict {
+				f(region, id, e.verdict)
+			}
+		}
+	}
+}
+
+// settleLocked lets the guards take in what the votes say. It reports whether anything changed.
+func (m *Monitor) settleLocked(now time.Time) (changed bool) {
+	if m.guard != nil {
+		changed = m.guard.settle(m.voteLocked, now)
+	}
+	for region, g := range m.regional {
+		if g.settle(func(id gslb.EndpointID) vote {
+			if v, ok := m.judged[id].regions[region]; ok {
+				return v
+			}
+			return m.voteLocked(id)
+		}, now) {
+			changed = true
+		}
+	}
+	return changed
+}
+
+// regionalGuards returns the guard of each region, if a policy asks for what its vantages say.
+func regionalGuards(o *config.Objects, regions map[string]string, old map[string]*guard) map[string]*guard {
+	if !o.UsesRegions() {
+		return nil
+	}
+	guards := make(map[string]*guard)
+	for _, region := range regions {
+		if guards[region] == nil {
+			guards[region] = newGuard(o, old[region])
+		}
+	}
+	return guards
 }
 
 // voteLocked is what the guard asks.

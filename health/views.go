@@ -80,20 +80,22 @@ func (m *Monitor) Views() []View {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now, names := time.Now(), m.table.Names()
-	if m.guard != nil && m.public == nil {
-		m.guard.settle(m.voteLocked, now)
+	if m.public == nil {
+		m.settleLocked(now)
 	}
+	regions := make(map[gslb.EndpointID]map[string]string)
+	m.dissentLocked(func(region string, id gslb.EndpointID, v gslb.Verdict) {
+		if regions[id] == nil {
+			regions[id] = make(map[string]string)
+		}
+		regions[id][region] = verdictName(v)
+	})
 	doubts := m.doubtsLocked(now)
 	views := make([]View, 0, len(m.targets))
 	for id, t := range m.targets {
 		j := m.judged[id]
-		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.Verdict), Unknown: j.Silent, Since: j.since, Why: j.Why(), Vantages: []Vantage{}}
-		for region, v := range j.regions {
-			if view.Regions == nil {
-				view.Regions = make(map[string]string)
-			}
-			view.Regions[region] = verdictName(v)
-		}
+		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.Verdict), Unknown: j.Silent, Since: j.since, Why: j.Why(), Fault: m.faults[id], Vantages: []Vantage{}}
+		view.Regions = regions[id]
 		rule := ruleOf(t.Probe.Quorum)
 		for _, name := range names {
 			v := m.table.nodes[name]

@@ -146,7 +146,7 @@ func exampleHealth() *api.Health {
 			{Since: at.Add(-190 * time.Second), Trend: []time.Duration{1e6, 8e6, 4e6, 0}, Node: "ns1", Site: "eu-west", Class: "refused", Detail: "dial 192.0.2.11:443", Age: 2 * time.Second, Fresh: true},
 			{Node: "ns2", Site: "us-east", Up: true, Class: "ok", Latency: 12300 * time.Microsecond, Age: 45 * time.Second},
 		}},
-		{Pool: "gfe-us", Endpoint: addr("2001:db8:1::1"), Verdict: "unknown"},
+		{Pool: "gfe-us", Endpoint: addr("2001:db8:1::1"), Verdict: "unknown", Fault: "network is unreachable"},
 	}}
 }
 

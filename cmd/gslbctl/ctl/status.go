@@ -237,6 +237,7 @@ func (a *app) printHealth(h *api.Health) {
 				why = v.Why
 			}
 			t.add(append(first, cell{}, cell{}, cell{why, dim})...)
+			first = row("", "", "")
 		}
 		for _, n := range v.Vantages {
 			result, colour := "✓ "+n.Class, green
@@ -268,6 +269,9 @@ func (a *app) printHealth(h *api.Health) {
 		}
 		if len(v.Vantages) > 0 && v.Why != "" {
 			t.add(append(first, cell{}, cell{}, cell{v.Why, dim})...)
+		}
+		if v.Fault != "" {
+			t.add(append(first, cell{}, cell{}, cell{"? this node cannot tell: " + v.Fault, yellow})...)
 		}
 		for _, region := range slices.Sorted(maps.Keys(v.Regions)) {
 			t.add(cell{}, cell{}, cell{}, cell{}, cell{}, cell{v.Regions[region] + " as seen from " + region, yellow})
