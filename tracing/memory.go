@@ -56,6 +56,7 @@ type entry struct {
 type origin struct {
 	service string
 	attrs   map[string]any
+	octets  int // as encoded
 }
 
 // MemoryStats are the counters of a Memory.
@@ -89,29 +90,31 @@ func (m *Memory) Add(spans ...Span) {
 		if s.Service != "" {
 			attrs[AttrServiceName] = s.Service
 		}
-		m.add(appendResource(nil, attrs), s.TraceID, appendSpan(nil, s), 1)
+		m.add(m.origin(appendResource(nil, attrs)), s.TraceID, appendSpan(nil, s), 1)
 	}
 }
 
 // addRequest remembers every span of a valid ExportTraceServiceRequest.
 func (m *Memory) addRequest(request []byte) error {
-	return walkRequest(request, func(resource, span []byte) error {
-		s, err := decodeSpan(span)
-		if err != nil {
-			return err
-		}
-		m.add(resource, s.TraceID, appendBytes(nil, scopeSpansSpans, span), 1)
-		return nil
+	return walkRequest(request, func(resource []byte) (func([]byte) error, error) {
+		o := m.origin(resource)
+		return func(span []byte) error {
+			s, err := decodeSpan(span)
+			if err != nil {
+				return err
+			}
+			m.add(o, s.TraceID, appendBytes(nil, scopeSpansSpans, span), 1)
+			return nil
+		}, nil
 	})
 }
 
-// add remembers n spans of a trace, encoded as fields of ScopeSpans, and the content of their
-// Resource. It copies both.
-func (m *Memory) add(resource []byte, id TraceID, spans []byte, n int) {
+// add remembers n spans of a trace, encoded as fields of ScopeSpans, which it copies.
+func (m *Memory) add(from *origin, id TraceID, spans []byte, n int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	// Entries pay for their resource as if it were not shared: an upper bound is enough.
-	cost := len(spans) + len(resource) + entryOverhead
+	cost := len(spans) + from.octets + entryOverhead
 	if m.maxTraces == 0 || cost+traceOverhead > m.maxOctets {
 		m.forgotten += uint64(n)
 		return
@@ -134,7 +137,7 @@ func (m *Memory) add(resource []byte, id TraceID, spans []byte, n int) {
 		m.order[(m.first+m.count)%len(m.order)] = t
 		m.count++
 	}
-	t.entries = append(t.entries, entry{m.originOf(resource), bytes.Clone(spans)})
+	t.entries = append(t.entries, entry{from, bytes.Clone(spans)})
 	t.spans += n
 	t.octets += cost
 	m.octets += cost
@@ -152,22 +155,27 @@ func (m *Memory) evict() *remembered {
 	return t
 }
 
-// originOf returns the resource of that content, the same one each time while it is remembered.
-func (m *Memory) originOf(content []byte) *origin {
-	if r, ok := m.origins[string(content)]; ok {
-		return r
+// origin returns the resource of that content, the same one each time while it is remembered.
+func (m *Memory) origin(content []byte) *origin {
+	m.mu.Lock()
+	o, known := m.origins[string(content)]
+	m.mu.Unlock()
+	if known {
+		return o
 	}
 	attrs, _ := decodeResource(content) // what can be read of it
-	r := &origin{attrs: attrs}
-	r.service, _ = attrs[AttrServiceName].(string)
+	o = &origin{attrs: attrs, octets: len(content)}
+	o.service, _ = attrs[AttrServiceName].(string)
 	if len(content) > maxOriginOctets {
-		return r
+		return o
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(m.origins) >= maxOrigins {
 		clear(m.origins)
 	}
-	m.origins[string(content)] = r
-	return r
+	m.origins[string(content)] = o
+	return o
 }
 
 // Stats returns the counters.

@@ -390,15 +390,16 @@ func fields(b []byte, f func(field) error) error {
 	return nil
 }
 
-// walkRequest calls f with every span of an ExportTraceServiceRequest, as the content of a
-// Span, and the content of its Resource. Both are parts of request. It checks the framing only.
-func walkRequest(request []byte, f func(resource, span []byte) error) error {
+// walkRequest calls of with the content of each Resource of an ExportTraceServiceRequest, and
+// what that returned with every span of that resource, as the content of a Span. Both are parts
+// of request. It checks the framing only.
+func walkRequest(request []byte, of func(resource []byte) (func(span []byte) error, error)) error {
 	at := 0
 	return fields(request, func(fd field) error {
 		if fd.Num != requestResourceSpans || fd.Type != protowire.BytesType {
 			return nil
 		}
-		if err := walkResourceSpans(fd.Bytes, f); err != nil {
+		if err := walkResourceSpans(fd.Bytes, of); err != nil {
 			return fmt.Errorf("resource_spans[%d]: %w", at, err)
 		}
 		at++
@@ -406,7 +407,7 @@ func walkRequest(request []byte, f func(resource, span []byte) error) error {
 	})
 }
 
-func walkResourceSpans(b []byte, f func(resource, span []byte) error) error {
+func walkResourceSpans(b []byte, of func(resource []byte) (func(span []byte) error, error)) error {
 	var resource []byte // may stand behind the spans
 	err := fields(b, func(fd field) error {
 		if fd.Num == resourceSpansResource && fd.Type == protowire.BytesType {
@@ -417,12 +418,16 @@ func walkResourceSpans(b []byte, f func(resource, span []byte) error) error {
 	if err != nil {
 		return err
 	}
+	f, err := of(resource)
+	if err != nil {
+		return err
+	}
 	scope := 0
 	return fields(b, func(fd field) error {
 		if fd.Num != resourceSpansScopeSpans || fd.Type != protowire.BytesType {
 			return nil
 		}
-		if err := walkSpans(fd.Bytes, func(span []byte) error { return f(resource, span) }); err != nil {
+		if err := walkSpans(fd.Bytes, f); err != nil {
 			return fmt.Errorf("scope_spans[%d]: %w", scope, err)
 		}
 		scope++

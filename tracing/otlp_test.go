@@ -280,7 +280,8 @@ func FuzzDecode(f *testing.F) {
 				}
 			}
 		}
-		walkRequest(canonical, func(resource, span []byte) error {
+		var resource []byte
+		walkSpan := func(span []byte) error {
 			want := spans[i]
 			attrs, err := decodeResource(resource)
 			if err == nil && len(attrs) > len(origins[i].GetAttributes()) {
@@ -302,6 +303,10 @@ func FuzzDecode(f *testing.F) {
 				}
 			}
 			return nil
+		}
+		walkRequest(canonical, func(of []byte) (func([]byte) error, error) {
+			resource = of
+			return walkSpan, nil
 		})
 		if i != len(spans) {
 			t.Errorf("%d spans, want %d", i, len(spans))

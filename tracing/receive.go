@@ -12,6 +12,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"regexp"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
@@ -26,7 +27,9 @@ const (
 	protobufType = "application/x-protobuf"
 	jsonType     = "application/json"
 
-	maxRequest = 4 << 20 // octets of a request, as sent and again unpacked
+	maxRequest   = 4 << 20 // octets of a request, as sent and again unpacked
+	maxJSON      = 1 << 20 // octets of one in JSON, unpacked: read, it takes a hundred times that
+	maxReceiving = 32      // requests that are read at once
 )
 
 // Receiver returns the handler of POST /v1/traces (OTLP/HTTP, protobuf and JSON, plain or
@@ -35,10 +38,20 @@ const (
 // taken as a whole or refused as a whole, with the reason; that the collector is behind does
 // not concern the sender and is counted here. With Options.Linker it is a relay that adds the
 // link to the decision which led to a request, where that is beyond doubt.
+//
+// What senders have it hold is bounded: of more than 32 requests at once the rest is told to come
+// back, and JSON, which may be 1 MiB, is read one request at a time.
 func (r *Recorder) Receiver() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
-		sent, message, fault := readRequest(w, req, kind)
+		select {
+		case r.receiving <- struct{}{}:
+			defer func() { <-r.receiving }()
+		default:
+			errBusy.write(w, kind)
+			return
+		}
+		sent, message, fault := r.readRequest(w, req, kind)
 		if fault == nil {
 			var n int
 			if n, fault = checkRequest(message); fault == nil {
@@ -89,6 +102,9 @@ func (r *Recorder) export(_ any, _ context.Context, decode func(any) error, _ gr
 func (r *Recorder) accept(message []byte, b batch) {
 	r.received.Add(uint64(b.spans))
 	if r.options.Linker != nil {
+		if r.options.Ledger != nil {
+			r.settle() // the answer that led to a request may be in a ring yet
+		}
 		if linked, changed := r.options.Linker.relay(message); changed {
 			message = linked
 			b = batch{body: linked, spans: b.spans, kind: protobufType}
@@ -111,31 +127,38 @@ type fault struct {
 
 func badRequest(err error) *fault { return &fault{http.StatusBadRequest, err} }
 
-var errTooLarge = fmt.Errorf("request of more than %d octets", maxRequest)
+var (
+	errTooLarge = fmt.Errorf("request of more than %d octets", maxRequest)
+	errBusy     = &fault{http.StatusServiceUnavailable, fmt.Errorf("%d requests are being read: come back in a second", maxReceiving)}
+)
 
 // write sends the fault as a google.rpc.Status, as OTLP wants, in the request's own encoding,
 // or as text if that is unknown.
 func (f *fault) write(w http.ResponseWriter, kind string) {
-	const invalidArgument = 3 // google.rpc.Code
+	code := uint64(codes.InvalidArgument)
+	if f.status == http.StatusServiceUnavailable {
+		code = uint64(codes.Unavailable)
+		w.Header().Set("Retry-After", "1")
+	}
 	switch kind {
 	case protobufType:
 		w.Header().Set("Content-Type", kind)
 		w.WriteHeader(f.status)
-		w.Write(appendBytes(appendVarint(nil, 1, invalidArgument), 2, f.err.Error()))
+		w.Write(appendBytes(appendVarint(nil, 1, code), 2, f.err.Error()))
 	case jsonType:
 		w.Header().Set("Content-Type", kind)
 		w.WriteHeader(f.status)
 		json.NewEncoder(w).Encode(struct {
-			Code    int    `json:"code"`
+			Code    uint64 `json:"code"`
 			Message string `json:"message"`
-		}{invalidArgument, f.err.Error()})
+		}{code, f.err.Error()})
 	default:
 		http.Error(w, f.err.Error(), f.status)
 	}
 }
 
 // readRequest returns the body as it was sent and as a protobuf message.
-func readRequest(w http.ResponseWriter, req *http.Request, kind string) (sent, message []byte, _ *fault) {
+func (r *Recorder) readRequest(w http.ResponseWriter, req *http.Request, kind string) (sent, message []byte, _ *fault) {
 	if req.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		return nil, nil, &fault{http.StatusMethodNotAllowed, fmt.Errorf("method %s: want POST", req.Method)}
@@ -163,6 +186,11 @@ func readRequest(w http.ResponseWriter, req *http.Request, kind string) (sent, m
 		return nil, nil, &fault{http.StatusUnsupportedMediaType, fmt.Errorf("content encoding %q: want gzip or none", encoding)}
 	}
 	if kind == jsonType {
+		if len(message) > maxJSON {
+			return nil, nil, &fault{http.StatusRequestEntityTooLarge, fmt.Errorf("request of more than %d octets of JSON: send less at once, or protobuf", maxJSON)}
+		}
+		r.readingJSON.Lock()
+		defer r.readingJSON.Unlock()
 		if message, err = fromJSON(message); err != nil {
 			return nil, nil, badRequest(err)
 		}
@@ -185,13 +213,16 @@ func decompress(b []byte) ([]byte, error) {
 // checkRequest counts the spans of an ExportTraceServiceRequest, of which every one must be
 // readable.
 func checkRequest(message []byte) (spans int, _ *fault) {
-	err := walkRequest(message, func(resource, span []byte) error {
+	check := func(span []byte) error {
 		spans++
-		if _, err := decodeResource(resource); err != nil {
-			return fmt.Errorf("resource: %w", err)
-		}
 		_, err := decodeSpan(span)
 		return err
+	}
+	err := walkRequest(message, func(resource []byte) (func([]byte) error, error) {
+		if _, err := decodeResource(resource); err != nil {
+			return nil, fmt.Errorf("resource: %w", err)
+		}
+		return check, nil
 	})
 	if err != nil {
 		return 0, badRequest(fmt.Errorf("export request: %w", err))
@@ -199,55 +230,28 @@ func checkRequest(message []byte) (spans int, _ *fault) {
 	return spans, nil
 }
 
+// jsonID is an id in OTLP's JSON with the name of its field. A string cannot hold it, as quotes in
+// there are escaped.
+var jsonID = regexp.MustCompile(`"(traceId|spanId|parentSpanId)"\s*:\s*"([^"]*)"`)
+
 // fromJSON turns a request in OTLP's JSON into protobuf. That JSON is protobuf's own but for
 // the ids, which are hex there and base64 here.
 func fromJSON(b []byte) ([]byte, error) {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber()
-	var tree any
-	if err := dec.Decode(&tree); err != nil {
-		return nil, fmt.Errorf("json: %w", err)
-	}
-	if err := rewriteIDs(tree); err != nil {
-		return nil, fmt.Errorf("json: %w", err)
-	}
-	b, err := json.Marshal(tree)
-	if err != nil {
-		return nil, fmt.Errorf("json: %w", err)
+	var bad error
+	b = jsonID.ReplaceAllFunc(b, func(field []byte) []byte {
+		m := jsonID.FindSubmatch(field)
+		id, err := hex.DecodeString(string(m[2]))
+		if err != nil && bad == nil {
+			bad = fmt.Errorf("json: %s %q: want hex digits", m[1], m[2])
+		}
+		return fmt.Appendf(nil, `"%s":"%s"`, m[1], base64.StdEncoding.EncodeToString(id))
+	})
+	if bad != nil {
+		return nil, bad
 	}
 	var req coltracepb.ExportTraceServiceRequest
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, &req); err != nil {
 		return nil, fmt.Errorf("json: %w", err)
 	}
 	return proto.Marshal(&req)
-}
-
-// rewriteIDs turns the ids in tree from hex to base64. The keys of objects are the names of
-// fields only: attributes are lists of pairs.
-func rewriteIDs(tree any) error {
-	switch tree := tree.(type) {
-	case []any:
-		for _, v := range tree {
-			if err := rewriteIDs(v); err != nil {
-				return err
-			}
-		}
-	case map[string]any:
-		for key, v := range tree {
-			switch key {
-			case "traceId", "spanId", "parentSpanId":
-				text, _ := v.(string)
-				id, err := hex.DecodeString(text)
-				if err != nil {
-					return fmt.Errorf("%s %q: want hex digits", key, text)
-				}
-				tree[key] = base64.StdEncoding.EncodeToString(id)
-			default:
-				if err := rewriteIDs(v); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
 }

@@ -10,7 +10,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -66,8 +68,9 @@ func TestReceiver(t *testing.T) {
 		{"not json", "POST", jsonType, "", []byte("{"), 400, `json: `, 0},
 		{"json of another form", "POST", jsonType, "", []byte(`{"resourceSpans":5}`), 400, "json: ", 0},
 		{"json id in base64", "POST", jsonType, "", []byte(strings.Replace(jsonRequest, "0102030405060708\"", "AQIDBA==\"", 1)), 400, `json: spanId \"AQIDBA==\": want hex digits`, 0},
-		{"json id is a number", "POST", jsonType, "", []byte(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":7}]}]}]}`), 400, "trace_id", 0},
+		{"json id is a number", "POST", jsonType, "", []byte(`{"resourceSpans":[{"scopeSpans":[{"spans":[{"traceId":7}]}]}]}`), 400, "traceId", 0},
 		{"too large", "POST", protobufType, "", make([]byte, maxRequest+1), 413, "more than 4194304 octets", 0},
+		{"too large for json", "POST", jsonType, "", append([]byte(jsonRequest), make([]byte, maxJSON)...), 413, "more than 1048576 octets of JSON", 0},
 		{"bomb", "POST", protobufType, "gzip", compress(make([]byte, 20<<20)), 413, "more than 4194304 octets", 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -97,6 +100,65 @@ func TestReceiver(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A resource is read once for all of its spans, however large it is: a request costs what its
+// octets do.
+func TestReceiverReadsResourcesOnce(t *testing.T) {
+	attrs := map[string]any{AttrServiceName: strings.Repeat("x", maxOriginOctets)}
+	var spans []byte
+	for i := range 3 {
+		s := fullSpan()
+		s.TraceID[0] = byte(i + 1)
+		spans = appendSpan(spans, &s)
+	}
+	message := appendRequest(nil, appendResource(nil, attrs), "", spans)
+	resources := 0
+	if err := walkRequest(message, func([]byte) (func([]byte) error, error) {
+		resources++
+		return func([]byte) error { return nil }, nil
+	}); err != nil || resources != 1 {
+		t.Errorf("%d resources read, %v, want one for three spans", resources, err)
+	}
+	m := NewMemory(8, 1<<20)
+	if err := m.addRequest(message); err != nil || m.count != 3 {
+		t.Fatalf("%d traces, %v, want 3", m.count, err)
+	}
+	if first := m.order[0].entries[0].origin; m.order[1].entries[0].origin != first || m.order[2].entries[0].origin != first {
+		t.Error("spans of one request do not share their resource")
+	}
+}
+
+// Beyond so many requests at once senders are told to come back, by what OTLP lets them retry.
+func TestReceiverIsBounded(t *testing.T) {
+	r := New(Options{})
+	body, w := io.Pipe() // a request that does not end
+	var senders sync.WaitGroup
+	for range maxReceiving {
+		senders.Go(func() {
+			req := httptest.NewRequest("POST", "/v1/traces", body)
+			req.Header.Set("Content-Type", protobufType)
+			r.Receiver().ServeHTTP(httptest.NewRecorder(), req)
+		})
+	}
+	for len(r.receiving) < maxReceiving {
+		runtime.Gosched()
+	}
+	post := func() *httptest.ResponseRecorder {
+		req := httptest.NewRequest("POST", "/v1/traces", strings.NewReader("{}"))
+		req.Header.Set("Content-Type", jsonType)
+		w := httptest.NewRecorder()
+		r.Receiver().ServeHTTP(w, req)
+		return w
+	}
+	if w := post(); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"code":14`) {
+		t.Errorf("status %d, %v, %q, want 503, Retry-After and code 14", w.Code, w.Header(), w.Body)
+	}
+	w.Close()
+	senders.Wait()
+	if w := post(); w.Code != 200 {
+		t.Errorf("later: status %d, %q, want 200", w.Code, w.Body)
 	}
 }
 

@@ -126,6 +126,7 @@ type Recorder struct {
 	memory   *Memory
 	exporter *exporter // nil: memory only
 	resource []byte    // content of the Resource of every span
+	origin   *origin   // the same, for the memory
 
 	// Only the goroutine of Run.
 	signer  *Signer // nil: no answer has an id
@@ -140,8 +141,11 @@ type Recorder struct {
 	sampled [len(sampledBy)]atomic.Uint64
 	limited atomic.Uint64
 	made    atomic.Uint64
-	// Written by the receiver.
-	received atomic.Uint64
+	// Of the receiver.
+	received    atomic.Uint64
+	receiving   chan struct{}      // holds a token for each request that is being read
+	readingJSON sync.Mutex         // held for one request
+	asked       chan chan struct{} // whom to tell once the rings have been drained
 }
 
 var sampledBy = [...]string{SampledRatio, SampledParent, SampledReason, SampledServfail, SampledSlow, SampledFence, SampledOverride, SampledFirst}
@@ -155,7 +159,11 @@ func New(o Options) *Recorder {
 		resource: appendResource(nil, o.resource()),
 		sampler:  newSampler(o.Sample, o.Slow, float64(max(o.Interesting, 0))),
 		maker:    newSpanMaker(o.Node, o.Describe),
+
+		receiving: make(chan struct{}, maxReceiving),
+		asked:     make(chan chan struct{}),
 	}
+	r.origin = r.memory.origin(r.resource)
 	for range o.Workers {
 		w := newWorker(o.RingSize)
 		w.ahead.init(r.sampler.bound, uint64(r.sampler.standing.rate), o.Ledger != nil, o.Log)
@@ -203,12 +211,40 @@ func (r *Recorder) Run(ctx context.Context) error {
 // drainUntil drains until ctx ends, then a last time.
 func (r *Recorder) drainUntil(ctx context.Context) {
 	pause := maxSleep
-	for sleep(ctx, pause) {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		var asked chan struct{}
+		select {
+		case <-ctx.Done():
+			r.drain(time.Now())
+			r.flush()
+			return
+		case asked = <-r.asked:
+		case <-timer.C:
+		}
 		most := r.drain(time.Now())
+		if asked != nil {
+			close(asked)
+			continue // the pause goes on
+		}
 		pause = nextPause(pause, most, len(r.workers[0].slots))
+		timer.Reset(pause)
 	}
-	r.drain(time.Now())
-	r.flush()
+}
+
+// settle waits until every record that was committed when it was called has been drained, or for
+// as long as that may take, in case that nobody drains.
+func (r *Recorder) settle() {
+	patience := time.NewTimer(2 * maxSleep)
+	defer patience.Stop()
+	done := make(chan struct{})
+	select {
+	case r.asked <- done:
+	case <-patience.C:
+		return
+	}
+	<-done // a drain is not interrupted
 }
 
 // nextPause returns how long to sleep so that the fullest ring, which took most records in the
@@ -320,7 +356,7 @@ func (r *Recorder) sign(id AnswerID, answers []string) {
 // keep counts and remembers the n spans of a trace that were just made, from that place on.
 func (r *Recorder) keep(trace TraceID, from, n int) {
 	r.made.Add(uint64(n))
-	r.memory.add(r.resource, trace, r.spans[from:], n)
+	r.memory.add(r.origin, trace, r.spans[from:], n)
 	r.inBatch += n
 }
 

@@ -2,10 +2,12 @@ package tracing
 
 import (
 	"bytes"
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -197,4 +199,39 @@ func BenchmarkRelay(b *testing.B) {
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/100, "ns/span")
+}
+
+// A request whose span arrives before the answer that it came of was drained is linked all the
+// same: the ledger is brought up to date first.
+func TestRelayWaitsForTheLedger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ids := testIDs(t, keyA)
+		ledger := NewLedger(16)
+		r := New(Options{Answers: ids, Ledger: ledger, Linker: NewLinker(ids, ledger), Logger: quiet()})
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error, 1)
+		go func() { ran <- r.Run(ctx) }()
+		synctest.Wait() // asleep until the next drain
+
+		now := time.Now()
+		q := r.Worker(0).Begin()
+		*q = *answered(ids.Signer().ID(now, "www.example.com", "gfe-eu", "1f2e", 0), now, 30, "", "192.0.2.11")
+		r.Worker(0).Commit()
+		request := exportOf(t, serverSpan("192.0.2.11", "198.51.100.7", now))
+		r.accept(request, batch{body: request, spans: 1, kind: protobufType})
+		if s := r.Stats().Links; s.Guessed != 1 {
+			t.Errorf("counted %+v, want a link by the ledger", s)
+		}
+		if waited := time.Since(now); waited >= maxSleep {
+			t.Errorf("waited %v, want less than until the next drain", waited)
+		}
+		cancel()
+		<-ran
+
+		now = time.Now()
+		r.accept(request, batch{body: request, spans: 1, kind: protobufType}) // nobody drains any more
+		if waited := time.Since(now); waited > 2*maxSleep {
+			t.Errorf("after the end it waited %v", waited)
+		}
+	})
 }
