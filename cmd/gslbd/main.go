@@ -99,11 +99,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 
 // serve runs one node until ctx ends.
 func serve(ctx context.Context, path string, workers int, log *slog.Logger, stdout io.Writer) error {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)  // from now on: one that comes before the node runs is not the end of it
 	f, zones, _, err := node.Load(path) // what it warns of is logged by who serves it
 	if err != nil {
 		return err
 	}
-	n, err := node.New(node.Options{File: f, Path: path, Zones: zones, Version: version(), Log: log, Workers: workers})
+	n, err := node.New(node.Options{File: f, Path: path, Reload: hup, Zones: zones, Version: version(), Log: log, Workers: workers})
 	if err != nil {
 		return err
 	}

@@ -230,6 +230,34 @@ func TestReload(t *testing.T) {
 	n.stop()
 }
 
+// TestReloadBeforeReady: a SIGHUP while the node starts does not end it, and what it asks for is
+// done once it runs. The configuration comes from a pipe, so that the start waits for the test.
+func TestReloadBeforeReady(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gslb.yaml")
+	write(t, dir, "example.com.zone", zoneFile("one"))
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := launch(t, "-config", path)
+	pipe, err := os.OpenFile(path, os.O_WRONLY, 0) // returns when the node reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(write(t, dir, "next.yaml", small("192.0.2.22")), path); err != nil {
+		t.Fatal(err)
+	}
+	n.signal(syscall.SIGHUP)
+	if _, err := pipe.WriteString(small("192.0.2.11")); err != nil {
+		t.Fatal(err)
+	}
+	pipe.Close()
+	n.ready()
+	eventually(t, "what it was to read again", "A 192.0.2.22", n.www)
+	n.stop()
+}
+
 // TestReloadIncluded: what a zone includes is followed like the zone, and SIGHUP reads it even
 // if nothing shows that it changed.
 func TestReloadIncluded(t *testing.T) {

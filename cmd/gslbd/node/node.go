@@ -32,6 +32,7 @@ import (
 type Options struct {
 	File    *config.File            // valid
 	Path    string                  // the file's own path, followed for changes; empty: never reloaded
+	Reload  <-chan os.Signal        // read Path again, changed or not
 	Version string                  // of the program, for people
 	Log     *slog.Logger            // nil: slog.Default
 	Extra   map[string]http.Handler // further handlers of the admin API, by path prefix

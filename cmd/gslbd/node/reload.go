@@ -4,10 +4,8 @@ import (
 	"context"
 	"io/fs"
 	"os"
-	"os/signal"
 	"reflect"
 	"strings"
-	"syscall"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -26,12 +24,9 @@ const lookEvery = time.Second
 // all of them at once.
 const lookAtMost = 2000
 
-// follow reloads the node's configuration on SIGHUP and when its file changed, and zones when
+// follow reloads the node's configuration on a signal and when its file changed, and zones when
 // theirs did, until ctx ends.
 func (n *Node) follow(ctx context.Context) error {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	var w watch
@@ -42,8 +37,8 @@ func (n *Node) follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hup:
-			n.log.Info("SIGHUP: reading the configuration again")
+		case sig := <-n.opts.Reload:
+			n.log.Info("reading the configuration again", "signal", sig)
 			hupped = true
 		case <-look.C:
 			if stampOf(n.opts.Path) == own {
