@@ -44,7 +44,7 @@ func (a *answerer) addTargets(d *Data, owner []byte, rrset *zone.RRset) {
 			}
 			if alias { // one link of it: the client follows the rest
 				if n := d.Zones.Node(target); n != nil && a.r.n < maxSets {
-					if set := n.RRset(rrset.Type); set != nil && !a.r.holds(set) {
+					if set := n.RRset(rrset.Type); set != nil && !a.r.holds(set, target) {
 						s := a.r.add(inAdditional, target, set.Type, set.TTL)
 						s.rrset, s.optional = set, true
 						a.hint(d, s, n.Service)
@@ -68,7 +68,7 @@ func (a *answerer) addAddresses(d *Data, name []byte, optional bool) {
 		return
 	}
 	for _, rrset := range [...]*zone.RRset{n.RRset(typeA), n.RRset(typeAAAA)} {
-		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset) {
+		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset, name) {
 			continue
 		}
 		s := a.r.add(inAdditional, name, rrset.Type, rrset.TTL)
@@ -162,9 +162,6 @@ func (a *answerer) addSteeredTargets(d *Data, owner []byte) {
 	for i := range a.d.Targets[:min(most, len(a.d.Targets))] {
 		t := &a.d.Targets[i]
 		v4, v6 := t.V4, t.V6
-		if a.q.qtype == typeSRV && t.Name == "" && t.Pool != a.d.Pool {
-			continue // without hints, the owner name is the first pool's alone
-		}
 		if t.Pool == a.d.Pool {
 			v4, v6 = a.d.V4, a.follow.identify(d.Snapshot, &a.d, a.d.V6, a.start)
 		}

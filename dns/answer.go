@@ -99,10 +99,10 @@ func (r *reply) add(sec section, owner []byte, rtype uint16, ttl uint32) *set {
 	return s
 }
 
-// holds tells whether rrset is in r already, at any name.
-func (r *reply) holds(rrset *zone.RRset) bool {
+// holds tells whether rrset is in r already at owner: a wildcard's may be there at others.
+func (r *reply) holds(rrset *zone.RRset, owner []byte) bool {
 	for i := range r.sets[:r.n] {
-		if r.sets[i].rrset == rrset {
+		if s := &r.sets[i]; s.rrset == rrset && equalFold(s.owner, owner) {
 			return true
 		}
 	}
@@ -298,6 +298,9 @@ func (a *answerer) resolve(d *Data) {
 				r.rcode = rcodeYXDomain
 				return
 			}
+			if q.qtype == typeCNAME { // which the one that it made is
+				return
+			}
 		case zone.Steered:
 			if owner = a.addSteered(d, owner); owner == nil {
 				return
@@ -388,10 +391,10 @@ func (a *answerer) identify() {
 // question's case, and names compress well.
 func ending(name, ancestor []byte) []byte { return name[len(name)-len(ancestor):] }
 
-// looped tells whether the chain has been at owner before.
+// looped tells whether the chain has been at owner before: a DNAME there was only passed.
 func (a *answerer) looped(owner []byte) bool {
 	for i := range a.r.sets[:a.r.n] {
-		if equalFold(a.r.sets[i].owner, owner) {
+		if s := &a.r.sets[i]; s.rtype == typeCNAME && equalFold(s.owner, owner) {
 			return true
 		}
 	}
@@ -446,35 +449,46 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	return nil
 }
 
-// flatten adds the addresses of target, a name in our zones, at owner, as if they were its own.
-// What lies elsewhere is looked up beforehand and part of the decision, or it is not known.
+// flatten adds the addresses that target, a name in our zones, leads to, at owner, as if they were
+// its own. What lies elsewhere is looked up beforehand and part of the decision, or it is not known.
 func (a *answerer) flatten(d *Data, owner, target []byte) {
 	r, qtype, ttl := &a.r, a.q.qtype, a.d.TTL
 	if qtype == typeANY {
 		qtype = typeA
 	}
-	n := d.Zones.Node(target)
-	switch {
-	case n == nil:
-		r.rcode, r.aa, r.why = rcodeServFail, false, whyFlatten
-	case n.Service >= 0:
-		addrs, v6, along := a.along(d, n.Service)
-		ttl = min(ttl, along)
-		if qtype == typeAAAA {
-			addrs = v6
+	for range maxChain {
+		n := d.Zones.Node(target)
+		if n == nil {
+			break
 		}
-		if len(addrs) > 0 {
-			a.add(inAnswer, owner, qtype, ttl).addrs = addrs
-		}
-	default:
-		if rrset := n.RRset(qtype); rrset != nil {
+		if n.Service >= 0 {
+			addrs, v6, along := a.along(d, n.Service)
+			ttl = min(ttl, along)
+			if a.second.Fallback != "" {
+				start := len(r.names)
+				r.names = appendText(r.names, a.second.Fallback)
+				target = r.names[start:]
+				continue
+			}
+			if qtype == typeAAAA {
+				addrs = v6
+			}
+			if len(addrs) > 0 {
+				a.add(inAnswer, owner, qtype, ttl).addrs = addrs
+				return
+			}
+		} else if cname := n.RRset(typeCNAME); cname != nil {
+			target, ttl = cname.RData[0], min(ttl, cname.TTL)
+			continue
+		} else if rrset := n.RRset(qtype); rrset != nil {
 			a.add(inAnswer, owner, qtype, min(rrset.TTL, ttl)).rrset = rrset
+			return
 		}
-	}
-	if r.rcode == rcodeNoError && (r.n == 0 || r.sets[r.n-1].section != inAnswer || !equalFold(r.sets[r.n-1].owner, owner)) {
 		r.outcome = zone.NoData
 		a.addSOA(owner, ttl)
+		return
 	}
+	r.rcode, r.aa, r.why = rcodeServFail, false, whyFlatten
 }
 
 // addRedirect adds the DNAME above owner and the CNAME that it makes of it (RFC 6672, section
@@ -482,8 +496,8 @@ func (a *answerer) flatten(d *Data, owner, target []byte) {
 // owner. It is nil if that is too long for a name.
 func (a *answerer) addRedirect(owner []byte) []byte {
 	r, dname := &a.r, a.res.RRset
-	if !r.holds(dname) {
-		a.addRRset(inAnswer, ending(owner, a.res.Node.Owner), dname)
+	if at := ending(owner, a.res.Node.Owner); !r.holds(dname, at) {
+		a.addRRset(inAnswer, at, dname)
 	}
 	prefix, target := owner[:len(owner)-len(a.res.Node.Owner)], dname.RData[0]
 	if len(prefix)+len(target) > maxName {

@@ -47,7 +47,7 @@ sites:
   eu: {lat: 50.11, lon: 8.68}
 pools:
   us: {site: us, endpoints: [{address: 192.0.2.1}, {address: "2001:db8:1::1"}]}
-  eu: {site: eu, endpoints: [{address: 198.51.100.1}, {address: "2001:db8:2::1"}]}
+  eu: {site: eu, hostname: eu.gfe.example.net, endpoints: [{address: 198.51.100.1}, {address: "2001:db8:2::1"}]}
   eu4: {site: eu, endpoints: [{address: 198.51.100.4}]}
 services:
   www.example.com:  {ttl: 5m, pools: {us: {}, eu: {}}, policy: [nearest], https: {alpn: [h2]}}

@@ -202,9 +202,30 @@ func winner(shares []share, key uint64, gated bool) (mine *share, moved bool) {
 	return mine, moved
 }
 
+// among is which pools may come after the client's own.
+type among uint8
+
+const (
+	anyPool    among = iota
+	itsGroup         // those that would have done as well
+	namedPools       // those with a hostname
+)
+
+// admits tells whether sh may come after mine.
+func (a among) admits(sh, mine *share) bool {
+	switch a {
+	case itsGroup:
+		return sh.group == mine.group
+	case namedPools:
+		return sh.pool.Hostname != ""
+	default:
+		return true
+	}
+}
+
 // ranked returns up to n different pools for the client with that key in its order, its own
 // first, in buf.
-func (o *outcome) ranked(mine *share, key uint64, n int, oneGroup bool, buf *[MaxAnswers]*share) []*share {
+func (o *outcome) ranked(mine *share, key uint64, n int, from among, buf *[MaxAnswers]*share) []*share {
 	buf[0] = mine
 	found := 1
 	n = min(n, MaxAnswers)
@@ -217,7 +238,7 @@ func (o *outcome) ranked(mine *share, key uint64, n int, oneGroup bool, buf *[Ma
 		first := found
 		for i := start; i < end; i++ {
 			sh := &o.shares[i]
-			if sh.lost || oneGroup && sh.group != mine.group || sh.group < o.main || holds(buf[:first], sh.pool) || len(sh.gates) > 0 && !sh.admits(key) {
+			if sh.lost || !from.admits(sh, mine) || sh.group < o.main || holds(buf[:first], sh.pool) || len(sh.gates) > 0 && !sh.admits(key) {
 				continue
 			}
 			d := 0.0
@@ -265,11 +286,11 @@ func (o *outcome) merge(mine *share, key uint64, d *Decision) (cut bool) {
 		return best >= 0 && len(l.domains) > 1 || len(d.V4) < len(l.v4.addrs) || len(d.V6) < len(l.v6.addrs)
 	}
 	var buf [MaxAnswers]*share
-	most, one := int(o.shape.pools), false
+	most, pools := int(o.shape.pools), anyPool
 	if o.shape.mode == several && most == 1 {
-		most, one = MaxAnswers, true
+		most, pools = MaxAnswers, itsGroup
 	}
-	from := o.ranked(mine, key, most, one, &buf)
+	from := o.ranked(mine, key, most, pools, &buf)
 	for _, sh := range from {
 		d.Flags |= sh.flags
 	}
@@ -323,13 +344,15 @@ func (o *outcome) collect(from []*share, key uint64, n int, six bool, buf []neti
 	return buf[:found], cut
 }
 
-// target fills d.Targets for answers that name several pools.
+// target fills d.Targets for answers that name several pools. The owner name stands for the client's
+// own pool, so that those after it need a name: whoever is sent to a name connects to its A and AAAA,
+// whatever the hints (RFC 9460, section 7.3).
 func (o *outcome) target(svc *Service, mine *share, key uint64, d *Decision) {
 	if svc.steering.targets == 0 {
 		return
 	}
 	var buf [MaxAnswers]*share
-	list := o.ranked(mine, key, svc.steering.targets, false, &buf)
+	list := o.ranked(mine, key, svc.steering.targets, namedPools, &buf)
 	for i, sh := range list {
 		t := &d.targets[i]
 		*t = Target{Pool: sh.pool, Priority: uint16(i + 1), Name: sh.pool.Hostname, Port: sh.pool.Port}

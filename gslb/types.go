@@ -217,7 +217,7 @@ type Decision struct {
 type Target struct {
 	Pool     *Pool
 	Priority uint16       // from 1: SvcPriority, or SRV's priority
-	Name     string       // canonical; "" is the owner name itself
+	Name     string       // canonical; "" is the owner name itself, for Decision.Pool alone
 	Port     uint16       // the pool's; 0 when none is declared
 	V4, V6   []netip.Addr // its healthy endpoints: hints, or glue
 }

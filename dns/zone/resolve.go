@@ -160,22 +160,28 @@ func (r *Result) answer(n *Node, qtype uint16) {
 	}
 }
 
-// Node returns the node of exactly that name (wire form, in any case) for the additional section:
-// that of a service or of authoritative data, or glue below a zone cut; nil where there is none,
-// or only what a DNAME hides. It does not allocate.
+// Node returns the node that name (wire form, in any case) leads to for the additional section:
+// that of a service or of authoritative data, its own or the wildcard's that covers it, or glue
+// below a zone cut; nil where there is none, or only what a DNAME hides. It does not allocate.
 func (s *Set) Node(name []byte) *Node {
 	var buf [MaxName]byte
 	low := AppendLower(buf[:0], name)
 	var off offsets
-	i := s.enclosing(low, &off, labels(low, &off))
+	labels := labels(low, &off)
+	i := s.enclosing(low, &off, labels)
 	if i < 0 {
 		return nil
 	}
-	n := served{s.zones[i], s.services[i]}.find(low)
+	sv := served{s.zones[i], s.services[i]}
+	n := sv.find(low)
 	if n == nil {
+		var r Result
+		if sv.missing(low, &off, labels, dns.TypeANY, &r); r.Wildcard {
+			return r.Node
+		}
 		return nil
 	}
-	if cut, delegation := s.zones[i].cutOf(n); cut != nil && !delegation && len(cut.Owner) != len(low) {
+	if cut, delegation := sv.zone.cutOf(n); cut != nil && !delegation && len(cut.Owner) != len(low) {
 		return nil
 	}
 	return n

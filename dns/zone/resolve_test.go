@@ -361,9 +361,10 @@ old DNAME new
 		{"BOTH.Example.com", 2, 1},
 		{"ns.sub.example.com", 1, 0},   // glue
 		{"ns.child.example.com", 1, 0}, // the child's own
-		{"x.wild.example.com", 0, 0},
-		{"www.example.com", 0, 0},   // steered
-		{"x.old.example.com", 0, 0}, // below a DNAME
+		{"x.wild.example.com", 1, 0},   // of the wildcard
+		{"x.sub.example.com", 0, 0},    // below a cut
+		{"www.example.com", 0, 0},      // steered
+		{"x.old.example.com", 0, 0},    // below a DNAME
 		{"nope.example.com", 0, 0},
 		{"example.org", 0, 0},
 		{".", 0, 0},

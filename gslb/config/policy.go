@@ -532,7 +532,7 @@ func (c *checker) chainLoops() {
 
 // HTTPS says how a service answers SVCB and HTTPS (RFC 9460): the pool that A and AAAA
 // choose first, and those that would follow it with growing SvcPriority, so that a client
-// fails over by itself before the TTL ends.
+// fails over by itself before the TTL ends. Only pools with a hostname can follow.
 type HTTPS struct {
 	Pools int      `json:"pools,omitempty"` // 1..8; default 2
 	ALPN  []string `json:"alpn,omitempty"`  // such as h2 and h3
