@@ -18,8 +18,10 @@ type builder struct {
 
 	nodes   []Node // RRsets are filled in at the end
 	parents []uint32
-	named   []bool // an RR gave the node's owner name: it is no empty non-terminal
-	slots   slots  // of nodes, grown as needed
+	named   []bool   // an RR gave the node's owner name: it is no empty non-terminal
+	hashes  []uint64 // of the nodes' names
+	last    uint32   // the node of the last RR
+	slots   slots    // of nodes, grown as needed
 	records []record
 	files   []string
 	file    int    // the last one, in files
@@ -46,9 +48,8 @@ func newBuilder(rep *report, origin []byte) *builder {
 // grow makes room for n nodes.
 func (b *builder) grow(n int) {
 	b.slots = newSlots(n)
-	var low [MaxName]byte
-	for i := range b.nodes {
-		b.slots.insert(hash(AppendLower(low[:0], b.nodes[i].Owner)), i)
+	for i, h := range b.hashes {
+		b.slots.insert(h, i)
 	}
 }
 
@@ -70,6 +71,7 @@ func (b *builder) node(name, owner []byte) uint32 {
 	b.nodes = append(b.nodes, Node{Owner: b.keep(owner), Service: -1, cut: -1})
 	b.parents = append(b.parents, parent)
 	b.named = append(b.named, false)
+	b.hashes = append(b.hashes, h)
 	b.slots.insert(h, len(b.nodes)-1)
 	return uint32(len(b.nodes) - 1)
 }
@@ -85,15 +87,19 @@ func (b *builder) keep(s []byte) []byte {
 	return kept
 }
 
-// add takes one RR in wire form.
-func (b *builder) add(owner []byte, rtype uint16, ttl uint32, rdata []byte, file string, line int) {
-	var low [MaxName]byte
-	name := AppendLower(low[:0], owner)
-	if !under(name, b.apex) {
-		b.warn(file, line, "%s %s: outside the zone %s, ignored", ToString(owner), dns.Type(rtype), ToString(b.apex))
-		return
+// add takes one RR in wire form, and returns its owner name to keep.
+func (b *builder) add(owner []byte, rtype uint16, ttl uint32, rdata []byte, file string, line int) []byte {
+	n := b.last
+	if !b.named[n] || !bytes.Equal(b.nodes[n].Owner, owner) {
+		var low [MaxName]byte
+		name := AppendLower(low[:0], owner)
+		if !under(name, b.apex) {
+			b.warn(file, line, "%s %s: outside the zone %s, ignored", ToString(owner), dns.Type(rtype), ToString(b.apex))
+			return bytes.Clone(owner)
+		}
+		n = b.node(name, owner)
+		b.last = n
 	}
-	n := b.node(name, owner)
 	if !b.named[n] {
 		b.named[n] = true
 		copy(b.nodes[n].Owner, owner)
@@ -107,6 +113,7 @@ func (b *builder) add(owner []byte, rtype uint16, ttl uint32, rdata []byte, file
 	b.records = append(b.records, record{
 		node: n, line: uint32(line), ttl: ttl, rtype: rtype, file: uint16(b.file), rdata: b.keep(rdata),
 	})
+	return b.nodes[n].Owner
 }
 
 // faultAt reports a fault of an RR: its place and owner name come before the reason.
@@ -286,7 +293,7 @@ func (b *builder) layout() *Zone {
 			nodes[i].RRsets = rrsets[first:len(rrsets):len(rrsets)]
 		}
 	}
-	z := &Zone{Origin: nodes[0].Owner, names: newIndex(nodes), labels: countLabels(b.apex), rrsets: len(rrsets), rrs: len(rdata)}
+	z := &Zone{Origin: nodes[0].Owner, names: newIndex(nodes, b.hashes), labels: countLabels(b.apex), rrsets: len(rrsets), rrs: len(rdata)}
 	apex := &z.names.nodes[0]
 	z.SOA, z.NS = apex.RRset(dns.TypeSOA), apex.RRset(dns.TypeNS)
 	if z.SOA != nil {

@@ -65,14 +65,12 @@ type index struct {
 	depth int // most labels of any node
 }
 
-// newIndex indexes nodes, whose names differ.
-func newIndex(nodes []Node) index {
+// newIndex indexes nodes, whose names differ and have those hashes.
+func newIndex(nodes []Node, hashes []uint64) index {
 	x := index{nodes: nodes, slots: newSlots(len(nodes))}
-	var low [MaxName]byte
 	for i := range nodes {
-		name := AppendLower(low[:0], nodes[i].Owner)
-		x.slots.insert(hash(name), i)
-		x.depth = max(x.depth, countLabels(name))
+		x.slots.insert(hashes[i], i)
+		x.depth = max(x.depth, countLabels(nodes[i].Owner))
 	}
 	return x
 }

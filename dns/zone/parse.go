@@ -71,7 +71,7 @@ func parseFiles(r io.Reader, file, origin string, lim limits) (*Zone, map[string
 	if file != "" {
 		p.folder = filepath.Dir(file)
 	}
-	p.file(r, file, context{origin: dns.Fqdn(origin), ttl: noTTL})
+	p.file(r, file, context{origin: dns.Fqdn(origin), base: name, ttl: noTTL})
 	if p.root != nil {
 		p.root.Close()
 	}
@@ -106,10 +106,27 @@ var wires = sync.Pool{New: func() any { return new([wireSize]byte) }}
 // context is what an entry takes from those before it.
 type context struct {
 	origin   string // absolute, presentation form
-	owner    string // of the last entry; empty: none yet
+	base     []byte // origin in wire form; nil: it is too long to be a name
+	owner    []byte // of the last entry, in wire form; nil: none yet
 	lost     bool   // the last owner was not readable: what follows without an owner is dropped
 	ttl      uint32 // for RRs without one
 	explicit bool   // ttl is from $TTL, and not from the RR before (RFC 1035, section 5.1)
+}
+
+// setOwner takes an absolute name in presentation form as the owner.
+func (c *context) setOwner(name string) {
+	owner, err := FromString(name)
+	if c.lost = err != nil; !c.lost {
+		c.owner = owner
+	}
+}
+
+// setOrigin takes an absolute name in presentation form as the origin.
+func (c *context) setOrigin(name string) {
+	if name != c.origin {
+		c.origin = name
+		c.base, _ = FromString(name) // the names that are then too long are reported one by one
+	}
 }
 
 // noTTL stands for a TTL that is not known: no TTL can be over 2^31-1 (RFC 2181, section 8).
@@ -192,15 +209,16 @@ func (p *parser) entry(text []byte, open byte, file string, line int, c *context
 	case len(trimmed) == 0 || trimmed[0] == ';' && bytes.IndexByte(trimmed, '\n') >= len(trimmed)-1:
 	case text[0] == '$' && open == 0:
 		p.directive(text, file, line, c)
+	case open == 0 && p.plain(text, file, line, c):
 	case len(trimmed) == len(text):
 		if !p.rrs(file, line, c, open, text) {
 			p.ownerOf(text, c)
 		}
 	case c.lost: // the fault was reported with the owner
-	case c.owner == "":
+	case c.owner == nil:
 		p.fault(file, line, "an RR without an owner name, and none before it")
 	default:
-		p.rrs(file, line, c, open, []byte(c.owner), text)
+		p.rrs(file, line, c, open, []byte(dns.Fqdn(ToString(c.owner))), text)
 	}
 }
 
@@ -211,7 +229,7 @@ func (p *parser) ownerOf(text []byte, c *context) {
 	token, _, _ = bytes.Cut(token, []byte("\t"))
 	probe, err := p.probe(c, "", string(bytes.TrimSpace(token)))
 	if c.lost = err != nil; !c.lost {
-		c.owner = probe.Name
+		c.setOwner(probe.Name)
 	}
 }
 
@@ -231,7 +249,7 @@ func (p *parser) directive(text []byte, file string, line int, c *context) {
 		if name == "$TTL" {
 			c.ttl, c.explicit = p.ttl(probe.Ttl, file, line), true
 		}
-		c.origin = probe.Name
+		c.setOrigin(probe.Name)
 	case "$INCLUDE":
 		p.include(f[1:], file, line, *c)
 	case "$GENERATE":
@@ -282,7 +300,7 @@ func (p *parser) include(args []string, file string, line int, c context) {
 			p.fault(file, line, "$INCLUDE %q: %s", args[0], syntax(err, 0))
 			return
 		}
-		c.origin = probe.Name
+		c.setOrigin(probe.Name)
 	}
 	// A relative path is relative to the file that includes, which is in the folder.
 	path := args[0]
@@ -399,7 +417,7 @@ func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]by
 			p.stop(file, line, "more than %d RRs", p.limits.rrs)
 			return true
 		}
-		c.owner, c.lost = rr.Header().Name, false
+		c.setOwner(rr.Header().Name)
 		p.rr(rr, file, line, c)
 		if p.full() {
 			return true

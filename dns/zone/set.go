@@ -134,7 +134,11 @@ func overlay(z *Zone, nodes []Node) *index {
 			nodes = append(nodes, Node{Owner: owner, Service: -1, cut: -1})
 		}
 	}
-	x := newIndex(nodes)
+	hashes := make([]uint64, len(nodes))
+	for i := range nodes {
+		hashes[i] = hash(AppendLower(nil, nodes[i].Owner))
+	}
+	x := newIndex(nodes, hashes)
 	return &x
 }
 
