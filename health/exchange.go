@@ -19,6 +19,10 @@ const (
 	// also when all that it tests changes at once.
 	messageRate  = 2 * sendBudget
 	messageBurst = 16 * sendBudget
+	// catchRate and catchBurst bound the digests that are answered in a second, each with up to
+	// sendBudget packets. Who gets no answer asks another node soon, and hears heartbeats.
+	catchRate  = 8
+	catchBurst = 64
 	// digestSlack is how much longer ago a peer may have heard of a node before it is sent
 	// what this node has: no less than words are on their way.
 	digestSlack = 3 * time.Second
@@ -35,11 +39,11 @@ type budget struct {
 	at    time.Time
 }
 
-// take takes one token, if there is one.
-func (b *budget) take(now time.Time) bool {
-	b.spent = max(0, b.spent-messageRate*now.Sub(b.at).Seconds())
+// take takes one token, if there is one: rate of them come in a second, up to burst.
+func (b *budget) take(now time.Time, rate, burst float64) bool {
+	b.spent = max(0, b.spent-rate*now.Sub(b.at).Seconds())
 	b.at = now
-	if b.spent+1 > messageBurst {
+	if b.spent+1 > burst {
 		return false
 	}
 	b.spent++
@@ -101,7 +105,7 @@ func (m *Monitor) hearPacket(b []byte, now time.Time, outer bool) error {
 	case b[0] == wireDigest:
 		node, all, err := openDigest(b)
 		if err == nil {
-			m.catchUp(node, all, now)
+			err = m.catchUp(node, all, now)
 		}
 		return err
 	}
@@ -149,7 +153,7 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 		m.mu.Unlock()
 		return nil
 	}
-	if v := m.table.nodes[r.Node]; v != nil && !v.room.take(now) {
+	if v := m.table.nodes[r.Node]; v != nil && !v.room.take(now, messageRate, messageBurst) {
 		m.mu.Unlock()
 		return errFlood
 	}
@@ -347,9 +351,9 @@ func (m *Monitor) state(join bool) []byte {
 }
 
 // catchUp sends a peer the bitmaps that this node has and it, by what it says, lacks.
-func (m *Monitor) catchUp(peer string, has []known, now time.Time) {
+func (m *Monitor) catchUp(peer string, has []known, now time.Time) error {
 	if m.gossip == nil {
-		return
+		return nil
 	}
 	ages := make(map[string]time.Duration, len(has))
 	var own Version // of the peer
@@ -360,6 +364,10 @@ func (m *Monitor) catchUp(peer string, has []known, now time.Time) {
 		}
 	}
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.catching.take(now, catchRate, catchBurst) {
+		return errFlood
+	}
 	var packets [][]byte
 	for _, name := range m.table.Names() {
 		v := m.table.nodes[name]
@@ -378,7 +386,7 @@ func (m *Monitor) catchUp(peer string, has []known, now time.Time) {
 		m.owed = append(m.owed, owed{peer, packets[:min(len(packets), sendBudget)], now.Add(owedFor)})
 		nudge(m.wake)
 	}
-	m.mu.Unlock()
+	return nil
 }
 
 // owed are packets that a peer lacks.

@@ -188,7 +188,7 @@ func TestBudget(t *testing.T) {
 	now := time.Now()
 	took := func(n int) (taken int) {
 		for range n {
-			if b.take(now) {
+			if b.take(now, messageRate, messageBurst) {
 				taken++
 			}
 		}

@@ -81,6 +81,7 @@ type Monitor struct {
 	keys      map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
 	lists     lists
 	owed      []owed    // to be sent by the loop
+	catching  budget    // of digests to answer
 	note      []byte    // of this node; nil: none
 	noteAt    time.Time // when note was set
 	words     int       // that this node said
@@ -564,12 +565,12 @@ func (m *Monitor) lost(peer string) {
 
 // judgeLocked judges the targets of ids at now.
 func (m *Monitor) judgeLocked(now time.Time, ids iter.Seq[gslb.EndpointID]) {
-	doubts := m.doubtsLocked(now)
 	for id := range ids {
 		t, ok := m.targets[id]
 		if !ok {
 			continue
 		}
+		doubts := m.doubtsLocked(now) // counted once for all
 		old := m.judged[id]
 		votes, until := m.table.Votes(id, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now)
 		for i := range votes {

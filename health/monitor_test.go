@@ -321,6 +321,12 @@ func TestMonitorHearsJunk(t *testing.T) {
 	if got := m.table.Names(); len(got) != 1 || m.Stats().GossipIn != 6 {
 		t.Errorf("after a good one: nodes %v, %d heard", got, m.Stats().GossipIn)
 	}
+	for range 1000 { // each asks for all that it says it lacks
+		m.hear(appendDigest(nil, "ns3", nil))
+	}
+	if flood := m.Stats().GossipDropped["flood"]; flood < 1000-2*catchBurst || len(m.owed) > maxOwed {
+		t.Errorf("of 1000 digests at once %d dropped and %d to be answered, want most and %d", flood, len(m.owed), maxOwed)
+	}
 }
 
 func TestMonitorListenErrors(t *testing.T) {

@@ -90,7 +90,8 @@ func TestSimScale(t *testing.T) {
 		defer debug.SetGCPercent(debug.SetGCPercent(200))
 	default:
 		calm, apart = 2*time.Second, 30*time.Second
-		defer debug.SetGCPercent(debug.SetGCPercent(60))
+		defer debug.SetGCPercent(debug.SetGCPercent(400))
+		defer debug.SetMemoryLimit(debug.SetMemoryLimit(9 << 30))
 	}
 	synctest.Test(t, func(t *testing.T) {
 		const endpoints = 2
