@@ -33,6 +33,7 @@ type timing struct {
 	settle     time.Duration // for a change of this node to come back in its own view
 	grace      time.Duration // for etcd at the start, before the file's objects are served alone
 	hold       time.Duration // how often a held store is read again
+	save       time.Duration // for a snapshot to be on disk, before the status says that it is not
 	backoffMin time.Duration
 	backoffMax time.Duration
 }
@@ -46,6 +47,7 @@ var defaultTiming = timing{
 	settle:     3 * time.Second,
 	grace:      5 * time.Second,
 	hold:       5 * time.Second,
+	save:       5 * time.Second,
 	backoffMin: 100 * time.Millisecond,
 	backoffMax: 10 * time.Second,
 }
@@ -75,6 +77,7 @@ type Client struct {
 	lost      string           // of which kinds etcd lost most objects, so that the view stays; "" when it did not
 	broken    error            // the embedded etcd gave up for good
 	status    Status
+	saving    time.Time      // since when a snapshot is being written; zero while none is
 	faults    map[Key]string // of objects that cannot be read
 	whole     []string       // of the others together
 	view      *View          // the current one
@@ -87,7 +90,7 @@ var _ Store = (*Client)(nil)
 // Open returns the store that o describes. It starts nothing and reads nothing.
 func Open(o Options) (*Client, error) {
 	c := &Client{
-		etcd: o.Etcd, data: o.Data, mode: ModeFile, disk: disk{o.Data}, log: o.Log, timing: defaultTiming,
+		etcd: o.Etcd, data: o.Data, mode: ModeFile, disk: disk{dir: o.Data}, log: o.Log, timing: defaultTiming,
 		wake: make(chan struct{}, 1), rebase: make(chan struct{}, 1), accept: make(chan struct{}, 1), up: make(chan struct{}, 1), moved: make(chan struct{}), base: o.Base,
 	}
 	if c.log == nil {
@@ -198,8 +201,12 @@ func (c *Client) serveOne(ctx context.Context, e *Embed) error {
 // saveAll writes the snapshots that come, until the channel closes.
 func (c *Client) saveAll(saves <-chan *snapshot) {
 	for s := range saves {
+		c.mu.Lock()
+		c.saving = time.Now()
+		c.mu.Unlock()
 		err := c.disk.save(s)
 		c.mu.Lock()
+		c.saving = time.Time{}
 		was := c.status.DiskError
 		c.status.DiskError = ""
 		if err != nil {
@@ -264,6 +271,9 @@ func (c *Client) Status() Status {
 	s := c.status
 	s.Held = cmp.Or(s.Held, c.lost)
 	s.Faults = append(faultTexts(c.faults), c.whole...)
+	if since := time.Since(c.saving); !c.saving.IsZero() && since > c.timing.save {
+		s.DiskError = fmt.Sprintf("snapshot: still being written after %v", since.Round(time.Second))
+	}
 	return s
 }
 

@@ -28,7 +28,10 @@ type snapshot struct {
 // disk keeps the last snapshots in a folder as snapshot-<number>.json, the highest number
 // the newest. A file is one line of header with the SHA-256 of the rest, and JSON. An empty
 // dir keeps nothing.
-type disk struct{ dir string }
+type disk struct {
+	dir  string
+	sync func(*os.File) error // in place of the system's, for tests; nil is that
+}
 
 const (
 	snapshotHeader = "meridian snapshot 1 sha256 "
@@ -57,7 +60,7 @@ func (d disk) save(s *snapshot) error {
 	}
 	sum := sha256.Sum256(body)
 	data := append([]byte(snapshotHeader+hex.EncodeToString(sum[:])+"\n"), body...)
-	if err := writeSynced(d.dir, fmt.Sprintf("snapshot-%012d.json", last+1), data); err != nil {
+	if err := d.writeSynced(fmt.Sprintf("snapshot-%012d.json", last+1), data); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	for _, old := range names[min(len(names), snapshotKeep-1):] {
@@ -68,9 +71,9 @@ func (d disk) save(s *snapshot) error {
 	return nil
 }
 
-// writeSynced writes dir/name by way of a temporary file, and returns once it is on disk.
-func writeSynced(dir, name string, data []byte) (err error) {
-	f, err := os.CreateTemp(dir, ".snapshot-*")
+// writeSynced writes the file name by way of a temporary file, and returns once it is on disk.
+func (d disk) writeSynced(name string, data []byte) (err error) {
+	f, err := os.CreateTemp(d.dir, ".snapshot-*")
 	if err != nil {
 		return err
 	}
@@ -83,16 +86,20 @@ func writeSynced(dir, name string, data []byte) (err error) {
 	if _, err := f.Write(data); err != nil {
 		return err
 	}
-	if err := f.Sync(); err != nil {
+	sync := d.sync
+	if sync == nil {
+		sync = (*os.File).Sync
+	}
+	if err := sync(f); err != nil {
 		return err
 	}
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
+	if err := os.Rename(f.Name(), filepath.Join(d.dir, name)); err != nil {
 		return err
 	}
-	parent, err := os.Open(dir)
+	parent, err := os.Open(d.dir)
 	if err != nil {
 		return err
 	}

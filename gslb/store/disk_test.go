@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,7 +26,7 @@ func snap(rev int64) *snapshot {
 }
 
 func TestDiskKeepsTheLast(t *testing.T) {
-	d := disk{filepath.Join(t.TempDir(), "made", "here")}
+	d := disk{dir: filepath.Join(t.TempDir(), "made", "here")}
 	if good, bad := d.load(); len(good) != 0 || len(bad) != 0 {
 		t.Fatalf("an empty folder: %v, %v", good, bad)
 	}
@@ -53,7 +55,7 @@ func TestDiskKeepsTheLast(t *testing.T) {
 // TestDiskDamage: whichever octet of the newest snapshot is lost or wrong, the one before is
 // found and the damage is told.
 func TestDiskDamage(t *testing.T) {
-	d := disk{t.TempDir()}
+	d := disk{dir: t.TempDir()}
 	for rev := range int64(2) {
 		if err := d.save(snap(rev + 1)); err != nil {
 			t.Fatal(err)
@@ -99,7 +101,7 @@ func TestDiskUnwritable(t *testing.T) {
 }
 
 func FuzzSnapshot(f *testing.F) {
-	d := disk{f.TempDir()}
+	d := disk{dir: f.TempDir()}
 	if err := d.save(snap(1)); err != nil {
 		f.Fatal(err)
 	}
@@ -119,4 +121,34 @@ func FuzzSnapshot(f *testing.F) {
 			t.Errorf("snapshot %v, error %v; want exactly one", s, err)
 		}
 	})
+}
+
+// TestDiskSlow wants a disk that takes long to hold up nothing but itself, and the status to say
+// so (F27).
+func TestDiskSlow(t *testing.T) {
+	e := startEtcd(t, t.TempDir(), socket(t))
+	e.put(world...)
+	o := external(e.listen, t.TempDir())
+	o.Log = testLog(t)
+	c, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready := make(chan struct{})
+	c.disk.sync = func(f *os.File) error { <-ready; return f.Sync() }
+	c.timing = fastTiming
+	c.timing.save = time.Millisecond
+	r := run(t, c)
+	release := sync.OnceFunc(func() { close(ready) })
+	t.Cleanup(release) // before the client is stopped
+	r.view("the world, while it is being saved", hasPool("a"))
+	for _, name := range []string{"c", "d", "e"} { // more than may wait to be saved
+		e.put("pools/"+name, `{"site":"eu"}`)
+		r.view("pool "+name, hasPool(name))
+	}
+	if s := r.status("a slow disk", func(s Status) bool { return s.DiskError != "" }); !strings.Contains(s.DiskError, "still being written") {
+		t.Errorf("disk error %q", s.DiskError)
+	}
+	release()
+	r.status("a snapshot", func(s Status) bool { return s.DiskError == "" && !s.DiskSavedAt.IsZero() })
 }

@@ -3,9 +3,13 @@ package store
 import (
 	"bytes"
 	"context"
+	"flag"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -298,7 +302,7 @@ func TestDiskUnderAnotherFile(t *testing.T) {
 	data := t.TempDir()
 	base := &config.Objects{Sites: map[string]config.Site{"eu": {}}}
 	saved := &snapshot{Cluster: 1, Revision: 9, Base: base, Store: &config.Objects{Pools: map[string]config.Pool{"a": {Site: "eu"}}}}
-	if err := (disk{data}).save(saved); err != nil {
+	if err := (disk{dir: data}).save(saved); err != nil {
 		t.Fatal(err)
 	}
 	o := external(socket(t), data)
@@ -554,6 +558,92 @@ func TestCoalesce(t *testing.T) {
 		}
 		if len(revs) != 3 || revs[0] != 1 || revs[1] != 29 || revs[2] != 30 {
 			t.Errorf("views at revisions %v, want 1 29 30", revs)
+		}
+	})
+}
+
+// TestStale wants what comes late, twice or out of order to change nothing: what is known of etcd
+// only grows (F11).
+func TestStale(t *testing.T) {
+	c, err := Open(external("unix:///nowhere", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.log = testLog(t)
+	var revisions []int64
+	f := &follower{c: c, entries: map[Key]entry{}, saves: make(chan *snapshot, 1), update: func(v View) { revisions = append(revisions, v.Revision) }}
+	kv := func(revision int64, lat int) *mvccpb.KeyValue {
+		return &mvccpb.KeyValue{Key: []byte(config.Root + "sites/eu"), Value: fmt.Appendf(nil, `{"lat":%d,"lon":8}`, lat), ModRevision: revision}
+	}
+	events := func(revision int64, kvs ...*mvccpb.KeyValue) batch {
+		b := batch{revision: revision}
+		for _, kv := range kvs {
+			b.events = append(b.events, &clientv3.Event{Type: mvccpb.PUT, Kv: kv})
+		}
+		return b
+	}
+	hear := func(b batch) {
+		if f.apply(b) {
+			f.publish(false)
+		}
+	}
+	if !f.take(&listing{cluster: 1, revision: 10, kvs: []*mvccpb.KeyValue{kv(10, 10)}}) {
+		t.Fatal("the first listing is no news")
+	}
+	f.publish(false)
+	hear(events(12, kv(12, 12)))
+	hear(events(11, kv(11, 11)))           // late
+	hear(events(12, kv(12, 12)))           // twice
+	hear(events(12, kv(10, 10), kv(9, 9))) // of old
+	hear(events(13, kv(11, 11), kv(13, 13)))
+	if why := f.hold(&listing{cluster: 1, revision: 12, kvs: []*mvccpb.KeyValue{kv(12, 12)}}); !strings.Contains(why, "went back to revision 12") {
+		t.Errorf("an older listing is held with %q", why)
+	}
+	if v, _ := c.Latest(); v.Objects.Sites["eu"].Lat != 13 || !slices.Equal(revisions, []int64{10, 12, 13}) {
+		t.Errorf("latitude %v by the revisions %v, want 13 by 10, 12, 13", v.Objects.Sites["eu"].Lat, revisions)
+	}
+}
+
+// alone is how long TestAlone has no etcd. A day, as docs/faults.md has it, is
+//
+//	go test ./gslb/store -run TestAlone -store.alone 24h
+var alone = flag.Duration("store.alone", time.Hour, "virtual time of TestAlone")
+
+// TestAlone wants a node that starts without etcd, and has none for long, to go on by its disk,
+// to say so, and to try again all the time without growing (F1).
+func TestAlone(t *testing.T) {
+	data := t.TempDir()
+	saved := &snapshot{Cluster: 1, Revision: 7, Base: &config.Objects{Sites: map[string]config.Site{"eu": {}}}, Store: &config.Objects{Pools: map[string]config.Pool{"a": {Site: "eu"}}}}
+	if err := (disk{dir: data}).save(saved); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		o := external(socket(t), data) // where nobody listens
+		o.Log = slog.New(slog.DiscardHandler)
+		c, err := Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		views := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- c.Run(ctx, func(View) { views++ }) }()
+		time.Sleep(time.Minute)
+		before := runtime.NumGoroutine()
+		for range 24 {
+			time.Sleep(*alone / 24)
+			v, ok := c.Latest()
+			s := c.Status()
+			if !ok || v.Revision != 7 || !hasPool("a")(v) || s.Connected || !s.FromDisk || s.Error == "" {
+				t.Fatalf("view %v of revision %d, status %+v; want that of the disk and an error", ok, v.Revision, s)
+			}
+		}
+		if after := runtime.NumGoroutine(); views != 1 || after > before+10 {
+			t.Errorf("%d views, %d goroutines after it and %d before; want 1, and no more", views, after, before)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
 		}
 	})
 }

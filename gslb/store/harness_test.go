@@ -126,7 +126,7 @@ var world = []string{
 var fastTiming = timing{
 	coalesce: 5 * time.Millisecond, progress: 200 * time.Millisecond, silence: 30 * time.Second,
 	relist: time.Hour, timeout: 2 * time.Second, settle: 2 * time.Second, grace: time.Hour, hold: 50 * time.Millisecond,
-	backoffMin: 10 * time.Millisecond, backoffMax: 200 * time.Millisecond,
+	backoffMin: 10 * time.Millisecond, backoffMax: 200 * time.Millisecond, save: time.Minute,
 }
 
 // running is a Client whose Run goes on, and the views that it handed on.
@@ -152,6 +152,12 @@ func start(t *testing.T, o Options, change func(*timing)) *running {
 	if change != nil {
 		change(&c.timing)
 	}
+	return run(t, c)
+}
+
+// run runs c until the test ends.
+func run(t *testing.T, c *Client) *running {
+	t.Helper()
 	r := &running{Client: c, t: t, news: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
