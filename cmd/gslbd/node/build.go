@@ -150,6 +150,7 @@ func (b *builder) run(ctx context.Context) error {
 	wait := !known              // for a first verdict of every endpoint
 	var limit <-chan time.Time
 	var cause string // what asked for a snapshot, for its span
+	var told bool    // that there is no zone
 	for {
 		var saveC <-chan time.Time
 		if save.due != nil {
@@ -174,6 +175,10 @@ func (b *builder) run(ctx context.Context) error {
 		}
 		v := b.lastView()
 		if v == nil || n.data.Load() == nil && len(v.Objects.Zones) == 0 {
+			if v != nil && !told {
+				told = true
+				n.log.Warn("the configuration has no zone: nothing is probed or answered until it has one")
+			}
 			continue // nothing is known: not ready
 		}
 		if targets != v.Objects {
