@@ -2,10 +2,8 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -74,27 +72,7 @@ func TestNodeWritesDecisions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := New(Options{File: f, Path: path, Log: slog.New(slog.DiscardHandler), Workers: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	select {
-	case <-n.Ready():
-	case <-time.After(patience):
-		t.Fatal("the node is not ready")
-	}
+	n := runNode(t, Options{File: f, Path: path})
 	server := n.DNSAddrs()[0]
 	ask := func(network, name string) {
 		t.Helper()

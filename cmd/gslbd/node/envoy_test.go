@@ -198,7 +198,7 @@ func TestEnvoyTraces(t *testing.T) {
 	frontend, err := app.NewFrontend(settings("frontend"), "fe-eu", source)
 	fe := runService(t, frontend, err)
 
-	n, _ := runNode(t, fmt.Sprintf(envoyTraceConfig, fe.Addr(), fe.Port()))
+	n, _ := runFile(t, fmt.Sprintf(envoyTraceConfig, fe.Addr(), fe.Port()))
 	runEnvoy(t, bootstrap.Proxy{ID: "gfe-1", Pool: "gfe-eu", Site: "eu", Servers: []string{n.XDSAddr().String()}}, "127.0.0.9:8080")
 
 	request := func(addr netip.Addr) {

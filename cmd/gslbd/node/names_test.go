@@ -171,31 +171,7 @@ zones: [{name: example.com, records: "@ 60 SOA ns. h. 1 2 3 4 5\n@ 60 NS ns.\n"}
 pools: {cdn: {site: s, hostname: cdn.example.net}}
 services: {example.com: {pools: {cdn: {}}}, www.example.com: {pools: {cdn: {}}}}
 `
-	f, err := config.Parse("n1.yaml", []byte(strings.Replace(text, "SERVER", server.String(), 1)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := New(Options{File: f, Log: slog.New(slog.DiscardHandler), Workers: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	select {
-	case <-n.Ready():
-	case <-time.After(patience):
-		t.Fatal("the node is not ready")
-	}
+	n := runNode(t, Options{File: parse(t, strings.Replace(text, "SERVER", server.String(), 1))})
 	ask := func(name string, qtype uint16) *miekg.Msg {
 		t.Helper()
 		q := new(miekg.Msg)

@@ -2,9 +2,7 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -35,31 +33,7 @@ services: {www.example.com: {pools: {a: {}, b: {weight: 1}}, policy: [health, {r
 // TestNodeSteersByRTT: what proxies and browsers report moves the answers for the clients that it
 // is of, and for no others.
 func TestNodeSteersByRTT(t *testing.T) {
-	f, err := config.Parse("n1.yaml", []byte(rttConfig))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := New(Options{File: f, Log: slog.New(slog.DiscardHandler), Workers: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	select {
-	case <-n.Ready():
-	case <-time.After(patience):
-		t.Fatal("the node is not ready")
-	}
+	n := runNode(t, Options{File: parse(t, rttConfig)})
 	answer := func(subnet string) string {
 		t.Helper()
 		q := new(miekg.Msg)
@@ -133,7 +107,7 @@ func TestNodeSteersByRTT(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := client.RTTs(ctx)
+	got, err := client.RTTs(t.Context())
 	if err != nil || !got.Used || len(got.Rows) != 4 || got.Seen.Proxies != 5 || got.Seen.Beacons != 4 {
 		t.Fatalf("got %+v, %v; want four rows", got, err)
 	}

@@ -2,12 +2,9 @@ package node
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
@@ -58,7 +55,7 @@ services:
 func TestTracingEndToEnd(t *testing.T) {
 	key := []byte("sixteen octets!!")
 	text := fmt.Sprintf(traceConfig, base64.StdEncoding.EncodeToString(key))
-	n, path := runNode(t, text)
+	n, path := runFile(t, text)
 
 	// The query, below a span of the resolver's.
 	parent := tracing.TraceParent{TraceID: tracing.TraceID{1, 15: 1}, Parent: tracing.SpanID{2}}
@@ -141,9 +138,9 @@ func TestTracingEndToEnd(t *testing.T) {
 	})
 }
 
-// runNode runs a node with the configuration text until the test ends; path is where that is
+// runFile runs a node with the configuration text until the test ends; path is where that is
 // written.
-func runNode(t *testing.T, text string) (n *Node, path string) {
+func runFile(t *testing.T, text string) (n *Node, path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "gslb.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -153,23 +150,7 @@ func runNode(t *testing.T, text string) (n *Node, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err = New(Options{File: file, Path: path, Log: slog.New(slog.DiscardHandler), Workers: 1}); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	go func() { ran <- n.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ran; err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	<-n.Ready()
-	return n, path
+	return runNode(t, Options{File: file, Path: path}), path
 }
 
 // eventually waits until ok.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"math"
 	"net/http"
 	"net/netip"
@@ -45,32 +44,13 @@ pools:
 
 // TestNodeServesProxies asks a running node's config server, and sees itself in the status.
 func TestNodeServesProxies(t *testing.T) {
-	f, err := config.Parse("n1.yaml", []byte(proxiesConfig))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := New(Options{File: f, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := n.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- n.Run(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
+	n := runNode(t, Options{File: parse(t, proxiesConfig)})
 	cc, err := grpc.NewClient(n.XDSAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cc.Close()
-	limit, stop := context.WithTimeout(ctx, 30*time.Second)
+	limit, stop := context.WithTimeout(t.Context(), 30*time.Second)
 	defer stop()
 	st, err := discovery.NewAggregatedDiscoveryServiceClient(cc).DeltaAggregatedResources(limit)
 	if err != nil {
@@ -198,33 +178,9 @@ services:
   www.example.com: {ttl: 10s, pools: {gfe: {}, gfe-far: {}}, policy: [health, {shed: {low: 1, high: 3}}, nearest]}
 `, name, join, xds)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	var ended []chan error
-	defer func() {
-		cancel()
-		for _, e := range ended {
-			if err := <-e; err != nil {
-				t.Error(err)
-			}
-		}
-	}()
-	start := func(text string) *Node {
-		f, err := config.Parse("n.yaml", []byte(text))
-		if err != nil {
-			t.Fatal(err)
-		}
-		n, err := New(Options{File: f, Log: slog.New(slog.DiscardHandler)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := n.Listen(); err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		ended = append(ended, done)
-		go func() { done <- n.Run(ctx) }()
-		return n
-	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	start := func(text string) *Node { return runNode(t, Options{File: parse(t, text)}) }
 	a := start(text("a", "", `, xds: {listen: "127.0.0.1:0"}`))
 	b := start(text("b", fmt.Sprintf("%q", a.health.GossipAddr()), ""))
 	cc, err := grpc.NewClient(a.XDSAddr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
