@@ -147,14 +147,22 @@ type answerer struct {
 	size   int           // octets of the query
 	m      message
 	target [maxName]byte // the name that a CNAME led to, in lower case
+
+	_ [cacheLine]byte // another worker's memory may come next
 }
 
 // newAnswerer returns an answerer that counts in c.
 func newAnswerer(c *counters, trace TraceWorker, maxUDP int, panicked func(reason any, packet []byte)) *answerer {
-	return &answerer{
-		settings: settings{counters: c, trace: trace, maxUDP: maxUDP, panicked: panicked},
-		r:        reply{names: make([]byte, 0, (maxChain+2)*maxName)},
-	}
+	a := &answerer{settings: settings{counters: c, trace: trace, maxUDP: maxUDP, panicked: panicked}}
+	a.room()
+	return a
+}
+
+// room makes the memory that a and its reply keep, so large that it shares no cache line.
+func (a *answerer) room() {
+	a.opts = make([]byte, 0, 4*cacheLine)
+	a.r.names = make([]byte, 0, (maxChain+2)*maxName)
+	a.r.rdatas, a.r.addrs = make([][]byte, 0, 2*gslb.MaxAnswers), make([]netip.Addr, 0, 2*gslb.MaxAnswers)
 }
 
 // serve returns the reply to pkt, which came from the resolver at from, out of d; nil is
@@ -575,7 +583,8 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 		a.quarantine.add(&a.q, a.r.echo, pkt, a.start)
 	}
 	// What the panic left behind is not to be trusted.
-	*a = answerer{settings: a.settings, start: a.start, r: reply{names: make([]byte, 0, cap(a.r.names))}}
+	*a = answerer{settings: a.settings, start: a.start}
+	a.room()
 	if len(pkt) < headerLen || be16(pkt[2:])&flagQR != 0 {
 		return nil
 	}

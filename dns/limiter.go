@@ -49,6 +49,8 @@ type limiter struct {
 	slipped     int
 	keys        [3]uint64 // secret: nobody can aim at slots
 	slots       []bucket
+
+	_ [cacheLine]byte
 }
 
 // bucket is the level of one prefix.

@@ -16,7 +16,8 @@ const (
 // recent is a picture of the latest decisions of one worker.
 type recent struct {
 	mu sync.Mutex // held while a decision is offered, and while the samples are read
-	r  *gslb.Reservoir
+	r  gslb.Reservoir
+	on bool // a decision was offered: r is made
 }
 
 // offer makes a decision one that may be kept. It does not wait: while samples are read it
@@ -26,8 +27,8 @@ func (r *recent) offer(service string, c gslb.Client) {
 		return
 	}
 	defer r.mu.Unlock()
-	if r.r == nil {
-		r.r = gslb.NewReservoir(recentSize, recentWindow/recentEvery)
+	if !r.on {
+		r.r, r.on = *gslb.NewReservoir(recentSize, recentWindow/recentEvery), true
 	}
 	r.r.Add(service, c)
 }
@@ -35,9 +36,6 @@ func (r *recent) offer(service string, c gslb.Client) {
 func (r *recent) samples() []gslb.Sample {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.r == nil {
-		return nil
-	}
 	return r.r.Samples()
 }
 

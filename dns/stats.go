@@ -113,9 +113,12 @@ const (
 	reasons  = int(gslb.ReasonServfail) + 1
 )
 
-// maxCells bounds the counters of one worker's table, 8 octets each: with 100 pools, 2,600 services
+// maxCells bounds the counters of one worker's table, 8 octets each: with 100 pools, 1,900 services
 // and reasons have some of their own.
 const maxCells = 1 << 18
+
+// rowApart is how many counters before a row and after it stay unused: another worker's may be there.
+const rowApart = cacheLine / 8
 
 // poolTable counts decisions by the service's and the pool's index in a snapshot, and by reason.
 // Rows come with their first decision: few services of a large plan are asked for at one node, and
@@ -140,17 +143,18 @@ func (t *poolTable) row(service int, reason gslb.Reason) []atomic.Uint64 {
 // newRow returns row i, made if there is room for it, else that of its reason.
 func (t *poolTable) newRow(i int) []atomic.Uint64 {
 	last := len(t.rows) - reasons + i%reasons
-	if i != last && t.cells.Load()+int64(len(t.pools)) >= maxCells {
+	if i != last && t.cells.Load()+int64(len(t.pools)+2*rowApart) >= maxCells {
 		if row := t.rows[last].Load(); row != nil {
 			return *row
 		}
 		return t.newRow(last)
 	}
-	fresh := make([]atomic.Uint64, len(t.pools)+1)
+	whole := make([]atomic.Uint64, rowApart+len(t.pools)+1+rowApart)
+	fresh := whole[rowApart : len(whole)-rowApart]
 	if !t.rows[i].CompareAndSwap(nil, &fresh) { // only TCP's goroutines share a table
 		return *t.rows[i].Load()
 	}
-	t.cells.Add(int64(len(fresh)))
+	t.cells.Add(int64(len(whole)))
 	return fresh
 }
 

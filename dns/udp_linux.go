@@ -68,6 +68,8 @@ type udpWorker struct {
 	errno   syscall.Errno
 
 	receive, send func(fd uintptr) bool // made once: a method value would be allocated at every call
+
+	_ [cacheLine]byte
 }
 
 func newUDPWorker(addr netip.AddrPort, data *atomic.Pointer[Data], a *answerer, receiveBuffer int) (*udpWorker, error) {
