@@ -92,7 +92,7 @@ func (s *imported) read(ctx context.Context, conf *config.ImportProbe) {
 	var written time.Time
 	var err error
 	if conf.File != "" {
-		data, written, err = readImportFile(conf.File)
+		data, written, err = readFile(conf.File, maxImport)
 	} else {
 		data, err = fetchImport(ctx, conf.URL)
 	}
@@ -115,8 +115,10 @@ func (s *imported) read(ctx context.Context, conf *config.ImportProbe) {
 	}
 }
 
-func readImportFile(name string) ([]byte, time.Time, error) {
-	// Without waiting: what is no file, such as a pipe, may have nobody at its other end.
+// readFile reads a regular file of at most limit octets, of which one more is returned, and says
+// when it was written. It does not wait for what is no file: a pipe may have nobody at its
+// other end.
+func readFile(name string, limit int64) ([]byte, time.Time, error) {
 	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, time.Time{}, err
@@ -129,7 +131,7 @@ func readImportFile(name string) ([]byte, time.Time, error) {
 	case !info.Mode().IsRegular():
 		return nil, time.Time{}, fmt.Errorf("%s: not a regular file", name)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxImport+1))
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	return data, info.ModTime(), err
 }
 

@@ -198,6 +198,10 @@ func TestProbeCertificates(t *testing.T) {
 	strict := serve(p.leaf(t, "strict", time.Hour), p.pool)
 	p.leaf(t, "client", time.Hour)
 	plain := talk(t, func(c *net.TCPConn) { _, _ = io.WriteString(c, "220 hello\r\n") })
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, tc := range []struct {
 		name   string
 		addr   netip.AddrPort
@@ -215,6 +219,7 @@ func TestProbeCertificates(t *testing.T) {
 		{"expired", old, config.TLSProbe{ServerName: "www.example.com"}, p.pool, TLSFault, "expired"},
 		{"expired and not verified", old, config.TLSProbe{SkipVerify: true}, p.pool, TLSFault, "expired on"},
 		{"not TLS", plain, config.TLSProbe{}, p.pool, TLSFault, ""},
+		{"a pipe in place of a file", good, config.TLSProbe{Files: config.TLSFiles{CA: pipe}}, p.pool, Local, "not a regular file"},
 		{"files are missing", good, config.TLSProbe{Files: p.files("gone.pem", "")}, p.pool, Local, "gone.pem"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -17,6 +16,9 @@ import (
 // fileAge is how long certificates that were read from files are used before the files are
 // looked at again: a renewed one is in use soon after.
 const fileAge = time.Minute
+
+// maxPEM is how many octets of a file of certificates are read: all roots there are fit in it.
+const maxPEM = 8 << 20
 
 // tlsFiles keeps the certificates of files. Its methods are safe for concurrent use.
 type tlsFiles struct {
@@ -43,7 +45,7 @@ func (f *tlsFiles) of(files config.TLSFiles) *tlsFile {
 	}
 	out := &tlsFile{at: time.Now()}
 	if files.CA != "" {
-		pem, err := os.ReadFile(files.CA)
+		pem, _, err := readFile(files.CA, maxPEM)
 		out.roots = x509.NewCertPool()
 		if err == nil && !out.roots.AppendCertsFromPEM(pem) {
 			err = fmt.Errorf("%s: no certificate", files.CA)
@@ -51,8 +53,15 @@ func (f *tlsFiles) of(files config.TLSFiles) *tlsFile {
 		out.err = err
 	}
 	if files.Cert != "" {
-		c, err := tls.LoadX509KeyPair(files.Cert, files.Key)
-		out.certs, out.err = []tls.Certificate{c}, errors.Join(out.err, err)
+		cert, _, err := readFile(files.Cert, maxPEM)
+		key, _, err2 := readFile(files.Key, maxPEM)
+		var pair tls.Certificate
+		if err = errors.Join(err, err2); err == nil {
+			if pair, err = tls.X509KeyPair(cert, key); err != nil {
+				err = fmt.Errorf("%s: %w", files.Cert, err)
+			}
+		}
+		out.certs, out.err = []tls.Certificate{pair}, errors.Join(out.err, err)
 	}
 	f.read[files] = out
 	return out
