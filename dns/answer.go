@@ -177,13 +177,17 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 	if a.trace == nil {
 		return a.answer(d, pkt, from, tcp, buf)
 	}
-	drawn := a.trace.Draw()
-	if drawn && a.unread > 0 { // otherwise the query before read it, at its end
+	recorded, exact := a.trace.Draw()
+	if exact && a.unread > 0 { // otherwise the query before read it, at its end
 		a.clock()
 	}
 	reply = a.answer(d, pkt, from, tcp, buf)
-	if a.r.echo && (drawn || a.notable()) {
-		a.record(d, pkt, reply)
+	if !a.r.echo {
+		return reply
+	}
+	exact = exact || a.notable()
+	if exact || recorded {
+		a.record(d, pkt, reply, exact)
 	}
 	return reply
 }
@@ -628,17 +632,19 @@ func (a *answerer) decision() (service, pool int32, reason gslb.Reason, flags gs
 	return int32(a.d.Service.Index), int32(a.d.Pool.Index), a.d.Reason, a.d.Flags
 }
 
-// record writes the query's record for the tracer. As far as that knows, a query was parsed
-// when the clock was read before it.
-func (a *answerer) record(d *Data, pkt, reply []byte) {
+// record writes the query's record for the tracer: an exact one, or a plain one, which does not
+// read the clock. As far as that knows, a query was parsed when the clock was read before it.
+func (a *answerer) record(d *Data, pkt, reply []byte, exact bool) {
 	t := a.trace.Begin()
 	if t == nil {
 		return
 	}
 	parsed := a.last
-	a.clock()
+	if exact {
+		a.clock()
+	}
 	q, r := &a.q, &a.r
-	t.Start, t.Parsed, t.End = a.start.UnixNano(), parsed, a.last
+	t.Start, t.Parsed, t.End, t.Plain = a.start.UnixNano(), parsed, a.last, !exact
 	if d != nil && d.Snapshot != nil {
 		t.Revision = d.Snapshot.Revision
 	}
@@ -650,7 +656,7 @@ func (a *answerer) record(d *Data, pkt, reply []byte) {
 	service, pool, reason, flags := a.decision()
 	t.Service, t.Pool, t.Reason, t.Flags = service, pool, uint8(reason), uint8(flags)
 	if r.decided {
-		t.Decided, t.Outcome, t.TTL = a.last, a.d.Outcome, a.d.TTL
+		t.Decided, t.TTL = max(a.last, 1), a.d.TTL
 	}
 	a.follow.record(t, r)
 	t.NameLen = uint8(copy(t.Name[:], q.name))
@@ -660,9 +666,10 @@ func (a *answerer) record(d *Data, pkt, reply []byte) {
 
 // TraceWorker takes the records of one worker's queries, from one goroutine at a time.
 type TraceWorker interface {
-	// Draw tells whether the next query is to be recorded.
-	Draw() bool
-	// Notable tells whether a query that was not drawn is to be recorded all the same, by its
+	// Draw tells whether the next query is to be recorded, and whether exactly: with times of
+	// its own, as it will be seen.
+	Draw() (record, exact bool)
+	// Notable tells whether a query that was not drawn is to be recorded exactly all the same, by its
 	// rcode or by what was decided: indices as in tracing.Query.
 	Notable(service, pool int32, reason, flags, rcode uint8) bool
 	// Begin returns the record to fill, zero but for Name, or nil when there is no room.

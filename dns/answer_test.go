@@ -296,13 +296,14 @@ func TestPanic(t *testing.T) {
 // ring is a TraceWorker with room for some records.
 type ring struct {
 	picky   bool // nothing is drawn
+	all     bool // but everything recorded
 	room    int
 	flags   uint8 // of the last decision asked about
 	slot    tracing.Query
 	records []tracing.Query
 }
 
-func (r *ring) Draw() bool { return !r.picky }
+func (r *ring) Draw() (record, exact bool) { return r.all || !r.picky, !r.picky }
 
 func (r *ring) Notable(service, _ int32, reason, flags, rcode uint8) bool {
 	r.flags = flags
@@ -357,7 +358,7 @@ func TestTrace(t *testing.T) {
 		if name := string(got.Name[:got.NameLen]); name != [...]string{"\x03WWW\x07example\x03com\x00", "\x07nowhere\x07example\x03com\x00"}[i] {
 			t.Errorf("record %d: got name %q", i, name)
 		}
-		got.Start, got.Parsed, got.Decided, got.End, got.Name, got.Outcome = 0, 0, 0, 0, [255]byte{}, 0
+		got.Start, got.Parsed, got.Decided, got.End, got.Name = 0, 0, 0, 0, [255]byte{}
 		if got != want {
 			t.Errorf("record %d: got  %+v\nwant %+v", i, got, want)
 		}
@@ -396,6 +397,28 @@ func TestTraceAhead(t *testing.T) {
 	}
 	if n <= clockEvery || n == 2*clockEvery {
 		t.Errorf("got %d records of %d late queries, want all but the first few", n, 2*clockEvery)
+	}
+}
+
+// TestTracePlain checks what is recorded of queries that nobody drew where all are: the decisions
+// exactly, the others plainly.
+func TestTracePlain(t *testing.T) {
+	d := loadWorld(t).data(t)
+	tracer := &ring{picky: true, all: true, room: 100}
+	a := newAnswerer(new(counters), tracer, DefaultMaxUDP, func(reason any, _ []byte) { t.Errorf("panic: %v", reason) })
+	for range 2 * clockEvery {
+		a.start, a.last = time.Now(), 0
+		a.serve(d, ask(t, "mail.example.com", "A"), resolver, false, make([]byte, maxUDPBuffer))
+		a.start, a.last = time.Now(), 0
+		a.serve(d, ask(t, "www.example.com", "A"), resolver, false, make([]byte, maxUDPBuffer))
+	}
+	if len(tracer.records) != 100 {
+		t.Fatalf("%d records, want all that there is room for", len(tracer.records))
+	}
+	for i, q := range tracer.records {
+		if steered := i%2 == 1; q.Plain == steered || q.Decided > 0 != steered {
+			t.Fatalf("record %d: plain %v, decided after %d ns, want the decisions exact and the others plain", i, q.Plain, q.Decided)
+		}
 	}
 }
 
@@ -438,7 +461,7 @@ func TestAllocations(t *testing.T) {
 // still is a TraceWorker with room for one record, over and over.
 type still struct{ slot tracing.Query }
 
-func (s *still) Draw() bool                                     { return true }
+func (s *still) Draw() (record, exact bool)                     { return true, true }
 func (s *still) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 func (s *still) Begin() *tracing.Query { return &s.slot }

@@ -72,7 +72,7 @@ type sharedTrace struct {
 
 // Draw wants every query recorded: what a worker drew is of its own next record, and here that
 // may be another goroutine's.
-func (t *sharedTrace) Draw() bool { return true }
+func (t *sharedTrace) Draw() (record, exact bool) { return true, true }
 
 func (t *sharedTrace) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 

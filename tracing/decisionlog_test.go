@@ -64,7 +64,7 @@ const startNS = int64(1_700_000_000_123_456_789)
 // decide records a decision as a worker of the DNS server does.
 func (l *logged) decide(service, pool int32, reason uint8, tcp bool) {
 	w := l.Worker(0)
-	if !w.Draw() && !w.Notable(service, pool, reason, 0, 0) {
+	if record, _ := w.Draw(); !record && !w.Notable(service, pool, reason, 0, 0) {
 		return
 	}
 	q := w.Begin()

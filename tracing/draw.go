@@ -10,7 +10,7 @@ import (
 // A worker may sample ahead: of queries that nobody will see it then writes no record, which
 // spares the cache of its core the ring and the drain a look at each. It calls Draw before a
 // query and, unless that drew it, Notable after it; the recorder has the last word on what was
-// notable. A record begun without Draw is drawn for by the recorder.
+// notable. What is recorded for the ledger alone it marks as Plain. A record begun without Draw is drawn for by the recorder.
 
 // draw says what a worker's Draw said of a record.
 type draw uint8
@@ -54,15 +54,17 @@ func (a *ahead) init(bound, most uint64, all bool, log *DecisionLog) {
 	a.epoch.Store(1)
 }
 
-// Draw tells whether the next query is sampled by the ratio, or by that of the decision log. Only the producer calls it.
-func (w *Worker) Draw() bool {
+// Draw tells whether the next query is to be recorded, and whether exactly: it is sampled by the
+// ratio, or by that of the decision log. Only the producer calls it.
+func (w *Worker) Draw() (record, exact bool) {
 	a := &w.ahead
 	a.next()
 	a.last = notDrawn
 	if a.random>>1 < a.bound {
 		a.last = drawn
 	}
-	return a.last == drawn || a.all || a.logged
+	exact = a.last == drawn || a.logged
+	return exact || a.all, exact
 }
 
 // next draws a number for the next query, and by it whether the decision log wants it: what is

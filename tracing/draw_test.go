@@ -39,7 +39,7 @@ func TestDraw(t *testing.T) {
 	w := r.Worker(0)
 	drew := 0
 	for range queries {
-		if w.Draw() {
+		if record, _ := w.Draw(); record {
 			drew++
 			q := w.Begin()
 			q.Service, q.Pool = -1, -1

@@ -12,43 +12,52 @@ const maxGiven = 4
 
 // Query is the record of one answered query. It holds no pointer, so that a ring of them is
 // nothing to the garbage collector.
+//
+// Its order is that in which a ring keeps it, see Worker: the first 64 octets are all that the
+// drain looks at in a plain record, and the first 192 all that most queries need, with names of up
+// to 56 octets.
 type Query struct {
-	Start    int64  // wall clock, ns since 1970, when the batch that held the query was read
+	Start    int64             // wall clock, ns since 1970, when the batch that held the query was read
+	Decision AnswerID          // that the answered addresses carry, or that stands for them; 0: none
+	Client   [16]byte          // address as netip.Addr.As16
+	Given    [maxGiven][4]byte // the first of the IPv4 addresses answered, only with Decision
+	TTL      uint32            // seconds
+	Source   uint8             // source prefix length of ECS, or all bits
+	GivenLen uint8             // of Given
+	HasECS   bool
+	V6       bool  // Client is IPv6
+	Plain    bool  // neither drawn nor notable: it becomes no spans, and its times are those of up to 32 queries ago
+	Drawn    draw  // what the worker drew for it; Begin fills it in
+	Logged   bool  // the worker drew it for the decision log; Begin fills it in
+	Asked    Ask   // what the sender wants, of an EDNS TRACEPARENT option
+	Reason   uint8 // gslb.Reason
+	Rcode    uint8
+	Qtype    uint16
+
+	// Of a plain record what follows is not known to the drain.
+
 	Parsed   uint32 // ns after Start when the question was understood
 	Decided  uint32 // ns after Start when the decision was there; 0: not a steered service
 	End      uint32 // ns after Start when the answer was written
-	Revision uint64 // of the snapshot that decided
 	Service  int32  // index of the service in that snapshot; -1: none
 	Pool     int32  // index of the pool in that snapshot; -1: none
-	Outcome  uint32 // gslb.Decision.Outcome
-	Reason   uint8  // gslb.Reason
-	Rcode    uint8
-	Qtype    uint16
-	TTL      uint32   // seconds
-	Client   [16]byte // address as netip.Addr.As16
-	Source   uint8    // source prefix length of ECS, or all bits
 	Scope    uint8
-	HasECS   bool
 	TCP      bool
-	V6       bool     // Client is IPv6
+	Answers  uint8 // RRs in the answer section
+	NameLen  uint8
+	Revision uint64   // of the snapshot that decided
 	Resolver [16]byte // the address that asked
 	Server   [16]byte // the address that was asked; zero or unspecified: not known
 
 	ResolverPort, ServerPort uint16
 
-	Flags    uint8    // gslb.Flags
-	Answers  uint8    // RRs in the answer section
-	Asked    Ask      // what the sender wants, of an EDNS TRACEPARENT option
-	Trace    TraceID  // that the query belongs to; zero: one is drawn for it
-	Span     SpanID   // of the query's own span, where the sender was told; zero: one is drawn
-	Parent   SpanID   // the sender's span; zero: none
-	Decision AnswerID // that the answered addresses carry, or that stands for them; 0: none
-	Drawn    draw     // what the worker drew for it; Begin fills it in
-	Logged   bool     // the worker drew it for the decision log; Begin fills it in
-	GivenLen uint8    // of Given
-	NameLen  uint8
-	Given    [maxGiven][4]byte // the first of the IPv4 addresses answered, only with Decision
-	Name     [255]byte         // qname in wire form, as asked
+	Flags uint8 // gslb.Flags
+
+	Name [255]byte // qname in wire form, as asked
+
+	Trace  TraceID // that the query belongs to; zero: one is drawn for it
+	Span   SpanID  // of the query's own span, where the sender was told; zero: one is drawn
+	Parent SpanID  // the sender's span; zero: none
 }
 
 // Ask is what the sender of a query wants of tracing.

@@ -168,7 +168,7 @@ func New(o Options) *Recorder {
 		w := newWorker(o.RingSize)
 		w.ahead.init(r.sampler.bound, uint64(r.sampler.standing.rate), o.Ledger != nil, o.Log)
 		if o.Log != nil {
-			w.wire = make([]packets, len(w.slots))
+			w.wire = make([]packets, len(w.cells))
 		}
 		r.workers = append(r.workers, w)
 	}
@@ -228,7 +228,7 @@ func (r *Recorder) drainUntil(ctx context.Context) {
 			close(asked)
 			continue // the pause goes on
 		}
-		pause = nextPause(pause, most, len(r.workers[0].slots))
+		pause = nextPause(pause, most, len(r.workers[0].cells))
 		timer.Reset(pause)
 	}
 }
@@ -287,6 +287,9 @@ func (r *Recorder) drain(now time.Time) (most int) {
 func (r *Recorder) take(q *Query, now time.Time) {
 	if r.options.Ledger != nil && q.GivenLen > 0 {
 		r.options.Ledger.add(q)
+	}
+	if q.Plain {
+		return
 	}
 	lower := [8]byte(q.Trace[8:])
 	if q.Trace.IsZero() {

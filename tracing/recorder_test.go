@@ -135,3 +135,19 @@ func TestDrainAllocs(t *testing.T) {
 		}
 	}
 }
+
+// A plain record becomes no spans, whatever the sampler would say of it, but the ledger has it.
+func TestPlainRecords(t *testing.T) {
+	ledger := NewLedger(4)
+	r := New(Options{Sample: 1, Ledger: ledger})
+	for _, plain := range []bool{true, false} {
+		q := r.Worker(0).Begin()
+		*q = *answered(1, time.Unix(1_700_000_000, 0), 30, "", "192.0.2.11")
+		q.Plain = plain
+		r.Worker(0).Commit()
+	}
+	r.drain(time.Now())
+	if s := r.Stats(); s.Drained != 2 || s.Sampled[SampledRatio] != 1 || s.Ledger.Answers != 2 {
+		t.Errorf("%+v, want one of two records sampled, and both in the ledger", s)
+	}
+}

@@ -3,6 +3,7 @@ package tracing
 import (
 	"math/bits"
 	"sync/atomic"
+	"unsafe"
 )
 
 // defaultRing is the number of records a worker's ring holds: 20 ms, the longest sleep of
@@ -17,14 +18,38 @@ const cacheLine = 128
 // enough that a full ring has room soon, seldom enough that the shared line stays put.
 const releaseEvery = 64
 
+// The ring is written and read in memory that is not in the cache, so that its octets are what
+// recording costs: side by side, they come and go as a stream. Of a record it keeps the first
+// cellSize octets in a cell, and the rest, if there is any, apart.
+const (
+	lineSize = 64
+	cellSize = 3 * lineSize
+	restSize = int(unsafe.Sizeof(Query{})) - cellSize
+)
+
+type (
+	cell [cellSize]byte
+	rest [restSize]byte
+)
+
+// cellOf and restOf are the octets of q: it holds no pointer.
+func cellOf(q *Query) *cell { return (*cell)(unsafe.Pointer(q)) }
+func restOf(q *Query) *rest { return (*rest)(unsafe.Add(unsafe.Pointer(q), cellSize)) }
+
+// long tells whether q has more than its cell holds: a long name, or the trace of its sender.
+func (q *Query) long() bool {
+	return int(q.NameLen) > cellSize-int(unsafe.Offsetof(q.Name)) || q.Asked != AskNothing
+}
+
 // Worker is the ring of records of one worker of the DNS server: exactly one goroutine at a
 // time calls Begin and Commit, and the recorder's drain is the only reader. It never waits,
 // locks or allocates.
 //
-// Invariant: head <= tail <= head + len(slots), with head and tail counting records since the
-// start, so that record i is in slot i mod len(slots).
+// Invariant: head <= tail <= head + len(cells), with head and tail counting records since the
+// start, so that record i is in cell i mod len(cells).
 type Worker struct {
-	slots []Query // length is a power of two
+	cells []cell // length is a power of two
+	rests []rest // by cell
 	mask  uint64
 
 	_ [cacheLine]byte
@@ -33,12 +58,14 @@ type Worker struct {
 	full atomic.Uint64 // records dropped because the ring was full
 	seen uint64        // head, when the producer last looked; never ahead of it
 	open bool          // between Begin and Commit
-	wire []packets     // by slot, of records that the decision log wants; nil: there is none
+	next Query         // what Begin returns
+	wire []packets     // by cell, of records that the decision log wants; nil: there is none
 	ahead
 
 	_ [cacheLine]byte
 	// Written by the consumer alone.
-	head atomic.Uint64 // records drained
+	head  atomic.Uint64 // records drained
+	taken Query         // what is drained
 
 	_ [cacheLine]byte
 }
@@ -46,12 +73,12 @@ type Worker struct {
 // newWorker returns a ring of at least size records, rounded up to a power of two.
 func newWorker(size int) *Worker {
 	n := 1 << bits.Len(uint(max(size, 2)-1))
-	return &Worker{slots: make([]Query, n), mask: uint64(n - 1)}
+	return &Worker{cells: make([]cell, n), rests: make([]rest, n), mask: uint64(n - 1)}
 }
 
-// Begin returns the next slot of the ring, to be filled in place and handed over with Commit.
+// Begin returns the next record, to be filled in and handed over with Commit.
 // All fields are zero but Name and Given, of which what is past NameLen and
-// GivenLen means nothing. It returns nil if the
+// GivenLen means nothing. Trace, Span and Parent go with an Asked that is not AskNothing. It returns nil if the
 // ring is full: the record is dropped and counted. A second Begin without a Commit starts the
 // same record over.
 func (w *Worker) Begin() *Query {
@@ -64,7 +91,7 @@ func (w *Worker) Begin() *Query {
 		}
 	}
 	w.open = true
-	q := &w.slots[tail&w.mask]
+	q := &w.next
 	q.reset()
 	w.ahead.drawLog()
 	q.Drawn, q.Logged = w.ahead.last, w.ahead.logged
@@ -88,7 +115,7 @@ const maxPackets = 8 << 10
 // what is longer than any that goes over UDP the reply is left out.
 func (w *Worker) Keep(query, reply []byte) {
 	tail := w.tail.Load()
-	if !w.slots[tail&w.mask].Logged || !w.log.wires.Load() {
+	if !w.next.Logged || !w.log.wires.Load() {
 		return
 	}
 	p := &w.wire[tail&w.mask]
@@ -114,7 +141,12 @@ func (w *Worker) Commit() {
 	}
 	w.open = false
 	w.ahead.last = notAsked
-	w.tail.Store(w.tail.Load() + 1)
+	tail := w.tail.Load()
+	w.cells[tail&w.mask] = *cellOf(&w.next)
+	if w.next.long() {
+		w.rests[tail&w.mask] = *restOf(&w.next)
+	}
+	w.tail.Store(tail + 1)
 }
 
 // drain calls f with each record committed when it was called, in order, and returns their
@@ -126,7 +158,16 @@ func (w *Worker) drain(f func(q *Query, p *packets)) int {
 		if head%releaseEvery == 0 {
 			w.head.Store(head)
 		}
-		q := &w.slots[head&w.mask]
+		c, q := &w.cells[head&w.mask], &w.taken
+		copy(cellOf(q)[:lineSize], c[:lineSize])
+		if !q.Plain || q.Logged {
+			*cellOf(q) = *c
+			if q.long() {
+				*restOf(q) = w.rests[head&w.mask]
+			} else {
+				q.Trace, q.Span, q.Parent = TraceID{}, SpanID{}, SpanID{}
+			}
+		}
 		var p *packets
 		if q.Logged {
 			p = &w.wire[head&w.mask]
@@ -140,14 +181,13 @@ func (w *Worker) drain(f func(q *Query, p *packets)) int {
 // reset zeroes every field but Name and Given. Field by field, as clearing the 255 octets of the name
 // would cost more than everything else that the hot side does.
 func (q *Query) reset() {
-	q.Start, q.Parsed, q.Decided, q.End = 0, 0, 0, 0
-	q.Revision, q.Service, q.Pool, q.Outcome = 0, 0, 0, 0
-	q.Reason, q.Flags, q.Rcode, q.Qtype, q.TTL = 0, 0, 0, 0, 0
-	q.Client, q.Source, q.Scope = [16]byte{}, 0, 0
-	q.HasECS, q.TCP, q.V6 = false, false, false
-	q.Resolver, q.Answers, q.NameLen = [16]byte{}, 0, 0
-	q.Server, q.ResolverPort, q.ServerPort = [16]byte{}, 0, 0
-	q.Asked, q.Trace, q.Span, q.Parent = AskNothing, TraceID{}, SpanID{}, SpanID{}
-	q.Decision, q.GivenLen = 0, 0
-	q.Drawn, q.Logged = notAsked, false
+	if q.Asked != AskNothing { // otherwise they are zero
+		q.Trace, q.Span, q.Parent = TraceID{}, SpanID{}, SpanID{}
+	}
+	q.Start, q.Decision, q.Client = 0, 0, [16]byte{}
+	q.TTL, q.Source, q.GivenLen, q.HasECS, q.V6 = 0, 0, 0, false, false
+	q.Plain, q.Drawn, q.Logged, q.Asked, q.Reason, q.Rcode, q.Qtype = false, notAsked, false, AskNothing, 0, 0, 0
+	q.Parsed, q.Decided, q.End, q.Service, q.Pool = 0, 0, 0, 0, 0
+	q.Scope, q.TCP, q.Answers, q.NameLen, q.Revision = 0, false, 0, 0, 0
+	q.Resolver, q.Server, q.ResolverPort, q.ServerPort, q.Flags = [16]byte{}, [16]byte{}, 0, 0, 0
 }

@@ -6,11 +6,12 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"unsafe"
 )
 
 func TestRingSize(t *testing.T) {
 	for _, tc := range []struct{ size, want int }{{0, 2}, {1, 2}, {2, 2}, {3, 4}, {4, 4}, {4096, 4096}, {4097, 8192}} {
-		if got := len(newWorker(tc.size).slots); got != tc.want {
+		if got := len(newWorker(tc.size).cells); got != tc.want {
 			t.Errorf("newWorker(%d): %d slots, want %d", tc.size, got, tc.want)
 		}
 	}
@@ -75,7 +76,7 @@ func TestRingStress(t *testing.T) {
 				continue
 			}
 			q.Revision, q.Start, q.TTL = i, int64(i), uint32(i)
-			q.Name[254] = byte(i)
+			q.NameLen, q.Name[254] = 255, byte(i)
 			w.Commit()
 		}
 		finished <- dropped
@@ -84,7 +85,7 @@ func TestRingStress(t *testing.T) {
 	next, drained := uint64(0), uint64(0)
 	take := func(q *Query, _ *packets) {
 		if q.Revision < next || uint64(q.Start) != q.Revision || uint64(q.TTL) != q.Revision || q.Name[254] != byte(q.Revision) {
-			t.Errorf("record %d, %d, %d, %d: want one whole record of at least %d", q.Revision, q.Start, q.TTL, q.Name[254], next)
+			t.Fatalf("record %d, %d, %d, %d: want one whole record of at least %d", q.Revision, q.Start, q.TTL, q.Name[254], next)
 		}
 		next = q.Revision + 1
 		drained++
@@ -181,11 +182,57 @@ func TestRecordAllocs(t *testing.T) {
 // fillQuery writes a typical record: a steered A query with ECS.
 func fillQuery(q *Query) {
 	q.Start, q.Parsed, q.Decided, q.End = 1_700_000_000_000_000_000, 10_000, 22_000, 41_000
-	q.Revision, q.Service, q.Pool, q.Outcome = 42, 3, 1, 7
+	q.Revision, q.Service, q.Pool = 42, 3, 1
 	q.Qtype, q.TTL = 1, 30
 	q.Client = [16]byte{10: 0xff, 11: 0xff, 12: 198, 13: 51, 14: 100}
 	q.Source, q.Scope, q.HasECS = 24, 20, true
 	q.Resolver = [16]byte{10: 0xff, 11: 0xff, 12: 192, 13: 0, 14: 2, 15: 53}
 	q.Answers = 2
 	q.NameLen = uint8(copy(q.Name[:], "\x03www\x07example\x03com\x00"))
+}
+
+// The drain reads one line of 64 octets of a plain record, and a typical record is in its cell.
+func TestRecordLayout(t *testing.T) {
+	var q Query
+	if plain, name, end := unsafe.Offsetof(q.Parsed), unsafe.Offsetof(q.Name), unsafe.Sizeof(q); plain != lineSize || name > cellSize-48 || int(end) > cellSize+restSize {
+		t.Errorf("of a plain record %d octets, the name at %d, the end at %d: want 64, room for a name, and nothing lost", plain, name, end)
+	}
+}
+
+// What goes into a ring comes out of it, whatever was in its place before: every field of a
+// record that has all of them, names of every length, and of a plain record what the drain uses.
+func TestRingKeeps(t *testing.T) {
+	w := newWorker(2)
+	random := rand.New(rand.NewPCG(3, 4))
+	for step := range 2000 {
+		var want Query
+		v := reflect.ValueOf(&want).Elem()
+		for i := range v.NumField() {
+			fill(v.Field(i))
+		}
+		want.Asked = Ask(random.IntN(3))
+		want.NameLen = uint8(random.IntN(256))
+		want.Plain = want.Asked == AskNothing && random.IntN(2) == 0
+		want.Logged, want.Drawn = false, notAsked
+		if want.Asked == AskNothing {
+			want.Trace, want.Span, want.Parent = TraceID{}, SpanID{}, SpanID{}
+		}
+		for i := range want.Name[:want.NameLen] {
+			want.Name[i] = byte(random.Uint32())
+		}
+		*w.Begin() = want
+		w.Commit()
+		w.drain(func(q *Query, _ *packets) {
+			got := *q
+			copy(got.Name[got.NameLen:], want.Name[want.NameLen:]) // means nothing
+			if got.Plain {
+				got = want
+				*cellOf(&got) = *cellOf(q)
+				copy(cellOf(&got)[lineSize:], cellOf(&want)[lineSize:])
+			}
+			if got != want {
+				t.Fatalf("step %d: got %+v, want %+v", step, got, want)
+			}
+		})
+	}
 }

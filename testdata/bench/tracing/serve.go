@@ -148,14 +148,17 @@ func (h *handle) Begin() *tracing.Query {
 func (h *handle) Commit() { h.to(&h.record) }
 
 // Draw and Notable want every query recorded.
-func (h *handle) Draw() bool                                     { return true }
+func (h *handle) Draw() (record, exact bool)                     { return true, true }
 func (h *handle) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 // everything is a ring into which every query is recorded.
 type everything struct{ *tracing.Worker }
 
 // Draw wants every query recorded.
-func (everything) Draw() bool { return true }
+func (e everything) Draw() (record, exact bool) {
+	_, exact = e.Worker.Draw()
+	return true, exact
+}
 
 // queue is a buffer under a mutex, swapped by the drain.
 type queue struct {
