@@ -250,21 +250,26 @@ func (a *app) makeTrace(ctx context.Context, name string, f *traceFlags) error {
 		return trace.Spans
 	})
 	m.keep(query)
+	if len(query) == 0 && a.output == "table" {
+		fmt.Fprintln(a.out, untraced)
+	}
 	if !f.noRequest && len(m.Answers) > 0 {
 		if err := a.request(ctx, m, f, query); err != nil {
 			return err
 		}
 	}
 	return a.show(m, func() {
-		fmt.Fprintln(a.out)
 		if len(m.Spans) == 0 {
-			fmt.Fprintln(a.out, "the node remembers no span of it: it traces on demand only whom node.tracing.allow holds, and of others a share; gslbctl explain says why the answer is what it is")
 			return
 		}
+		fmt.Fprintln(a.out)
 		a.draw(m.Spans, f)
 		a.sayPage(m.Traces[len(m.Traces)-1])
 	})
 }
+
+// untraced is said of a query of which the node has no span.
+const untraced = "the node remembers no span of the query: it traces on demand only for those in its node.tracing.allow, and of others a share; gslbctl explain says why the answer is what it is"
 
 // sayPage says where a browser shows the trace, to a person.
 func (a *app) sayPage(id string) {

@@ -303,6 +303,7 @@ func TestTraceFaults(t *testing.T) {
 		{"unknown id", good, "trace ffffffffffffffffffffffffffffffff", ExitError, "", "no trace ffff"},
 		{"no DNS", refused, "trace www.example.com --client 192.0.2.1", ExitError, "", "set --dns"},
 		{"name error", serveDNS(t, m, dns.RcodeNameError), "trace www.example.com --client 192.0.2.1", ExitOK, "NXDOMAIN without an address", ""},
+		{"not traced", serveDNS(t, tracing.NewMemory(1, 1<<20), dns.RcodeSuccess), "trace www.example.com --client 203.0.113.1", ExitOK, "remembers no span of the query: it traces on demand only for those in its node.tracing.allow", ""},
 		{"proxy is down", good, "trace www.example.com --client 192.0.2.1", ExitOK, "connection refused", ""},
 	}
 	for _, r := range rows {
