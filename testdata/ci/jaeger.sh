@@ -5,7 +5,7 @@
 #
 #   JAEGER=path/to/jaeger testdata/ci/jaeger.sh
 #
-# Without JAEGER it is built from its module, which takes a core ten minutes the first time.
+# Without JAEGER it is built from its module, which takes a core four minutes the first time.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
