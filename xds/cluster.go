@@ -93,7 +93,20 @@ func (b *builder) cluster(name string, u config.Upstream, client Client) (*clust
 		}
 		c.TransportSocket = upstreamTLS(t, t.SNI, alpn)
 	}
-	return c, mergeRaw(c, u.Envoy, "upstream "+name+": envoy")
+	err := mergeRaw(c, u.Envoy, "upstream "+name+": envoy")
+	c.Name = name // by which routes and load reports have it
+	if c.GetType() != cluster.Cluster_EDS {
+		c.EdsClusterConfig = nil // raw fields have it find its endpoints otherwise; Envoy takes no cluster with both
+	}
+	return c, err
+}
+
+// needs returns the name of the endpoints that c waits for; empty: it asks for none.
+func needs(c *cluster.Cluster) string {
+	if c.EdsClusterConfig == nil {
+		return ""
+	}
+	return cmp.Or(c.EdsClusterConfig.ServiceName, c.Name)
 }
 
 // keyOutOfBand is what a cluster says below metadataFilter. Envoy has no word for it: reports

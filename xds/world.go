@@ -248,7 +248,7 @@ func (b *builder) build(old *View) error {
 			if err != nil {
 				return err
 			}
-			clusters = append(clusters, made{name: n, msg: m, needs: b.service(n)})
+			clusters = append(clusters, made{name: n, msg: m, needs: needs(m)})
 		}
 		var err error
 		switch c {

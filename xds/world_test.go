@@ -326,6 +326,23 @@ func TestFaultsKeepTheLastGood(t *testing.T) {
 	}
 }
 
+// TestRawClusters checks what a cluster waits for, and that it keeps its name, whatever raw
+// fields say.
+func TestRawClusters(t *testing.T) {
+	for raw, want := range map[string]string{
+		"{}":           "upstream@gfe",
+		"{name: mine}": "upstream@gfe",
+		"{eds_cluster_config: {service_name: other}}":            "other",
+		"{type: STRICT_DNS, load_assignment: {cluster_name: x}}": "",
+	} {
+		w := world(t, nil, fleet("{pools: {fe-us: }, envoy: "+raw+"}", ""), state{})
+		r := w.View("gfe").Resource(Envoy, Clusters, "upstream")
+		if c := message(t, w, "gfe", Envoy, Clusters, "upstream", &cluster.Cluster{}); r.needs != want || c.Name != "upstream" {
+			t.Errorf("%s: cluster %q waits for %q, want upstream and %q", raw, c.Name, r.needs, want)
+		}
+	}
+}
+
 // TestClusterHoldsNoHealth checks that a cluster stays the same, octet for octet, whatever
 // is up, drained or loaded: Envoy would warm it anew (P7).
 func TestClusterHoldsNoHealth(t *testing.T) {
