@@ -19,7 +19,16 @@ import (
 )
 
 // The tests of this file speak the protocol octet by octet, for each fault that config
-// servers are known to have. grpc_test.go and envoy_test.go try the same with real clients.
+// servers are known to have. The same is tried with real clients:
+//
+//	fault                                        by octets                         grpc-go              Envoy, delta and sotw
+//	P1 a request for less than there is          TestSubsetIsAnswered              TestGRPC             TestEnvoyWarming
+//	P2 a changed cluster without its endpoints   TestChangedClusterGetsItsEndpoints TestGRPC            TestEnvoyWarming
+//	P3 silence for a name that there is not      TestMissingNamesAreAnswered       TestGRPC             TestEnvoyWarming
+//	P4 many types, and clients that read not     TestNobodyWaitsForAnother         TestGRPCInACrowd     TestEnvoyInACrowd
+//	P5 versions of another run of the server     TestRestart                       TestGRPCRestart      TestEnvoyWarming, TestEnvoyKeepsServing
+//	P6 a change sent to whom it does not concern TestOnlyWhatChangedIsSent         TestGRPCInACrowd     TestEnvoyInACrowd
+//	P7 clusters that change with health          TestClusterHoldsNoHealth          (does not warm)      TestEnvoyWarming
 
 // conn is a client that says what a test wants it to.
 type conn struct {
@@ -295,22 +304,27 @@ func TestMissingNamesAreAnswered(t *testing.T) {
 	})
 }
 
-// P4: a client that reads nothing, and one that acknowledges nothing, hold up nobody: not
-// the writer of worlds, not other clients, not their own other types.
-func TestNobodyWaitsForAnother(t *testing.T) {
-	s := serve(t, Options{Coalesce: -1})
-	w := world(t, nil, three(1, ""), state{})
-	s.Set(w)
-	deaf := dial(t, s, "gfe").delta()
-	mute := dial(t, s, "gfe").delta()
+// crowd connects clients of every type that read nothing, and that acknowledge nothing.
+func crowd(t testing.TB, s *Server, pool string) {
+	t.Helper()
+	deaf, mute := dial(t, s, pool).delta(), dial(t, s, pool).delta()
 	for typ := range numTypes {
-		names := map[Type][]string{Endpoints: {"a@gfe"}, Routes: {"routes"}, Secrets: {"none"}}[typ]
+		names := map[Type][]string{Endpoints: {"a@" + pool}, Routes: {"routes"}, Secrets: {"none"}}[typ]
 		deaf.subscribe(typ, names...)
 		mute.subscribe(typ, names...)
 	}
 	for range numTypes { // in any order: each type is answered although none is acknowledged
 		within(t, "mute", mute.st.Recv)
 	}
+}
+
+// P4: a client that reads nothing, and one that acknowledges nothing, hold up nobody: not
+// the writer of worlds, not other clients, not their own other types.
+func TestNobodyWaitsForAnother(t *testing.T) {
+	s := serve(t, Options{Coalesce: -1})
+	w := world(t, nil, three(1, ""), state{})
+	s.Set(w)
+	crowd(t, s, "gfe")
 	done := make(chan *World)
 	go func() {
 		for i := range 200 {

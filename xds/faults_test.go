@@ -114,6 +114,20 @@ func current(t testing.TB, s *Server, w *World) {
 	})
 }
 
+// currentOf waits until the client of that name has all of w.
+func currentOf(t testing.TB, s *Server, w *World, id string) {
+	t.Helper()
+	eventually(t, 40*time.Second, func() string {
+		cs := s.Clients()
+		for _, c := range cs {
+			if c.ID == id && c.Revision == w.Revision && !c.Behind {
+				return ""
+			}
+		}
+		return fmt.Sprintf("%s is not at revision %d: %+v", id, w.Revision, cs)
+	})
+}
+
 // noneFailed ends the load and wants that no request failed.
 func noneFailed(t testing.TB, stop func() (int, []string)) {
 	t.Helper()
@@ -268,61 +282,123 @@ func TestEnvoyRollingReplacement(t *testing.T) {
 	}
 }
 
-// TestEnvoyWarming tries what P2, P3 and P7 are about with a real Envoy: a cluster whose
-// endpoints do not exist, and one that changes, are warm without Envoy's own timeout of 15 s,
-// which it counts; health changes warm nothing.
-func TestEnvoyWarming(t *testing.T) {
+// TestEnvoyWarming tries P1, P2, P3, P5 and P7 with a real Envoy, in both variants of the
+// protocol: a cluster whose endpoints do not exist, and one that changes, are warm without
+// Envoy's own timeout of 15 s, which it counts; health changes warm nothing; and one that asks
+// for less than before is told what becomes of the rest, also by a server without a past.
+func TestEnvoyWarming(t *testing.T) { inVariants(t, envoyWarming) }
+
+func envoyWarming(t *testing.T, variant func(string) string) {
 	envoyBinary(t)
-	s := serve(t, Options{})
+	s := New(Options{Addr: "127.0.0.1:0"})
+	stop := start(t, s)
+	r := newRelay(t, s.Addr().String())
 	eu, us := runBackend(t, "eu", "127.0.0.2:0", nil), runBackend(t, "us", "127.0.0.3:0", nil)
 	port := freePort(t)
-	text := gfeWorld(port, []*backend{eu}, []*backend{us}, "")
+	plain := gfeWorld(port, []*backend{eu}, []*backend{us}, "")
 	// The raw field leads a second cluster to endpoints that there are not.
-	text = strings.Replace(text, "proxy: {", `proxy: {upstreams: {nobody: {pools: {fe-eu: }, envoy: {eds_cluster_config: {service_name: nobody}}}}, `, 1)
+	text := strings.Replace(plain, "proxy: {", `proxy: {upstreams: {other: fe-us, nobody: {pools: {fe-eu: }, envoy: {eds_cluster_config: {service_name: nobody}}}}, `, 1)
 	w := world(t, nil, text, state{})
 	s.Set(w)
 	started := time.Now()
-	e := runEnvoy(t, gfeBootstrap(s))
+	b := gfeBootstrap()
+	b.Servers = []string{r.l.Addr().String()}
+	e := runEnvoy(t, b, variant)
 	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
 	answered(t, url, "", "eu")
-	eventually(t, 12*time.Second, func() string {
-		if n := e.stat(t, "cluster_manager.warming_clusters"); n != 0 {
-			return fmt.Sprintf("%d clusters are warming", n)
-		}
-		return ""
-	})
+	warm := func(modified int) {
+		t.Helper()
+		eventually(t, 12*time.Second, func() string {
+			if e.stat(t, "cluster_manager.cluster_modified") < modified {
+				return "the change has not arrived"
+			}
+			if n := e.stat(t, "cluster_manager.warming_clusters"); n != 0 {
+				return fmt.Sprintf("%d clusters are warming", n)
+			}
+			return ""
+		})
+	}
+	warm(0)
 	t.Logf("warm %v after the start", time.Since(started).Round(time.Millisecond))
 
 	updates := e.stat(t, "cluster_manager.cluster_modified")
 	host, _ := eu.split()
-	w = world(t, w, text, state{down: []string{"fe-eu/" + host}})
-	s.Set(w)
-	answered(t, url, "", "us")
-	w = world(t, w, text, state{})
-	s.Set(w)
-	answered(t, url, "", "eu")
-	if n := e.stat(t, "cluster_manager.cluster_modified"); n != updates {
+	flip := func(text string) {
+		t.Helper()
+		w = world(t, w, text, state{down: []string{"fe-eu/" + host}})
+		s.Set(w)
+		answered(t, url, "", "us")
+		w = world(t, w, text, state{})
+		s.Set(w)
+		answered(t, url, "", "eu")
+	}
+	flip(text)
+	if n := e.stat(t, "cluster_manager.cluster_modified"); n != updates { // P7
 		t.Errorf("health alone modified %d clusters, want none", n-updates)
 	}
 
-	w = world(t, w, strings.Replace(text, "{fe-eu: {}, fe-us: {}}", "{fe-eu: {}, fe-us: {}}, connectTimeout: 4s", 1), state{})
-	s.Set(w)
 	changed := time.Now()
-	eventually(t, 12*time.Second, func() string {
-		if e.stat(t, "cluster_manager.cluster_modified") == updates {
-			return "the change has not arrived"
-		}
-		if n := e.stat(t, "cluster_manager.warming_clusters"); n != 0 {
-			return fmt.Sprintf("%d clusters are warming", n)
-		}
-		return ""
-	})
+	text = strings.Replace(text, "{fe-eu: {}, fe-us: {}}", "{fe-eu: {}, fe-us: {}}, connectTimeout: 4s", 1)
+	w = world(t, w, text, state{})
+	s.Set(w)
+	warm(updates + 1) // P2
 	t.Logf("a changed cluster is warm %v after the change", time.Since(changed).Round(time.Millisecond))
 	answered(t, url, "", "eu")
-	for _, name := range []string{"upstream", "nobody"} {
+	for _, name := range []string{"upstream", "nobody"} { // P3
 		if n := e.stat(t, "cluster."+name+".init_fetch_timeout"); n != 0 {
 			t.Errorf("cluster %s: %d fetches timed out", name, n)
 		}
+	}
+
+	w = world(t, w, plain, state{}) // it asks for one name of three from now on
+	s.Set(w)
+	eventually(t, patience, func() string {
+		if n := e.stat(t, "cluster_manager.active_clusters"); n != 2 { // with that of the config server
+			return fmt.Sprintf("%d clusters are left, want 2", n)
+		}
+		return ""
+	})
+	flip(plain) // P1
+
+	stop()
+	s = serve(t, Options{})
+	w = world(t, nil, plain, state{revision: w.Revision}) // nothing has changed, as far as it knows
+	s.Set(w)
+	r.lead(s.Addr().String(), 0)
+	current(t, s, w)
+	flip(plain) // P5
+}
+
+// TestEnvoyInACrowd tries P4 and P6 with a real Envoy: beside clients that read nothing and
+// acknowledge nothing it follows a row of changes to the last, and what does not concern it
+// is not sent to it.
+func TestEnvoyInACrowd(t *testing.T) {
+	envoyBinary(t)
+	s := serve(t, Options{})
+	eu, us := runBackend(t, "eu", "127.0.0.2:0", nil), runBackend(t, "us", "127.0.0.3:0", nil)
+	port := freePort(t)
+	text := gfeWorld(port, []*backend{eu}, []*backend{us}, "") + "  other: {site: us, port: 80, endpoints: [{address: 192.0.2.9}], upstream: fe-us}\n"
+	w := world(t, nil, text, state{})
+	s.Set(w)
+	crowd(t, s, "gfe")
+	runEnvoy(t, gfeBootstrap(s))
+	url := fmt.Sprintf("http://127.0.0.1:%d/", port)
+	answered(t, url, "", "eu")
+	host, _ := eu.split()
+	for i := range 100 { // all types change, again and again
+		w = world(t, w, strings.Replace(text, "{fe-eu: {}, fe-us: {}}", fmt.Sprintf("{fe-eu: {}, fe-us: {}}, connectTimeout: %ds", i%7+1), 1), state{down: []string{"fe-eu/" + host}[i%2:]})
+		s.Set(w)
+	}
+	w = world(t, w, text, state{down: []string{"fe-eu/" + host}})
+	s.Set(w)
+	currentOf(t, s, w, "gfe-1")
+	answered(t, url, "", "us")
+	before := s.Stats().Pushes
+	w = world(t, w, strings.Replace(text, "upstream: fe-us", "upstream: [fe-us, fe-eu]", 1), state{down: []string{"fe-eu/" + host}})
+	s.Set(w)
+	currentOf(t, s, w, "gfe-1")
+	if n := s.Stats().Pushes - before; n != 0 {
+		t.Errorf("%d responses were sent for a change of another pool", n)
 	}
 }
 

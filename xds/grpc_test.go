@@ -235,3 +235,42 @@ func TestGRPCRestart(t *testing.T) {
 		t.Errorf("after %d calls one failed: %v", n, failed)
 	}
 }
+
+// TestGRPCInACrowd tries P4 and P6 with a proxyless client: beside clients that read nothing
+// and acknowledge nothing it follows a row of changes to the last, and what it has not asked
+// for is not sent to it.
+func TestGRPCInACrowd(t *testing.T) {
+	s := serve(t, Options{})
+	eu, us := runGRPC(t, "127.0.0.2"), runGRPC(t, "127.0.0.3")
+	text := grpcFleet(eu, us, "[be-eu, be-us]")
+	w := world(t, nil, text, state{})
+	s.Set(w)
+	crowd(t, s, "fe")
+	cc := grpcClient(t, "upstream", s.Addr().String())
+	calls(t, cc, 5)
+	down := state{down: []string{"be-eu/127.0.0.2"}}
+	for i := range 100 {
+		st := state{}
+		if i%2 == 0 {
+			st = down
+		}
+		w = world(t, w, grpcFleet(eu, us, fmt.Sprintf("{pools: {be-eu: {}, be-us: {}}, outlierDetection: {consecutive5xx: %d}}", i%7+1)), st)
+		s.Set(w)
+	}
+	w = world(t, w, text, down)
+	s.Set(w)
+	currentOf(t, s, w, "fe-1")
+	eventually(t, patience, func() string { // what it has taken it uses a moment later
+		if got := calls(t, cc, 20); got[us.addr] != 20 {
+			return fmt.Sprintf("calls %v, want all at %s", got, us.addr)
+		}
+		return ""
+	})
+	before := s.Stats().Pushes
+	w = world(t, w, strings.Replace(text, "api: be-us", "api: be-eu", 1), down) // another target's
+	s.Set(w)
+	currentOf(t, s, w, "fe-1")
+	if n := s.Stats().Pushes - before; n != 0 {
+		t.Errorf("%d responses were sent for a target that it does not use", n)
+	}
+}

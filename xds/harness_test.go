@@ -206,8 +206,17 @@ func envoyBinary(t testing.TB) string {
 	return path
 }
 
-// envoy runs one until the test ends.
-func runEnvoy(t testing.TB, b bootstrap.Proxy) *envoyProcess {
+// inVariants runs a test with Envoys that speak the incremental protocol, as our bootstrap has
+// it, and with those that speak the other one.
+func inVariants(t *testing.T, test func(t *testing.T, edit func(string) string)) {
+	t.Run("delta", func(t *testing.T) { test(t, func(s string) string { return s }) })
+	t.Run("sotw", func(t *testing.T) {
+		test(t, func(s string) string { return strings.Replace(s, "api_type: DELTA_GRPC", "api_type: GRPC", 1) })
+	})
+}
+
+// runEnvoy runs one until the test ends, with its bootstrap as edits leave it.
+func runEnvoy(t testing.TB, b bootstrap.Proxy, edits ...func(string) string) *envoyProcess {
 	t.Helper()
 	binary := envoyBinary(t)
 	dir := t.TempDir()
@@ -217,6 +226,9 @@ func runEnvoy(t testing.TB, b bootstrap.Proxy) *envoyProcess {
 	text, err := b.YAML()
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, edit := range edits {
+		text = edit(text)
 	}
 	file := filepath.Join(dir, "envoy.yaml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
