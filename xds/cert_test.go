@@ -20,6 +20,11 @@ import (
 // testCert makes a certificate that signs itself, for those DNS names and for loopback.
 func testCert(t testing.TB, names ...string) Secret {
 	t.Helper()
+	return certUntil(t, time.Now().Add(time.Hour), names...)
+}
+
+func certUntil(t testing.TB, end time.Time, names ...string) Secret {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -31,7 +36,7 @@ func testCert(t testing.TB, names ...string) Secret {
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: names[0]}, DNSNames: names,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: end,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}

@@ -3,8 +3,12 @@ package xds
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -17,6 +21,7 @@ import (
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -201,5 +206,86 @@ func TestReportersAreBounded(t *testing.T) {
 	}
 	if err := open("over"); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("one more: %v, want it refused", err)
+	}
+}
+
+// TestWhoMayAsk connects with certificates that are right, another pool's, expired, of nobody
+// and none: only the first is told anything, and only what is its pool's. A certificate that is
+// trusted later is taken without a restart.
+func TestWhoMayAsk(t *testing.T) {
+	dir := t.TempDir()
+	server := testCert(t, "xds.test")
+	cert, key := writeCert(t, dir, "server", server)
+	gfe, other := testCert(t, "gfe"), testCert(t, "other")
+	expired, late := certUntil(t, time.Now().Add(-time.Minute), "gfe"), testCert(t, "gfe")
+	ca := filepath.Join(dir, "clients.ca")
+	trust := func(certs ...Secret) {
+		var all []byte
+		for _, c := range certs {
+			all = append(all, c.Cert...)
+		}
+		if err := os.WriteFile(ca, all, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trust(gfe, other, expired)
+	s := serve(t, Options{TLS: TLS{Cert: cert, Key: key, CA: ca}})
+	s.Set(world(t, nil, three(1, ""), state{}))
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(server.Cert)
+	// ask returns how a client with that certificate fares that says that it is of pool.
+	ask := func(t *testing.T, c *Secret, pool string) (ads, lrs error) {
+		t.Helper()
+		conf := &tls.Config{RootCAs: roots, ServerName: "xds.test"}
+		if c != nil {
+			pair, err := tls.X509KeyPair(c.Cert, c.Key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conf.Certificates = []tls.Certificate{pair}
+		}
+		cc, err := grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(conf)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cc.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		node := &core.Node{Id: "one", Cluster: pool}
+		st, ads := discovery.NewAggregatedDiscoveryServiceClient(cc).DeltaAggregatedResources(ctx)
+		if ads == nil {
+			st.Send(&discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: Clusters.URL()}) // Recv says what was wrong
+			_, ads = st.Recv()
+		}
+		reports, lrs := loadstats.NewLoadReportingServiceClient(cc).StreamLoadStats(ctx)
+		if lrs == nil {
+			reports.Send(&loadstats.LoadStatsRequest{Node: node})
+			_, lrs = reports.Recv()
+		}
+		return ads, lrs
+	}
+	for _, tt := range []struct {
+		name string
+		cert *Secret
+		pool string
+		want codes.Code
+	}{
+		{"its own", &gfe, "gfe", codes.OK},
+		{"another pool's resources", &other, "gfe", codes.PermissionDenied},
+		{"expired", &expired, "gfe", codes.Unavailable},
+		{"of nobody that is trusted", &late, "gfe", codes.Unavailable},
+		{"none", nil, "gfe", codes.Unavailable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for what, err := range func() map[string]error { a, l := ask(t, tt.cert, tt.pool); return map[string]error{"ads": a, "lrs": l} }() {
+				if status.Code(err) != tt.want {
+					t.Errorf("%s: %v, want %v", what, err, tt.want)
+				}
+			}
+		})
+	}
+	trust(gfe, late)
+	if ads, lrs := ask(t, &late, "gfe"); ads != nil || lrs != nil {
+		t.Errorf("trusted by now: %v, %v", ads, lrs)
 	}
 }
