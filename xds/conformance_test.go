@@ -527,7 +527,7 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 		w = world(t, w, text, state{})
 		worlds = append(worlds, w)
 	}
-	for seed := range 300 {
+	for seed := range 500 {
 		r := newRand(uint64(seed))
 		s := &session{sotw: seed%2 == 1}
 		has := [numTypes]map[string]string{} // what the client has: hashes by name
@@ -536,7 +536,7 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 		}
 		asked := map[string]bool{}
 		all := []string{"a@gfe", "b@gfe", "upstream@gfe", "nobody"}
-		nonce := ""
+		nonces := [numTypes]string{}
 		step := func(v *View) bool {
 			moved := false
 			for typ := range numTypes {
@@ -544,28 +544,37 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 					continue
 				}
 				u := s.pending(v, typ)
+				if !sameUpdate(u, slowly(s, v, typ)) {
+					t.Fatalf("seed %d: %s: %+v, want %+v", seed, typ, u, slowly(s, v, typ))
+				}
 				if u.empty() {
 					continue
 				}
 				moved = true
-				nonce = s.record(typ, u, "v")
+				nonces[typ] = s.record(typ, u, "v")
 				for _, res := range u.resources {
 					has[typ][res.Name] = hash(res.Version)
 				}
 				for _, n := range u.removed {
 					delete(has[typ], n)
 				}
-				if typ == Endpoints {
-					if s.sotw {
-						s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: typ.URL(), ResponseNonce: nonce, ResourceNames: slices.Sorted(maps.Keys(asked))}, time.Time{})
-					} else {
-						s.deltaRequest(&discovery.DeltaDiscoveryRequest{TypeUrl: typ.URL(), ResponseNonce: nonce}, time.Time{})
-					}
+				switch {
+				case !s.sotw:
+					s.deltaRequest(&discovery.DeltaDiscoveryRequest{TypeUrl: typ.URL(), ResponseNonce: nonces[typ]}, time.Time{})
+				case typ == Endpoints:
+					s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: typ.URL(), ResponseNonce: nonces[typ], ResourceNames: slices.Sorted(maps.Keys(asked))}, time.Time{})
+				default:
+					s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: typ.URL(), ResponseNonce: nonces[typ]}, time.Time{})
 				}
 			}
 			return moved
 		}
-		v := worlds[0].View("gfe")
+		v, at := worlds[0].View("gfe"), 0
+		if s.sotw {
+			s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: Clusters.URL()}, time.Time{})
+		} else {
+			s.deltaRequest(&discovery.DeltaDiscoveryRequest{TypeUrl: Clusters.URL()}, time.Time{})
+		}
 		for range 40 {
 			name := all[r.IntN(len(all))]
 			if r.IntN(3) == 0 {
@@ -574,7 +583,7 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 				asked[name] = true
 			}
 			if s.sotw {
-				s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: Endpoints.URL(), ResponseNonce: nonce, ResourceNames: slices.Sorted(maps.Keys(asked))}, time.Time{})
+				s.sotwRequest(&discovery.DiscoveryRequest{TypeUrl: Endpoints.URL(), ResponseNonce: nonces[Endpoints], ResourceNames: slices.Sorted(maps.Keys(asked))}, time.Time{})
 				if len(asked) == 0 { // a client that asks for nothing has nothing
 					clear(has[Endpoints])
 				}
@@ -586,11 +595,17 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 			s.watches[Endpoints].all = false // an empty first request would mean everything
 			maps.DeleteFunc(has[Endpoints], func(n string, _ string) bool { return !asked[n] })
 			if r.IntN(2) == 0 {
-				v = worlds[r.IntN(len(worlds))].View("gfe")
+				at = (at + []int{1, 1, 1, r.IntN(len(worlds))}[r.IntN(4)]) % len(worlds) // mostly the next
+				v = worlds[at].View("gfe")
 			}
 			for n := 0; step(v); n++ {
 				if n > 10 {
 					t.Fatalf("seed %d: it never ends", seed)
+				}
+			}
+			for _, n := range v.Names(Envoy, Clusters) {
+				if got := has[Clusters][n]; got != hash(v.Resource(Envoy, Clusters, n).Version) {
+					t.Fatalf("seed %d: cluster %s: %s", seed, n, got)
 				}
 			}
 			for n := range asked {
@@ -605,6 +620,22 @@ func TestSessionAgreesWithTwin(t *testing.T) {
 			}
 		}
 	}
+}
+
+// slowly is what pending says without what is known of the set before.
+func slowly(s *session, v *View, t Type) update {
+	w := &s.watches[t]
+	clean := w.clean
+	defer func() { w.clean = clean }()
+	if clean != v.sets[s.client][t].version {
+		w.clean = ""
+	}
+	return s.pending(v, t)
+}
+
+func sameUpdate(a, b update) bool {
+	same := func(x, y *Resource) bool { return x.Name == y.Name && hash(x.Version) == hash(y.Version) }
+	return slices.EqualFunc(a.resources, b.resources, same) && slices.Equal(a.removed, b.removed) && a.forced == b.forced
 }
 
 // TestStreamsEnd counts goroutines: none is left of streams whose clients went, nor of a

@@ -25,7 +25,7 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 	first := !w.asked
 	w.asked = true
 	if first || len(req.ResourceNamesSubscribe) > 0 || len(req.ResourceNamesUnsubscribe) > 0 {
-		w.clean = ""
+		w.clean, s.matched = "", ""
 	}
 	for name, version := range req.InitialResourceVersions {
 		if first && len(name) <= maxName && len(w.have) < maxNames {

@@ -38,7 +38,7 @@ func (s *session) sotwRequest(req *discovery.DiscoveryRequest, now time.Time) {
 	if same { // most requests are but an answer
 		return
 	}
-	w.clean = ""
+	w.clean, s.matched = "", ""
 	all := slices.Contains(names, wildcard) || len(names) == 0 && (first || w.all) && (t == Listeners || t == Clusters)
 	more := all && !w.all
 	if w.all && !all { // what it has by "all" only is not asked for any more

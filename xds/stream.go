@@ -75,6 +75,7 @@ type session struct {
 	client  Client
 	sotw    bool
 	watches [numTypes]watch
+	matched string // version of the clusters whose endpoints are all asked for; empty: not known
 }
 
 // answered takes the answer to a response: nonce is the one that it names. It says whether
@@ -105,44 +106,14 @@ func (s *session) pending(v *View, t Type) update {
 		return update{}
 	}
 	u := update{forced: w.dirty, version: set.version}
-	held := s.holds(v, t)
-	add := func(name string, r *Resource) {
-		if have := w.have[name]; have != r && (have == nil || hash(have.Version) != hash(r.Version)) {
-			u.resources = append(u.resources, r)
-		}
-	}
-	if w.all {
-		for _, name := range set.names {
-			add(name, set.byName[name])
+	if w.clean != "" && w.clean == set.since { // as with most clients at most times
+		for _, name := range set.changed {
+			w.look(&u, set, t, name)
 		}
 	} else {
-		for name := range w.names {
-			if r := set.byName[name]; r != nil {
-				add(name, r)
-			}
-		}
+		w.lookAtAll(&u, set, t)
 	}
-	for name := range w.names {
-		if set.byName[name] != nil || name == wildcard {
-			continue
-		}
-		have := w.have[name]
-		switch {
-		case t == Endpoints && (have == nil || have == stale):
-			// A name without endpoints is answered with none: silence would hold the
-			// cluster's warming until its timeout. But endpoints that the client was given
-			// stay, for as long as it asks: the cluster that needs them is on its way out.
-			u.resources = append(u.resources, emptyAssignment(name))
-		case t != Endpoints && have != absent:
-			u.removed = append(u.removed, name)
-		}
-	}
-	for name, have := range w.have {
-		if set.byName[name] == nil && !w.names[name] && have != absent {
-			u.removed = append(u.removed, name)
-		}
-	}
-	if held && len(u.removed) > 0 {
+	if len(u.removed) > 0 && s.holds(v, t) {
 		u.removed, u.version = nil, ""
 	}
 	slices.SortFunc(u.resources, func(a, b *Resource) int { return strings.Compare(a.Name, b.Name) })
@@ -151,6 +122,49 @@ func (s *session) pending(v *View, t Type) update {
 		w.clean = u.version
 	}
 	return u
+}
+
+// lookAtAll adds to u whatever the client lacks.
+func (w *watch) lookAtAll(u *update, set *set, t Type) {
+	if w.all {
+		for _, name := range set.names {
+			w.look(u, set, t, name)
+		}
+	}
+	for name := range w.names {
+		if !w.all || set.byName[name] == nil {
+			w.look(u, set, t, name)
+		}
+	}
+	for name := range w.have {
+		if set.byName[name] == nil && !w.names[name] {
+			w.look(u, set, t, name)
+		}
+	}
+}
+
+// look adds to u what the client lacks of one name.
+func (w *watch) look(u *update, set *set, t Type, name string) {
+	r, have, asked := set.byName[name], w.have[name], w.names[name]
+	switch {
+	case r != nil:
+		if (w.all || asked) && have != r && (have == nil || hash(have.Version) != hash(r.Version)) {
+			u.resources = append(u.resources, r)
+		}
+	case !asked:
+		if have != nil && have != absent {
+			u.removed = append(u.removed, name)
+		}
+	case t != Endpoints:
+		if have != absent {
+			u.removed = append(u.removed, name)
+		}
+	case have == nil || have == stale:
+		// A name without endpoints is answered with none: silence would hold the cluster's
+		// warming until its timeout. But endpoints that the client was given stay, for as long
+		// as it asks: the cluster that needs them is on its way out.
+		u.resources = append(u.resources, emptyAssignment(name))
+	}
 }
 
 // holds reports whether removals of type t must wait: a cluster goes only when the client
@@ -213,10 +227,13 @@ func (s *session) record(t Type, u update, version string) string {
 // synced reports whether the client has taken, or refused, all of v that it asked for, and has
 // asked for the endpoints of every cluster that it has.
 func (s *session) synced(v *View) bool {
-	for _, c := range s.watches[Clusters].have {
-		if c.needs != "" && !s.watches[Endpoints].wants(c.needs) {
-			return false // just connected: it will ask, and cannot use the cluster before
+	if clusters := &s.watches[Clusters]; clusters.clean == "" || clusters.clean != s.matched {
+		for _, c := range clusters.have {
+			if c.needs != "" && !s.watches[Endpoints].wants(c.needs) {
+				return false // just connected: it will ask, and cannot use the cluster before
+			}
 		}
+		s.matched = clusters.clean
 	}
 	for t := range numTypes {
 		if s.watches[t].waiting {

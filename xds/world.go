@@ -111,6 +111,9 @@ type set struct {
 	byName  map[string]*Resource
 	names   []string // sorted
 	version string   // of the whole, as Resource.Version
+
+	since   string   // version of the set before; empty: none
+	changed []string // names that differ from it: with another content, new or gone
 }
 
 // Resource returns one resource that clients of that kind are given; nil if there is none.
@@ -302,13 +305,33 @@ func (b *builder) put(old *View, clients []Client, t Type, list []made) error {
 		fmt.Fprintf(sum, "%s %s\n", m.name, hash(r.Version))
 	}
 	s.version = versionOf(revision, shortHash(sum.Sum(nil)))
-	if old != nil && hash(old.sets[clients[0]][t].version) == hash(s.version) {
-		s = old.sets[clients[0]][t]
+	if old != nil {
+		before := old.sets[clients[0]][t]
+		if hash(before.version) == hash(s.version) {
+			s = before
+		} else {
+			s.follow(before)
+		}
 	}
 	for _, c := range clients {
 		b.view.sets[c][t] = s
 	}
 	return nil
+}
+
+// follow notes in what s differs from the set before it, once for all clients that have that.
+func (s *set) follow(before set) {
+	s.since = before.version
+	for _, name := range s.names {
+		if s.byName[name] != before.byName[name] {
+			s.changed = append(s.changed, name)
+		}
+	}
+	for _, name := range before.names {
+		if s.byName[name] == nil {
+			s.changed = append(s.changed, name)
+		}
+	}
 }
 
 // newResource marshals m, or returns before where that is the same.
