@@ -11,10 +11,12 @@ import (
 
 // tau is the time constant of the averages: a step in the load is seen by two thirds after
 // it. Short, since what reacts to it works from the demand and cannot oscillate. A rate that
-// grows is believed sooner: an overload is worse than a moment of room.
+// grows is believed sooner, and one that grows by more than chance explains at once: an overload
+// is worse than a moment of room.
 const (
 	tau     = 3 * time.Second
 	tauRise = time.Second
+	surge   = 3.0 // standard deviations of requests that come at random
 )
 
 // forgetAfter is how long the last load of a proxy that is gone stays: frozen, since silence
@@ -111,9 +113,9 @@ func (t *loads) lose(r *reporter) {
 	r.connected = false
 }
 
-// take adds the samples of one report. What r reported before and this report does not name
-// has no load now.
-func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string, now time.Time) {
+// take adds the samples of one report, and says whether the load of some pool surged. What r
+// reported before and this report does not name has no load now.
+func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string, now time.Time) (surged bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.reports++
@@ -121,7 +123,7 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 	if last := t.reporters[reporterKey{r.pool, r.id}]; last != nil && last != r {
 		t.ignored++
 		last.fault("another proxy reports under the same node.id: of those only the one that came last counts", now)
-		return
+		return false
 	}
 	for _, f := range faults {
 		r.fault(f, now)
@@ -146,8 +148,9 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 			a = &average{}
 			r.averages[key] = a
 		}
-		a.add(s)
+		surged = a.add(s) || surged
 	}
+	return surged
 }
 
 // fault notes what r reported and is not believed. loads.mu is held.
@@ -163,15 +166,19 @@ func (r *reporter) fault(what string, now time.Time) {
 }
 
 // add moves the average towards s, by how long s is. The first samples count in full, so
-// that a new proxy's load is not taken for a small one.
-func (a *average) add(s sample) {
+// that a new proxy's load is not taken for a small one. It says whether the rate grew by more
+// than chance.
+func (a *average) add(s sample) (surged bool) {
 	k := 1 - math.Exp(-s.seconds/tau.Seconds())
 	a.weight += k * (1 - a.weight)
 	step := k / max(a.weight, k)
 	move := func(v *float64, to float64) { *v += step * (to - *v) }
-	if s.rate > a.rate {
+	switch grown := (s.rate - a.rate) * s.seconds; {
+	case grown > surge*math.Sqrt(a.rate*s.seconds+1):
+		a.rate, surged = s.rate, true
+	case grown > 0:
 		a.rate += max(step, 1-math.Exp(-s.seconds/tauRise.Seconds())) * (s.rate - a.rate)
-	} else {
+	default:
 		move(&a.rate, s.rate)
 	}
 	move(&a.errors, s.errors)
@@ -189,6 +196,7 @@ func (a *average) add(s sample) {
 			a.metrics[name] = v
 		}
 	}
+	return surged
 }
 
 func (t *loads) expireLocked(now time.Time) {

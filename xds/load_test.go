@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,8 +116,10 @@ func TestLoads(t *testing.T) {
 	near("the first report counts in full", 100, 1e-9)
 	report(r, 100)
 	near("steady", 100, 1e-9)
+	report(r, 120)
+	near("what chance explains is seen by two thirds", 112.6, 1)
 	report(r, 200)
-	near("a step is seen by two thirds", 163, 2)
+	near("what it does not, at once", 200, 1e-9)
 	for range 20 {
 		report(r, 200)
 	}
@@ -182,7 +185,8 @@ func TestLoadIsBounded(t *testing.T) {
 
 // TestLoadStream reports over the wire, and sees the assignment spill.
 func TestLoadStream(t *testing.T) {
-	s := serve(t, Options{Report: 100 * time.Millisecond})
+	var surges atomic.Int64
+	s := serve(t, Options{Report: 100 * time.Millisecond, Surge: func() { surges.Add(1) }})
 	text := fleet("[fe-eu1, fe-us]", "")
 	w := world(t, nil, text, state{})
 	s.Set(w)
@@ -212,6 +216,12 @@ func TestLoadStream(t *testing.T) {
 	eventually(t, 10*time.Second, func() string {
 		if l := s.PoolLoads(); len(l) != 1 || l[0] != (PoolLoad{"gfe", "upstream", "fe-eu1", 200}) {
 			return fmt.Sprintf("loads %+v", l)
+		}
+		return ""
+	})
+	eventually(t, patience, func() string {
+		if n := surges.Load(); n != 1 {
+			return fmt.Sprintf("%d surges were told, want 1", n)
 		}
 		return ""
 	})

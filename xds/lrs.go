@@ -73,7 +73,9 @@ func (s *Server) report(r *reporter, list []*endpoint.ClusterStats) {
 		allowed = w.objects.Pools[r.pool].Upstreams()
 	}
 	samples, faults := readReport(list, allowed)
-	s.loads.take(r, samples, faults, s.o.Now())
+	if s.loads.take(r, samples, faults, s.o.Now()) && s.o.Surge != nil {
+		s.o.Surge()
+	}
 	for _, f := range faults {
 		s.log.Debug("load report", "proxy", r.id, "pool", r.pool, "fault", f)
 	}

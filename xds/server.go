@@ -56,6 +56,10 @@ type Options struct {
 	Report   time.Duration // between two load reports of a client; default 1 s
 	Log      *slog.Logger  // default discards
 
+	// Surge is called when the load of a proxy has grown by more than chance, so that a new
+	// world need not wait; nil: nobody is. It must not block.
+	Surge func()
+
 	// Services registers further services on the same address, for whoever may connect; nil: none.
 	Services func(grpc.ServiceRegistrar)
 

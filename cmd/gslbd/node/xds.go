@@ -30,8 +30,9 @@ import (
 type proxies struct {
 	n      *Node
 	c      config.XDS
-	server *xds.Server // serves only where c says so; on every node it knows the load of the fleet
-	kick   chan struct{}
+	server *xds.Server   // serves only where c says so; on every node it knows the load of the fleet
+	kick   chan struct{} // there is a new offer
+	surge  chan struct{} // the load of some proxy has surged
 	latest atomic.Pointer[offer]
 	load   atomic.Pointer[map[string]float64] // by pool, for the engine; nil: nobody reports
 	spills atomic.Pointer[[]api.Spill]        // what is over its capacity now
@@ -47,15 +48,24 @@ type offer struct {
 // How often the load, and the folder of certificates, are looked at.
 const (
 	loadEvery    = time.Second
+	surgeEvery   = 250 * time.Millisecond // at most, when load surges beyond a capacity
 	secretsEvery = 10 * time.Second
 )
 
 func newProxies(n *Node, c config.XDS) *proxies {
-	return &proxies{n: n, c: c, kick: make(chan struct{}, 1), server: xds.New(xds.Options{
+	p := &proxies{n: n, c: c, kick: make(chan struct{}, 1), surge: make(chan struct{}, 1)}
+	p.server = xds.New(xds.Options{
 		Addr: c.Listen.String(), TLS: xds.TLS{Cert: c.TLS.Cert, Key: c.TLS.Key, CA: c.TLS.CA},
 		Report: loadEvery, Log: n.log,
+		Surge: func() {
+			select {
+			case p.surge <- struct{}{}:
+			default:
+			}
+		},
 		Services: n.traces.ReceiverGRPC, // to which the proxies' tracers export
-	})}
+	})
+	return p
 }
 
 // serves reports whether the node has a config server.
@@ -103,11 +113,23 @@ func (p *proxies) feed(ctx context.Context) {
 	var read time.Time
 	var secrets map[string]xds.Secret
 	var loads []xds.PoolLoad
+	var looked time.Time      // at the load
+	var soon <-chan time.Time // when to look for what has surged
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.kick:
+		case <-p.surge:
+			if soon == nil {
+				soon = time.After(surgeEvery - time.Since(looked))
+			}
+			continue
+		case <-soon:
+			soon, looked = nil, time.Now()
+			if !p.overCapacity() {
+				continue
+			}
 		case <-tick.C:
 			p.share()
 			if len(loads) == 0 && len(p.server.PoolLoads()) == 0 && time.Since(read) < secretsEvery {
@@ -124,7 +146,7 @@ func (p *proxies) feed(ctx context.Context) {
 			secrets = keepGood(secrets, next)
 			read = time.Now()
 		}
-		loads = p.server.PoolLoads()
+		loads, looked = p.server.PoolLoads(), time.Now()
 		start, before := time.Now(), p.server.World()
 		w := xds.Build(before, xds.Inputs{Snapshot: o.snapshot, Objects: o.objects, Secrets: secrets, Loads: loads})
 		if old := p.server.World(); old == nil || !slices.EqualFunc(old.Faults, w.Faults, func(a, b error) bool { return a.Error() == b.Error() }) {
@@ -137,6 +159,22 @@ func (p *proxies) feed(ctx context.Context) {
 			p.n.cold.did("xds.push", start, attribute.Int64(tracing.AttrRevision, int64(w.Revision)))
 		}
 	}
+}
+
+// overCapacity reports whether a pool is asked for more than its capacity.
+func (p *proxies) overCapacity() bool {
+	o := p.latest.Load()
+	if o == nil {
+		return false
+	}
+	sums := map[string]float64{}
+	for _, l := range p.server.PoolLoads() {
+		sums[l.To] += l.Rate
+		if c := o.objects.Pools[l.To].Capacity; c > 0 && sums[l.To] > c {
+			return true
+		}
+	}
+	return false
 }
 
 // loadStep is the step in which the engine sees load: a change within one is noise to it.
