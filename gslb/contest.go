@@ -410,9 +410,11 @@ func (s *steering) key() string {
 	}
 	for _, st := range s.stages {
 		b = append(b, st.name...)
-		b = append(b, flags(st.local, st.order, st.fixed), byte(len(st.guards)))
+		b = append(b, flags(st.local, st.order, st.fixed))
+		b = binary.AppendUvarint(b, uint64(len(st.guards)))
 		for _, g := range st.guards {
-			b = append(b, byte(g.match), byte(g.branch))
+			b = binary.AppendUvarint(b, uint64(g.match))
+			b = binary.AppendUvarint(b, uint64(g.branch))
 		}
 		b = append(b, st.plan...)
 		b = append(b, '\n')

@@ -1,6 +1,7 @@
 package gslb
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -225,6 +226,33 @@ func TestFlags(t *testing.T) {
 		s.Decide(s.Service("w.example"), Client{client, 32}, &d)
 		if d.Pool.Name != "eu" || d.Flags != want || d.Scope != 0 {
 			t.Errorf("%s: got %s, flags %b; want eu, flags %b, with scope 0 for all are answered alike", client, d.line(), d.Flags, want)
+		}
+	}
+}
+
+// TestManyCases has two services that differ in which of 300 cases of a match does something.
+func TestManyCases(t *testing.T) {
+	policy := func(busy int) string {
+		var b strings.Builder
+		b.WriteString("pools: {us: {}, eu: {}}, policy: [match: [")
+		for i := range 300 {
+			then := ""
+			if i == busy {
+				then = "failover: [us, eu]"
+			}
+			fmt.Fprintf(&b, "{if: {prefix: [10.%d.%d.0/24]}, then: [%s]}, ", i/100, i%100, then)
+		}
+		return b.String() + "], failover: [eu, us]]"
+	}
+	in := testInputs(t, policy(0)+"}\n  v.example: {"+policy(256), "", "", "")
+	s := mustBuild(t, nil, in)
+	for _, tt := range []struct{ service, client, want string }{
+		{"w.example", "10.0.0.1", "us"}, {"w.example", "10.2.56.1", "eu"}, {"v.example", "10.0.0.1", "eu"}, {"v.example", "10.2.56.1", "us"},
+	} {
+		var d Decision
+		s.Decide(s.Service(tt.service), client(tt.client), &d)
+		if d.Pool.Name != tt.want {
+			t.Errorf("%s for %s: got %s, want %s", tt.service, tt.client, d.line(), tt.want)
 		}
 	}
 }
