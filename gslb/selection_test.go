@@ -53,6 +53,9 @@ func TestSelection(t *testing.T) {
 				if owner[d.V4[0]] != d.Pool.Name || len(d.V4) < tt.total[0] || len(d.V4) > tt.total[1] {
 					t.Fatalf("%s: %s; want %v answers, those of the pool first", c.Addr, d.line(), tt.total)
 				}
+				if len(d.V6) == 0 && len(d.Pool.view(false).up.v6.addrs) > 0 {
+					t.Fatalf("%s: %s; want an IPv6 address, too", c.Addr, d.line())
+				}
 				for p, want := range tt.pools {
 					if got[p] < want[0] || got[p] > want[1] {
 						t.Fatalf("%s: %d addresses of %s in %s; want %v", c.Addr, got[p], p, d.line(), want)

@@ -277,13 +277,9 @@ func (o *outcome) merge(mine *share, key uint64, d *Decision) (cut bool) {
 	n := int(o.shape.answers)
 	switch o.shape.mode {
 	case groupedSingle, groupedMulti:
-		l := mine.list
-		best := l.domain(key)
-		if o.shape.mode == groupedMulti {
-			best = -1
-		}
-		d.V4, d.V6 = l.v4.grouped(best, n, key, d.buf[0][:]), l.v6.grouped(best, n, key, d.buf[1][:])
-		return best >= 0 && len(l.domains) > 1 || len(d.V4) < len(l.v4.addrs) || len(d.V6) < len(l.v6.addrs)
+		l, single := mine.list, o.shape.mode == groupedSingle
+		d.V4, d.V6 = l.grouped(&l.v4, single, n, key, d.buf[0][:]), l.grouped(&l.v6, single, n, key, d.buf[1][:])
+		return len(d.V4) < len(l.v4.addrs) || len(d.V6) < len(l.v6.addrs)
 	}
 	var buf [MaxAnswers]*share
 	most, pools := int(o.shape.pools), anyPool
@@ -363,27 +359,32 @@ func (o *outcome) target(svc *Service, mine *share, key uint64, d *Decision) {
 	d.Targets = d.targets[:len(list)]
 }
 
-// domain returns which failure domain the client with that key is answered with.
-func (l *endpoints) domain(key uint64) (best int) {
+// domain returns which of the failure domains that have some of those answers the client with that
+// key is answered with.
+func (l *endpoints) domain(a *answers, key uint64) (best uint16) {
 	var least float64
-	for i, d := range l.domains {
-		if v := draw(key, d.seed, d.mean); i == 0 || v < least {
-			best, least = i, v
+	for i, k := range a.domains {
+		if v := draw(key, l.domains[k].seed, l.domains[k].mean); i == 0 || v < least {
+			best, least = k, v
 		}
 	}
 	return best
 }
 
-// grouped returns up to n of the answers for the client with that key, best first, in buf:
-// those of one failure domain, or with domain -1 one of each.
-func (a *answers) grouped(domain, n int, key uint64, buf []netip.Addr) []netip.Addr {
+// grouped returns up to n of l's answers of a family for the client with that key, best first,
+// in buf: those of a single failure domain, or one of each.
+func (l *endpoints) grouped(a *answers, single bool, n int, key uint64, buf []netip.Addr) []netip.Addr {
 	var b best
+	mine := uint16(0)
+	if single {
+		mine = l.domain(a, key)
+	}
 	for i, of := range a.domains {
-		if domain >= 0 && int(of) != domain {
-			continue
-		}
 		d := draw(key, a.seeds[i], a.means[i])
-		if domain < 0 {
+		switch {
+		case single && of != mine:
+			continue
+		case !single:
 			j := slices.IndexFunc(b.index[:b.found], func(k int32) bool { return a.domains[k] == of })
 			if j >= 0 && d >= b.draws[j] {
 				continue
