@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	glob "path"
 	"slices"
 	"strings"
 
@@ -15,17 +14,17 @@ import (
 func (k *compiler) fence(f *config.FenceStage) stage {
 	type rule struct {
 		condition
-		pools []bool
-		deny  bool
+		lost []bool // by candidate
+		deny bool
 	}
 	rules := make([]rule, len(f.Rules))
 	plan := f.Within
 	for i, r := range f.Rules {
 		rules[i] = rule{condition{r.When}, make([]bool, len(k.candidates)), len(r.Deny) > 0}
 		for j, c := range k.candidates {
-			rules[i].pools[j] = slices.ContainsFunc(append(r.Allow, r.Deny...), func(g string) bool { return fenced(g, c.pool) })
+			rules[i].lost[j] = !r.Admits(c.pool.Name, c.pool.Site)
 		}
-		plan += fmt.Sprint(describe(r.When), rules[i].pools, rules[i].deny)
+		plan += fmt.Sprint(describe(r.When), rules[i].lost)
 		k.mark(r.When.Prefix...)
 	}
 	if f.Within != "" {
@@ -43,7 +42,7 @@ func (k *compiler) fence(f *config.FenceStage) stage {
 			return "not on the client's continent"
 		}
 		for j := range rules {
-			if r := &rules[j]; r.pools[i] == r.deny && r.holds(at) {
+			if r := &rules[j]; r.lost[i] && r.holds(at) {
 				if r.deny {
 					return "denied to " + describe(r.Condition)
 				}
@@ -64,15 +63,6 @@ func (k *compiler) fence(f *config.FenceStage) stage {
 		},
 		note: why,
 	}
-}
-
-// fenced reports whether g, a glob of names or site:NAME, means p.
-func fenced(g string, p *Pool) bool {
-	if site, ok := strings.CutPrefix(g, "site:"); ok {
-		return p.Site == site
-	}
-	ok, _ := glob.Match(g, p.Name)
-	return ok
 }
 
 // health drops pools without a healthy endpoint, or with too few, and demotes degraded ones:

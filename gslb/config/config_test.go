@@ -456,6 +456,9 @@ func TestMergeAndDiff(t *testing.T) {
 }
 
 func TestUnanswerable(t *testing.T) {
+	fence := func(rules string) string {
+		return "pools: {a: {site: s, endpoints: [{address: 192.0.2.1}]}, b: {site: s, endpoints: [{address: 192.0.2.2}]}}\nservices: {x: {pools: {a: , b: }, policy: [fence: [" + rules + "]]}}"
+	}
 	tests := []struct {
 		name, text string
 		bare       bool
@@ -465,6 +468,11 @@ func TestUnanswerable(t *testing.T) {
 		{"pool of weight 0", "pools: {a: {site: s, endpoints: [{address: 192.0.2.1}]}}\nservices: {x: {pools: {a: {weight: 0}}}}", true},
 		{"endpoint of weight 0", "pools: {a: {site: s, endpoints: [{address: 192.0.2.1, weight: 0}]}}\nservices: {x: {pools: {a: }}}", true},
 		{"the other pool", "pools: {a: {site: s}, b: {site: s, endpoints: [{address: 192.0.2.1}]}}\nservices: {x: {pools: {a: , b: {standby: true}}}}", false},
+		{"a fence for everybody", fence("{deny: ['*']}"), true},
+		{"fences that leave nothing", fence("{allow: [a]}, {deny: ['site:s']}"), true},
+		{"fences that leave the other", fence("{deny: [a]}, {allow: [b]}"), false},
+		{"a fence for some", fence("{when: {country: [DE]}, deny: ['*']}"), false},
+		{"a fence in a chain", "chains: {c: [fence: [{deny: ['*']}]]}\n" + "pools: {a: {site: s, endpoints: [{address: 192.0.2.1}]}}\nservices: {x: {pools: {a: }, policy: [chain: c]}}", true},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -479,8 +487,8 @@ func TestUnanswerable(t *testing.T) {
 			if (len(got) > 0) != tt.bare {
 				t.Errorf("unanswerable %v, want %v", got, tt.bare)
 			}
-			if tt.bare && got[0].Line != 4 {
-				t.Errorf("line %d, want 4", got[0].Line)
+			if want := 3 + strings.Count(tt.text, "\n"); tt.bare && got[0].Line != want {
+				t.Errorf("line %d, want %d", got[0].Line, want)
 			}
 		})
 	}

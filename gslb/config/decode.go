@@ -651,7 +651,7 @@ func (d *decoder) upstream(n *yaml.Node, into *Upstream, p path) {
 func (d *decoder) allDown(n *yaml.Node, into *AllDown, p path) {
 	if n.Kind != yaml.ScalarNode || isNull(n) {
 		d.structure(n, reflect.ValueOf(into).Elem(), p)
-		if into.Mode == "" && into.Fallback != nil {
+		if into.Mode == "" && d.places.lines[p.at("fallback").key()] != 0 {
 			into.Mode = "fallback"
 		}
 		return

@@ -98,6 +98,21 @@ type FenceRule struct {
 	Deny  []string  `json:"deny,omitempty"`  // all but these
 }
 
+// Admits reports whether the clients of r may have a pool of that name and site.
+func (r FenceRule) Admits(pool, site string) bool {
+	means := func(g string) bool {
+		if name, ok := strings.CutPrefix(g, "site:"); ok {
+			return name == site
+		}
+		ok, _ := glob.Match(g, pool)
+		return ok
+	}
+	if len(r.Deny) > 0 {
+		return !slices.ContainsFunc(r.Deny, means)
+	}
+	return slices.ContainsFunc(r.Allow, means)
+}
+
 // HealthStage drops pools without a healthy endpoint and ranks degraded ones last.
 type HealthStage struct {
 	Threshold  *float64 `json:"threshold,omitempty"`  // share of endpoint weight, 0..1: a pool below it is dropped; default 0, of which only nothing is short
@@ -431,6 +446,17 @@ var hidden = []netip.Prefix{netip.MustParsePrefix("2002::/16"), netip.MustParseP
 
 // condition checks k; dynamic says whether it may depend on the name and the time.
 func (c *checker) condition(p path, k Condition, dynamic bool) {
+	for _, list := range []struct {
+		key string
+		n   int
+	}{
+		{"continent", len(k.Continent)}, {"country", len(k.Country)}, {"subdivision", len(k.Subdivision)}, {"asn", len(k.ASN)},
+		{"prefix", len(k.Prefix)}, {"site", len(k.Site)}, {"name", len(k.Name)},
+	} {
+		if list.n == 0 && c.written(p.at(list.key)) {
+			c.fail(p.at(list.key), "empty, which would be everybody; expected a value, or no %s", list.key)
+		}
+	}
 	for i, s := range k.Continent {
 		c.oneOf(p.at("continent").item(i), s, "AF", "AN", "AS", "EU", "NA", "OC", "SA")
 	}
@@ -488,45 +514,78 @@ func (c *checker) condition(p path, k Condition, dynamic bool) {
 	}
 }
 
-// chainsOf returns the chains that stages name, in their order.
-func chainsOf(stages []Stage) (names []string) {
+// maxStages bounds a policy with the stages of its chains in their place. Chains of which each
+// names the next one twice would otherwise be a policy without end.
+const maxStages = 10_000
+
+// count returns how many stages stand in a policy, those in its matches too, and the chains
+// that they name.
+func count(stages []Stage) (n int, chains []string) {
+	n = len(stages)
+	inside := func(stages []Stage) {
+		m, names := count(stages)
+		n, chains = n+m, append(chains, names...)
+	}
 	for _, s := range stages {
 		if s.Chain != nil {
-			names = append(names, string(*s.Chain))
+			chains = append(chains, string(*s.Chain))
 		}
 		if s.Match != nil {
 			for _, k := range s.Match.Cases {
-				names = append(names, chainsOf(k.Then)...)
+				inside(k.Then)
 			}
-			names = append(names, chainsOf(s.Match.Else)...)
+			inside(s.Match.Else)
 		}
 	}
-	return names
+	return n, chains
 }
 
-// chainLoops finds chains that come back to themselves. Each loop is reported once, at its
-// first chain by name.
-func (c *checker) chainLoops() {
-	done := map[string]bool{}
+// chains finds chains that come back to themselves, each loop once, at its first chain by
+// name; and policies that are too long with the stages of their chains.
+func (c *checker) chains() {
+	const open = -1           // on the way from the root to here
+	sizes := map[string]int{} // by chain: its stages and those of the chains that it names, maxStages+1 at most
 	var way []string
-	var visit func(name string)
-	visit = func(name string) {
-		if i := slices.Index(way, name); i >= 0 {
+	var visit func(name string) int
+	// length is the size of a policy at p. What is too long for a chain in it is told there.
+	length := func(p path, stages []Stage) int {
+		n, names := count(stages)
+		told := false
+		for _, name := range names {
+			size := visit(name)
+			n, told = min(n+size, maxStages+1), told || size > maxStages
+		}
+		if n > maxStages && !told {
+			c.fail(p, "more than %d stages with those of the chains that it names; expected fewer", maxStages)
+		}
+		return n
+	}
+	visit = func(name string) int {
+		n, seen := sizes[name]
+		switch {
+		case n == open:
+			i := slices.Index(way, name)
 			c.fail(path{"chains", name}, "the chain comes back to itself: %s", strings.Join(append(slices.Clone(way[i:]), name), " > "))
-			return
+			return 0
+		case seen:
+			return n
 		}
-		if done[name] {
-			return
-		}
-		way = append(way, name)
-		for _, next := range chainsOf(c.o.Chains[name].Policy) {
-			visit(next)
-		}
-		way = way[:len(way)-1]
-		done[name] = true
+		sizes[name], way = open, append(way, name)
+		n = length(path{"chains", name, "policy"}, c.o.Chains[name].Policy)
+		sizes[name], way = n, way[:len(way)-1]
+		return n
 	}
 	for _, name := range c.o.Names("chains") {
 		visit(name)
+	}
+	for _, name := range c.o.Names("services") {
+		length(path{"services", name, "policy"}, c.o.Services[name].Policy)
+	}
+	for _, name := range c.o.Names("pools") {
+		all := c.o.Pools[name].Upstreams()
+		for _, up := range slices.Sorted(maps.Keys(all)) {
+			length(upstreamPath(name, up).at("policy"), all[up].Policy)
+		}
 	}
 }
 
@@ -569,7 +628,7 @@ func (c *checker) returning(p path, pool Pool) {
 
 // forms checks how a service is answered in other types than A and AAAA, and its TTLs.
 func (c *checker) forms(p path, s Service) {
-	if s.MinTTL != 0 {
+	if given(c, p.at("minTTL"), s.MinTTL) {
 		c.span(p.at("minTTL"), s.MinTTL, time.Second, s.EffectiveTTL())
 		if time.Duration(s.MinTTL)%time.Second != 0 {
 			c.fail(p.at("minTTL"), "%v; expected whole seconds", s.MinTTL)

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -51,8 +52,14 @@ pools: {a: {site: eu, endpoints: [{address: 10.0.0.1}]}, b: {site: eu, endpoints
 		{"a day", policy("match: [{if: {time: {days: [monday]}}, then: []}]"), "expected one of sun"},
 		{"chain loop", base + "chains: {p: [{chain: q}], q: [{match: [{if: {}, then: p}]}]}", "the chain comes back to itself: p > q > p"},
 		{"chain to itself", base + "chains: {p: [{chain: p}]}", "the chain comes back to itself: p > p"},
+		{"chains that double", base + "chains: {" + doubled(15) + "}", "chains.c3.policy: more than 10000 stages with those of the chains that it names"},
+		{"a policy of long chains", policy("chain: c0, chain: c0") + "chains: {" + doubled(11) + "}", "services.w.example.com.policy: more than 10000 stages"},
 		{"chain of nothing", base + "chains: {p: []}", "expected stages"},
 		{"chain of a stranger", base + "chains: {p: [{failover: [x]}]}", "no such pool"},
+		{"a list of no countries", policy("fence: [{when: {country: []}, deny: [b]}]"), "when.country: empty, which would be everybody"},
+		{"no TTL", base + "services: {w.example.com: {pools: {a: {}}, ttl: 0s}}", "ttl: 0; expected more"},
+		{"no min TTL", base + "services: {w.example.com: {pools: {a: {}}, minTTL: 0s}}", "minTTL: 0; expected more"},
+		{"no fallback", base + "services: {w.example.com: {pools: {a: {}}, allDown: {fallback: []}}}", "allDown.fallback: no value; expected addresses"},
 		{"257 ranks", policy("failover: [" + strings.Repeat("a, ", 256) + "a]"), "257 ranks; expected at most 256"},
 		{"a state of both kinds", base + "states: {s: {match: '*/a', pool: a, state: up, author: x}}", "given beside pool and endpoint"},
 		{"a glob of four", base + "states: {s: {match: 'a/b/c/d', state: up, author: x}}", "expected globs service/pool/endpoint"},
@@ -79,6 +86,15 @@ pools: {a: {site: eu, endpoints: [{address: 10.0.0.1}]}, b: {site: eu, endpoints
 	if err != nil {
 		t.Errorf("a good policy: %v", err)
 	}
+}
+
+// doubled returns n chains that each name the next one twice, and one of two stages.
+func doubled(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "c%d: [{chain: c%d}, {chain: c%[2]d}], ", i, i+1)
+	}
+	return b.String() + fmt.Sprintf("c%d: [health, nearest]", n)
 }
 
 // TestWindow asks windows at their edges, over midnight and over changes of the clock.

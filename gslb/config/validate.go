@@ -21,20 +21,43 @@ func Validate(o *Objects) error {
 }
 
 // Unanswerable returns a Fault for every service of o that no pool could ever answer: its
-// pools have no endpoint, or all weights are 0. A file with one is refused; a change that
-// makes one needs force. o must be valid.
+// pools have no endpoint, all weights are 0, or a fence keeps everybody from the others. A file
+// with one is refused; a change that makes one needs force. o must be valid.
 func Unanswerable(o *Objects) []Fault {
 	c := checker{o: o, refs: true}
 	for _, name := range o.Names("services") {
-		p := path{"services", name, "pools"}
+		p := path{"services", name}
 		st := o.Services[name].Steering
-		if len(st.Pools) > 0 && !slices.ContainsFunc(sortedPools(st), func(pool string) bool {
-			return st.Pools[pool].EffectiveWeight() > 0 && o.Pools[pool].answers()
-		}) {
-			c.fail(p, "no endpoint could ever answer; expected a pool with a weight over 0 and an endpoint with a weight over 0")
+		pools := slices.DeleteFunc(sortedPools(st), func(pool string) bool {
+			return st.Pools[pool].EffectiveWeight() == 0 || !o.Pools[pool].answers()
+		})
+		switch {
+		case len(st.Pools) == 0: // a fault already
+		case len(pools) == 0:
+			c.fail(p.at("pools"), "no endpoint could ever answer; expected a pool with a weight over 0 and an endpoint with a weight over 0")
+		case !slices.ContainsFunc(pools, func(pool string) bool { return o.open(st.Policy, pool) }):
+			c.fail(p.at("policy"), "no pool could ever answer: fences for everybody leave none; expected one that they leave")
 		}
 	}
 	return Faults(c.faults.err())
+}
+
+// open reports whether fences for everybody in a policy, and in the chains that always stand in
+// it, leave a pool.
+func (o *Objects) open(policy []Stage, pool string) bool {
+	for _, s := range policy {
+		switch {
+		case s.Fence != nil:
+			for _, r := range s.Fence.Rules {
+				if r.When.IsZero() && !r.Admits(pool, o.Pools[pool].Site) {
+					return false
+				}
+			}
+		case s.Chain != nil && !o.open(o.Chains[string(*s.Chain)].Policy, pool):
+			return false
+		}
+	}
+	return true
 }
 
 // answers reports whether p has an endpoint that may be answered with.
@@ -93,28 +116,28 @@ func (o *Objects) check(refs bool) faultList {
 	}
 	if refs {
 		c.upstreamLoops()
-		c.chainLoops()
+		c.chains()
 		c.healthLoops()
 	}
 	return c.faults
 }
 
 // place returns where p stands.
-func (c *checker) place(p path) (file string, line int) {
+func (c *checker) place(p path) (file string, line int) { return c.text(p).find(p) }
+
+// text returns the places of the text that p was read from; nil if there is none.
+func (c *checker) text(p path) *places {
 	if len(p) >= 2 && c.o != nil {
 		if pl := c.o.places[objectKey{p[0], p[1]}]; pl != nil {
-			return pl.find(p)
+			return pl
 		}
 	}
-	return c.places.find(p)
+	return c.places
 }
 
 // written tells whether there is a value at p in the text that it was read from.
 func (c *checker) written(p path) bool {
-	pl := c.places
-	if len(p) >= 2 && c.o.places[objectKey{p[0], p[1]}] != nil {
-		pl = c.o.places[objectKey{p[0], p[1]}]
-	}
+	pl := c.text(p)
 	return pl != nil && pl.lines[p.key()] != 0
 }
 
@@ -160,6 +183,14 @@ func between[T int | float64](c *checker, p path, v, lo, hi T) {
 	if !(lo <= v && v <= hi) { // NaN is outside
 		c.fail(p, "%v; expected %v to %v", v, lo, hi)
 	}
+}
+
+// given checks a number whose zero is what it is when it is not written.
+func given[T int | Duration](c *checker, p path, v T) bool {
+	if v == 0 && c.written(p) {
+		c.fail(p, "0; expected more, or no value for the default")
+	}
+	return v != 0
 }
 
 // span checks a duration.
@@ -282,7 +313,7 @@ func (c *checker) service(p path, name string, s Service) {
 		c.fail(p, "in no zone of the configuration; %s", expected(c.o.Names("zones")))
 	}
 	c.steering(p, s.Steering)
-	if s.TTL != 0 {
+	if given(c, p.at("ttl"), s.TTL) {
 		c.span(p.at("ttl"), s.TTL, time.Second, 24*time.Hour)
 		if time.Duration(s.TTL)%time.Second != 0 {
 			c.fail(p.at("ttl"), "%v; expected whole seconds", s.TTL)
