@@ -335,23 +335,27 @@ func (a *answerer) resolve(d *Data) {
 
 // outcome returns where the name led. ANY at a name that has nothing but a service gets the
 // service's A RRs: a minimal answer of RFC 8482, section 4.1. SVCB, HTTPS and SRV are the
-// service's if it has them and the zone does not.
+// service's if it has them and the zone does not. Where some clients get a name, the CNAME to it
+// is there for every type (RFC 1034, section 3.6.2).
 func (a *answerer) outcome(d *Data) zone.Outcome {
 	if n := a.res.Node; a.res.Outcome == zone.NoData && n != nil && n.Service >= 0 {
-		switch service := d.Snapshot.Services[n.Service]; a.q.qtype {
-		case typeANY:
+		service := d.Snapshot.Services[n.Service]
+		if a.q.qtype == typeANY || answersTargets(service, a.q.qtype) || service.Names && len(n.RRsets) == 0 {
 			a.r.outcome = zone.Steered
-		case typeSVCB, typeHTTPS:
-			if service.HTTPS != nil {
-				a.r.outcome = zone.Steered
-			}
-		case typeSRV:
-			if service.SRV != nil {
-				a.r.outcome = zone.Steered
-			}
 		}
 	}
 	return a.r.outcome
+}
+
+// answersTargets tells whether qtype is one by which the service names its pools.
+func answersTargets(s *gslb.Service, qtype uint16) bool {
+	switch qtype {
+	case typeSVCB, typeHTTPS:
+		return s.HTTPS != nil
+	case typeSRV:
+		return s.SRV != nil
+	}
+	return false
 }
 
 // add adds a set at owner, a part of the question's name until a CNAME was followed.
@@ -432,7 +436,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 		r.rcode, r.aa, r.why = rcodeServFail, false, whyAllDown
 		return nil
 	}
-	if q.qtype == typeSVCB || q.qtype == typeHTTPS || q.qtype == typeSRV {
+	if answersTargets(a.d.Service, q.qtype) {
 		a.addSteeredTargets(d, owner)
 		return nil
 	}
@@ -443,11 +447,17 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 			a.flatten(d, owner, r.names[start:])
 			return nil
 		}
-		return a.addCNAME(owner, a.d.TTL, r.names[start:])
+		target := a.addCNAME(owner, a.d.TTL, r.names[start:])
+		if q.qtype == typeCNAME {
+			return nil
+		}
+		return target
 	}
 	rtype, addrs := typeA, a.d.V4
 	if q.qtype == typeAAAA || q.qtype == typeANY && len(addrs) == 0 {
 		rtype, addrs = typeAAAA, a.d.V6
+	} else if q.qtype != typeA && q.qtype != typeANY { // the client gets no name
+		rtype, addrs = q.qtype, nil
 	}
 	if len(addrs) == 0 { // one pool answers for both families, also with none of one
 		if service := a.d.Service; rtype == typeA && !service.V4 || rtype == typeAAAA && !service.V6 {

@@ -508,12 +508,13 @@ func (b *builder) outcomes(svc *Service, c config.Service) {
 			o.ttl = min(ttl, max(floor, svc.soon(&o, b.in.Now, ttl)))
 		}
 		svc.outcomes = append(svc.outcomes, o)
-		svc.V4, svc.V6 = svc.V4 || len(o.v4) > 0 || o.fallback != "", svc.V6 || len(o.v6) > 0 || o.fallback != ""
+		svc.V4, svc.V6, svc.Names = svc.V4 || len(o.v4) > 0, svc.V6 || len(o.v6) > 0, svc.Names || o.fallback != ""
 		for _, sh := range o.shares {
-			svc.V4 = svc.V4 || len(sh.list.v4.addrs) > 0 || sh.host != ""
-			svc.V6 = svc.V6 || len(sh.list.v6.addrs) > 0 || sh.host != ""
+			svc.V4, svc.V6 = svc.V4 || len(sh.list.v4.addrs) > 0, svc.V6 || len(sh.list.v6.addrs) > 0
+			svc.Names = svc.Names || sh.host != ""
 		}
 	}
+	svc.V4, svc.V6 = svc.V4 || svc.Names, svc.V6 || svc.Names
 	if svc.routing.rough {
 		svc.routing = b.refined(svc.routing, kindsOf(svc))
 	}

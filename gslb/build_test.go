@@ -206,7 +206,7 @@ func sameSnapshots(t *testing.T, where string, got, want *Snapshot, at []netip.A
 	}
 	for i, svc := range got.Services {
 		other := want.Services[i]
-		if svc.Name != other.Name || svc.Index != other.Index || svc.V4 != other.V4 || svc.V6 != other.V6 {
+		if svc.Name != other.Name || svc.Index != other.Index || svc.V4 != other.V4 || svc.V6 != other.V6 || svc.Names != other.Names {
 			t.Fatalf("%s: service %s %d %v %v, want %s %d %v %v", where, svc.Name, svc.Index, svc.V4, svc.V6, other.Name, other.Index, other.V4, other.V6)
 		}
 		for n, a := range at {

@@ -103,6 +103,7 @@ type Service struct {
 	HTTPS  *config.HTTPS // how SVCB and HTTPS are answered; nil: from the zone
 	SRV    *config.SRV   // how SRV is; nil: from the zone
 	V4, V6 bool          // some client gets an address of that family in this snapshot, or a name
+	Names  bool          // some client gets a name
 
 	steering steering
 	routing  *routing  // from the client's place to the index of an outcome
