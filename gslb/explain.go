@@ -3,6 +3,7 @@ package gslb
 import (
 	"cmp"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 )
@@ -16,6 +17,9 @@ func (s *Snapshot) Explain(svc *Service, c Client) *Explanation {
 	e := &Explanation{
 		Service: svc.Name, Revision: s.Revision, Plan: s.Plan, Snapshot: s.ID(),
 		Reason: d.Reason.String(), Answers: slices.Concat(d.V4, d.V6), CNAME: d.Fallback, TTL: d.TTL, Scope: d.Scope,
+	}
+	if _, apex := s.in.Objects.Zones[svc.Name]; apex {
+		e.Flat = d.Fallback != ""
 	}
 	if e.Answers == nil {
 		e.Answers = []netip.Addr{}
@@ -145,6 +149,8 @@ func (t *tracer) end(d *Decision) {
 		switch s := t.standings[i]; {
 		case p == d.Pool:
 			tr.Kept = append(tr.Kept, CandidateTrace{p.Name, t.selection(d)})
+		case d.Pool != nil && p.answersIn(d):
+			tr.Kept = append(tr.Kept, CandidateTrace{p.Name, "in the answer behind " + d.Pool.Name})
 		case s.out || s.down:
 		case d.Pool == nil:
 			tr.Lost = append(tr.Lost, CandidateTrace{p.Name, d.Reason.String()})
@@ -153,6 +159,11 @@ func (t *tracer) end(d *Decision) {
 		}
 	}
 	t.traces = append(t.traces, tr)
+}
+
+// answersIn reports whether endpoints of p are among the answers of d.
+func (p *Pool) answersIn(d *Decision) bool {
+	return slices.ContainsFunc(p.Endpoints, func(e Endpoint) bool { return slices.Contains(d.V4, e.Addr) || slices.Contains(d.V6, e.Addr) })
 }
 
 // selection says how many of the chosen pool's endpoints are answered, or what else.
@@ -179,7 +190,10 @@ func (t *tracer) behind(i int, d *Decision) string {
 	case d.Reason == ReasonTrickle:
 		return "this client is of the share that trickles to " + first.Name
 	case t.shuts(i) != "" && t.compare(i, j) <= 0:
-		return t.shuts(i) + ": takes a share of its clients, and not this one"
+		return t.shuts(i) + " of its clients, and not this one"
+	case t.standings[i].trickle != 0 && over&^tierStandby == 0:
+		share := t.limits[bits.TrailingZeros32(t.standings[i].trickle)][i]
+		return fmt.Sprintf("trickle: gets %.3g %% of all clients, and not this one", 100*share)
 	case t.compare(i, j) == 0:
 		return "equal to " + first.Name + ", which has this client's share"
 	case over&tierShut != 0:
@@ -194,12 +208,12 @@ func (t *tracer) behind(i int, d *Decision) string {
 	return "behind " + first.Name
 }
 
-// shuts returns the name of the first limit that keeps candidate i from the client; "" is
-// none.
+// shuts returns the first limit that keeps candidate i from the client, with the share of its
+// clients that it takes: "slow start: takes 20 %"; "" is none.
 func (t *tracer) shuts(i int) string {
 	for _, g := range t.gates(uint16(i), t.standings[i].limits) {
 		if mix(t.key^g.seed) >= g.below {
-			return t.tickets[g.limit]
+			return fmt.Sprintf("%s: takes %.3g %%", t.tickets[g.limit], 100*t.limits[g.limit][i])
 		}
 	}
 	return ""

@@ -2,6 +2,7 @@ package gslb
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -79,6 +80,34 @@ health:
 select:
 100.64.0.1/32  fallback scope=0 ttl=15
 `},
+		{
+			"several in one answer", "pools: {us: {}, eu: {}, ap: {}}, policy: [failover: [us, eu, ap], select: {answers: 3, pools: 2}]",
+			"", "", "192.0.2.0/24", `
+pools: ap eu us
+failover: us (rank 1 of 3) eu (rank 2 of 3) ap (rank 3 of 3)
+select: us (first of those in the answer, 3 IPv4 and 2 IPv6 together) eu (in the answer behind us)
+  - ap (behind us)
+192.0.2.0/24 us policy scope=24 ttl=30
+`},
+		{
+			"not of those who trickle", "pools: {us: {}, eu: {standby: true}}, policy: [trickle: {to: [eu], share: 0.05}]",
+			"", "", "192.0.2.0/24", `
+pools: us eu (standby)
+trickle: us eu (gets 5 % of all clients)
+select: us (2 of 2 IPv4, 1 of 1 IPv6)
+  - eu (trickle: gets 5 % of all clients, and not this one)
+192.0.2.0/24 us policy scope=24 ttl=30
+`},
+		{
+			"not of those who are let through", "pools: {us: {}, eu: {}}, policy: [failover: [eu], capacity: {shares: {eu: 0.05}}]",
+			"", "", "192.0.2.0/24", `
+pools: eu us
+failover: eu (rank 1 of 1) us (not named: last)
+capacity: eu (share of the configuration, takes 5 % of its clients) us (no share set)
+select: us (2 of 2 IPv4, 1 of 1 IPv6)
+  - eu (capacity: takes 5 % of its clients, and not this one)
+192.0.2.0/24 us overflow scope=24 ttl=30
+`},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -91,6 +120,18 @@ select:
 				t.Errorf("service %s, revision %d, plan %s; want those of the snapshot", e.Service, e.Revision, e.Plan)
 			}
 		})
+	}
+}
+
+// TestExplainApex wants no CNAME told of where none can stand.
+func TestExplainApex(t *testing.T) {
+	in := testInputs(t, "pools: {away: {}}, policy: [health]}\n  v.example: {pools: {away: {}}, policy: [health]", "zones: [{name: w.example, records: x}, {name: example, records: x}]\npools: {away: {site: us, hostname: www.example.net}}\n", "", "")
+	s := mustBuild(t, nil, in)
+	for name, want := range map[string]string{"w.example": "04 answer: away by policy: those of www.example.net", "v.example": "04 answer: away by policy: CNAME www.example.net"} {
+		lines := s.Explain(s.Service(name), client(newYork)).Lines()
+		if !slices.Contains(lines, want) {
+			t.Errorf("%s: got %q, want %q", name, lines, want)
+		}
 	}
 }
 

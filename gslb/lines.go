@@ -43,7 +43,10 @@ func (e *Explanation) Lines() []string {
 	for _, a := range e.Answers {
 		answers = append(answers, CandidateTrace{Pool: a.String()})
 	}
-	if e.CNAME != "" {
+	switch {
+	case e.Flat:
+		answers = append(answers, CandidateTrace{Pool: "those of " + e.CNAME})
+	case e.CNAME != "":
 		answers = append(answers, CandidateTrace{Pool: "CNAME " + e.CNAME})
 	}
 	w.list(fmt.Sprintf("answer: %s by %s:", cmp.Or(e.Pool, "no pool"), e.Reason), answers)

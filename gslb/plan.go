@@ -39,7 +39,7 @@ type PoolShift struct {
 	Pool     string  `json:"pool"`
 	Before   float64 `json:"before"` // share of the decisions
 	After    float64 `json:"after"`
-	Load     float64 `json:"load,omitempty"`     // share of its capacity that is in use; 0 is not known
+	Load     float64 `json:"load,omitempty"`     // share of its capacity that is in use, or that the change supposes to be; 0 is not known
 	Expected float64 `json:"expected,omitempty"` // and would be
 	Over     bool    `json:"over,omitempty"`     // more than its capacity
 }
@@ -108,7 +108,7 @@ func (p *Plan) shift(sides *[2]side, n float64) {
 	slices.Sort(names)
 	for _, name := range slices.Compact(names) {
 		b, a := sides[0].pools[name], sides[1].pools[name]
-		shift := PoolShift{Pool: name, Before: float64(b) / n, After: float64(a) / n, Load: sides[0].s.in.Load[name]}
+		shift := PoolShift{Pool: name, Before: float64(b) / n, After: float64(a) / n, Load: p.load(sides, name)}
 		switch {
 		case shift.Load > 0 && b > 0:
 			shift.Expected = shift.Load * float64(a) / float64(b)
@@ -120,13 +120,22 @@ func (p *Plan) shift(sides *[2]side, n float64) {
 	}
 }
 
+// load returns the share of a pool's capacity that is in use, as the change supposes it if it
+// does.
+func (p *Plan) load(sides *[2]side, name string) float64 {
+	if load, ok := sides[1].s.in.Load[name]; ok {
+		return load
+	}
+	return sides[0].s.in.Load[name]
+}
+
 // foreseen estimates the load of a pool that had no decision before, from what a decision is
 // worth elsewhere; 0 is not known.
 func (p *Plan) foreseen(sides *[2]side, name string, decisions float64) float64 {
 	var requests, counted float64
 	for other, n := range sides[0].pools {
 		pool := sides[0].s.Pool(other)
-		if load := sides[0].s.in.Load[other]; pool != nil && load > 0 && pool.Capacity > 0 {
+		if load := p.load(sides, other); pool != nil && load > 0 && pool.Capacity > 0 {
 			requests += load * pool.Capacity
 			counted += float64(n)
 		}

@@ -167,7 +167,7 @@ const (
 	ReasonDrained                // nothing but drained pools was left
 	ReasonAllDown                // nothing was left: open, by policy order
 	ReasonFallback               // nothing was left: the service's fallback
-	ReasonServfail               // nothing was left, and the service wants SERVFAIL
+	ReasonServfail               // nothing was left, and the service wants SERVFAIL or fences leave this client nothing
 )
 
 var reasonNames = [...]string{
@@ -239,6 +239,7 @@ type Explanation struct {
 	Reason   string       `json:"reason"`
 	Answers  []netip.Addr `json:"answers"` // both families
 	CNAME    string       `json:"cname,omitempty"`
+	Flat     bool         `json:"flat,omitempty"`    // the service is the apex of a zone: not CNAME itself is answered, but its addresses
 	Targets  []string     `json:"targets,omitempty"` // pools of SVCB, HTTPS and SRV, best first
 	TTL      uint32       `json:"ttl"`
 	Scope    uint8        `json:"scope"`

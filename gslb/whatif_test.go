@@ -102,6 +102,13 @@ func TestCompare(t *testing.T) {
 	if p.RTT != [2]float64{15, 55} {
 		t.Errorf("RTT %v; want 15 and 55 ms: the longest prefix that was measured counts", p.RTT)
 	}
+	after, err = s.WhatIf("pool.eu=drain", "load.us=0.9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p := Compare(s, after, samples); len(p.Pools) != 2 || p.Pools[1].Load != 0.9 || math.Abs(p.Pools[1].Expected-1.8) > 1e-9 {
+		t.Errorf("pools %+v; want twice the load that is supposed of us", p.Pools)
+	}
 	if p := Compare(s, s, samples); p.Moved != 0 || len(p.Moves) != 0 {
 		t.Errorf("nothing changed: %+v", p)
 	}

@@ -181,7 +181,10 @@ func answerRows(e *api.Explanation) []cell3 {
 			add("A", addr.String())
 		}
 	}
-	if e.CNAME != "" {
+	switch {
+	case e.Flat:
+		add("A, AAAA", "those of "+e.CNAME+": an apex cannot be an alias")
+	case e.CNAME != "":
 		add("CNAME", e.CNAME)
 	}
 	if len(e.Targets) > 0 {
@@ -249,7 +252,7 @@ var reasons = map[string]string{
 	"drained":  "only drained pools were left",
 	"all-down": "nothing was left, so health is ignored (fail open)",
 	"fallback": "nothing was left: the service's fallback",
-	"servfail": "nothing was left, and the service wants SERVFAIL",
+	"servfail": "nothing was left, and the service wants SERVFAIL or its fences leave this client no pool",
 }
 
 func reasonText(reason string) string {

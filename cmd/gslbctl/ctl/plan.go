@@ -27,6 +27,9 @@ capacity, users would be left without an answer, or more than --max-moved would 
 		Example: "  gslbctl plan -f change.yaml\n  gslbctl plan --drain gfe-eu --max-moved 0.3\n  gslbctl plan --if site.eu-west=down",
 		Args:    args(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if !(0 <= most && most <= 1) {
+				return usage("plan: --max-moved %v: expected 0 to 1", most)
+			}
 			for _, pool := range drains {
 				terms = append(terms, "pool."+pool+"=drain")
 			}
