@@ -34,8 +34,13 @@ type world struct {
 	geo   *geo.Map
 	zones *zone.Set
 	down  map[gslb.EndpointID]gslb.Verdict
+	load  map[string]float64
+	rtt   *gslb.RTTTable
 	prev  *gslb.Snapshot
 }
+
+// worldTime is when the world is asked.
+var worldTime = time.Unix(1_700_000_000, 0)
 
 // loadWorld reads the dialogues' world.
 func loadWorld(tb testing.TB) *world {
@@ -61,8 +66,13 @@ func parseWorld(tb testing.TB, text string) *world {
 	}
 	var overrides []geo.Override
 	for _, o := range file.Node.Geo.Overrides {
-		site := file.Sites[o.Site]
-		overrides = append(overrides, geo.Override{Prefix: o.Prefix, Place: geo.Place{Lat: site.Lat, Lon: site.Lon, Located: true, Site: o.Site}})
+		place := geo.Place{Located: true, Site: o.Site, Country: o.Country, Continent: o.Continent}
+		if site := file.Sites[o.Site]; o.Site != "" {
+			place.Lat, place.Lon = site.Lat, site.Lon
+		} else {
+			place.Lat, place.Lon = *o.Lat, *o.Lon
+		}
+		overrides = append(overrides, geo.Override{Prefix: o.Prefix, Place: place})
 	}
 	m, err := geo.Open(geo.Config{Overrides: overrides})
 	if err != nil {
@@ -86,7 +96,7 @@ func parseWorld(tb testing.TB, text string) *world {
 // data builds the Data of the world as it is now.
 func (w *world) data(tb testing.TB) *Data {
 	tb.Helper()
-	in := gslb.Inputs{Revision: 1, Objects: &w.file.Objects, Geo: w.geo, Verdicts: maps.Clone(w.down), Now: time.Unix(1_700_000_000, 0)}
+	in := gslb.Inputs{Revision: 1, Objects: &w.file.Objects, Geo: w.geo, Verdicts: maps.Clone(w.down), Load: w.load, RTT: w.rtt, Now: worldTime}
 	if w.prev != nil {
 		in.Revision = w.prev.Revision + 1
 	}

@@ -229,19 +229,22 @@ func (c *contest) end(reason Reason) choice {
 	if reason != ReasonAllDown {
 		ch.main = c.trickle()
 	}
-	whole := false // a group takes all that comes
-	for _, i := range c.ties {
-		limits := c.standings[i].limits
-		c.picks = append(c.picks, pick{limits, i, ch.main})
-		whole = whole || limits == 0
-	}
 	pools := c.shape.pools
 	if c.shape.answers == 0 {
 		pools = c.base.pools
 	}
-	need := max(int(pools), c.targets)
-	if len(c.ties) > 0 && (!whole || len(c.ties) < need) && len(c.ties) < len(c.standings) {
-		c.follow(ch.main, whole, need-len(c.ties), reason == ReasonAllDown)
+	need := max(int(pools), c.targets) // more candidates that take all that comes
+	whole := false                     // there is one
+	for _, i := range c.ties {
+		limits := c.standings[i].limits
+		c.picks = append(c.picks, pick{limits, i, ch.main})
+		if limits == 0 {
+			whole = true
+			need--
+		}
+	}
+	if len(c.ties) > 0 && (!whole || need > 0) && len(c.ties) < len(c.standings) {
+		c.follow(ch.main, whole, need, reason == ReasonAllDown)
 	}
 	ch.picks = c.picks
 	return ch
@@ -270,7 +273,7 @@ func (c *contest) trickle() (group uint8) {
 }
 
 // follow picks the groups after the main one, until one takes all that comes and need more
-// candidates are found.
+// candidates do.
 func (c *contest) follow(group uint8, whole bool, need int, open bool) {
 	c.rest = c.rest[:0]
 	best := int(c.ties[0])
@@ -290,8 +293,10 @@ func (c *contest) follow(group uint8, whole bool, need int, open bool) {
 		}
 		limits := c.standings[i].limits
 		c.picks = append(c.picks, pick{limits, i, group})
-		whole = whole || limits == 0
-		need--
+		if limits == 0 {
+			whole = true
+			need--
+		}
 	}
 }
 

@@ -304,7 +304,7 @@ func TestMaxAnswers(t *testing.T) {
 }
 
 // checkExplains checks that Explain says what Decide says, and that the last stage keeps
-// the chosen pool alone.
+// the chosen pool, and behind it those that are in the answer, too.
 func checkExplains(t *testing.T, s *Snapshot, svc *Service, c Client) {
 	t.Helper()
 	var d Decision
@@ -321,8 +321,14 @@ func checkExplains(t *testing.T, s *Snapshot, svc *Service, c Client) {
 		}
 		return
 	}
-	if len(last.Kept) != 1 || last.Kept[0].Pool != d.Pool.Name {
+	if len(last.Kept) == 0 || last.Kept[0].Pool != d.Pool.Name {
 		t.Fatalf("Explain(%v): %+v; want %s at the end", c, e.Stages, d.Pool.Name)
+	}
+	kept := map[string]bool{}
+	for i, k := range last.Kept {
+		if kept[k.Pool] = true; i > 0 && !s.Pool(k.Pool).answersIn(&d) {
+			t.Fatalf("Explain(%v): %+v; %s has no address in %s", c, e.Stages, k.Pool, d.line())
+		}
 	}
 	if len(svc.steering.limits) > 1 || d.Reason == ReasonOverflow {
 		return // the order is not all that decides
@@ -331,7 +337,7 @@ func checkExplains(t *testing.T, s *Snapshot, svc *Service, c Client) {
 		t.Fatalf("Explain(%v): %+v; want %s first after the last stage", c, e.Stages, d.Pool.Name)
 	}
 	for _, p := range svc.Pools {
-		if reason := lost(e, p.Name); p != d.Pool && reason == "" {
+		if reason := lost(e, p.Name); !kept[p.Name] && reason == "" {
 			t.Fatalf("Explain(%v): %+v: no word of why not %s", c, e.Stages, p.Name)
 		}
 	}

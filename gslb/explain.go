@@ -148,7 +148,7 @@ func (t *tracer) end(d *Decision) {
 		p := t.candidates[i].pool
 		switch s := t.standings[i]; {
 		case p == d.Pool:
-			tr.Kept = append(tr.Kept, CandidateTrace{p.Name, t.selection(d)})
+			tr.Kept = slices.Insert(tr.Kept, 0, CandidateTrace{p.Name, t.selection(d)})
 		case d.Pool != nil && p.answersIn(d):
 			tr.Kept = append(tr.Kept, CandidateTrace{p.Name, "in the answer behind " + d.Pool.Name})
 		case s.out || s.down:
