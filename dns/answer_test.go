@@ -87,6 +87,11 @@ func TestMalformed(t *testing.T) {
 		{"6891 6.1.3: opcode 15 with version 1", packet(header(15<<11, 1, 0, 0, 1), question, 0, 0, 41, 4, 0xd0, 0, 1, 0, 0, 0, 0), rcodeBadVers, true, true},
 		{"1035 4.1.1: opcode 15 and a name without end", packet(header(15<<11, 1, 0, 0, 0), "\x03www"), rcodeNotImplemented, false, false},
 		{"9619 4: no question", header(0, 0, 0, 0, 0), rcodeFormErr, false, false},
+		{"9619 4: no question, and an OPT", packet(header(0, 0, 0, 0, 1), optRR()), rcodeFormErr, false, false},
+		{"7873 5.4: no question, but a cookie, of which this server has none", packet(header(0, 0, 0, 0, 1), optRR(0, optionCookie, 0, 8, "cookies!")), rcodeFormErr, false, false},
+		{"7873 5.4: no question, a cookie and version 1", packet(header(0, 0, 0, 0, 1), 0, 0, 41, 4, 0xd0, 0, 1, 0, 0, 0, 12, 0, optionCookie, 0, 8, "cookies!"), rcodeFormErr, false, false},
+		{"7873 5.2.2: no question, and a cookie too short", packet(header(0, 0, 0, 0, 1), optRR(0, optionCookie, 0, 7, "cookies")), rcodeFormErr, false, false},
+		{"7873 5.4: no question, a cookie and octets after it", packet(header(0, 0, 0, 0, 1), optRR(0, optionCookie, 0, 8, "cookies!"), 0), rcodeFormErr, false, false},
 		{"9619 4: two questions", packet(header(0, 2, 0, 0, 0), question, question), rcodeFormErr, false, false},
 		{"9619 4: 65535 questions", packet(header(0, 65535, 0, 0, 0), question), rcodeFormErr, false, false},
 		{"1035 4.1.2: no name", header(0, 1, 0, 0, 0), rcodeFormErr, false, false},
@@ -207,6 +212,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add(ask(f, "example.com", "IXFR", func(m *miekg.Msg) { m.SetIxfr("example.com.", 1, "ns1.", "hostmaster.") }))
 	f.Add(ask(f, "example.com", "SOA", func(m *miekg.Msg) { m.SetNotify("example.com.") }))
 	f.Add(ask(f, "example.com", "SOA", func(m *miekg.Msg) { m.SetTsig("key.", miekg.HmacSHA256, 300, 1) }))
+	f.Add(packet(header(0, 0, 0, 0, 1), optRR(0, optionCookie, 0, 8, "cookies!")))
 	f.Add(packet(header(0, 1, 0, 0, 2), "\x03www\x07example\x03com\x00\x00\x01\x00\x01", optRR(), optRR(ecsWire(1, 33, 0))))
 
 	for _, name := range []string{"version.bind", "id.server"} {

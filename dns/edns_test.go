@@ -196,6 +196,27 @@ func newPointer[T any](v *T) *atomic.Pointer[T] {
 	return p
 }
 
+// TestCookieAlone asks for a server cookie without a question: RFC 7873, section 5.4.
+func TestCookieAlone(t *testing.T) {
+	keys, err := newCookieKeys(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := packet(header(0, 0, 0, 0, 1), optRR(0, optionCookie, 0, clientCookieLen, "cookies!"))
+	for _, path := range []string{"fast", "full"} {
+		a := testAnswerer(t)
+		a.cookies = newPointer(keys)
+		m := unpack(t, onPath(a, loadWorld(t).data(t), path, query))
+		if m.Rcode != rcodeNoError || len(m.Question)+len(m.Answer)+len(m.Ns) > 0 || m.IsEdns0() == nil || len(m.IsEdns0().Option) != 1 {
+			t.Fatalf("%s path: got %v, want NOERROR and an OPT with a cookie alone", path, m)
+		}
+		cookie, _ := hex.DecodeString(m.IsEdns0().Option[0].(*miekg.EDNS0_COOKIE).Cookie)
+		if !keys.valid(cookie, resolver, uint32(a.start.Unix())) {
+			t.Errorf("%s path: got cookie %x, which is not valid", path, cookie)
+		}
+	}
+}
+
 // TestCookieVectors are the examples of RFC 9018, appendix A.
 func TestCookieVectors(t *testing.T) {
 	const secret = "e5e973e5a6b2a43f48e7dc849e37bfcf"

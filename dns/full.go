@@ -43,7 +43,7 @@ func (q *query) readFull(pkt []byte, r *reply) admission {
 	}
 	r.rcode = q.fault() // until all of it was understood
 	if be16(pkt[4:]) != 1 {
-		return refused
+		return q.readBare(pkt)
 	}
 	name, off, err := miekg.UnpackDomainName(pkt, headerLen)
 	if err != nil || len(pkt)-off < 4 {

@@ -72,6 +72,7 @@ const (
 	silent     admission = iota // not a query, or not even a header: never answered
 	refused                     // answered with the reply's rcode and no data
 	wellFormed                  // to be resolved
+	forCookie                   // no question, but for a server cookie
 	unusual                     // for the full path
 )
 
@@ -125,7 +126,7 @@ func (q *query) read(pkt []byte, r *reply) admission {
 	fault := q.fault()
 	if be16(pkt[4:]) != 1 { // RFC 9619
 		r.rcode = fault
-		return refused
+		return q.readBare(pkt)
 	}
 	off := q.readName(pkt)
 	if off == 0 || len(pkt)-off < 4 {
@@ -158,6 +159,20 @@ func (q *query) read(pkt []byte, r *reply) admission {
 		return refused
 	}
 	return q.admit(r)
+}
+
+// readBare judges a query that has not one question: it may have none, and an OPT with a COOKIE
+// alone (RFC 7873, section 5.4).
+func (q *query) readBare(pkt []byte) admission {
+	if q.flags&opcodeMask != 0 || be32(pkt[4:]) != 0 || be32(pkt[8:]) != 1 || // counts: 0, 0, 0 and 1
+		len(pkt) < headerLen+3 || be16(pkt[headerLen+1:]) != typeOPT {
+		return refused
+	}
+	if q.edns.read(pkt, headerLen) != len(pkt) || q.edns.version != 0 || q.edns.bad || q.edns.cookie == nil {
+		q.edns = edns{}
+		return refused
+	}
+	return forCookie
 }
 
 // fault returns the rcode of a query whose framing is not sound. Of another opcode than QUERY it
