@@ -8,18 +8,22 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
+// maxGuesses bounds the looks at the ledger for one request: each reads all answers of an address.
+const maxGuesses = 1000
+
 // relay returns request, an ExportTraceServiceRequest that was checked, with a link to the
 // decision and the age of its answer in every span of a request whose cause is known; false if
 // there is none, and then request is to be passed on as it came. Only the spans concerned
 // change: what this code does not know of is copied octet by octet.
 //
-// Such a span is of kind SERVER, has gslb.vip and no link yet.
+// Such a span is of kind SERVER, has gslb.vip and no link yet. Past maxGuesses none is guessed at.
 func (l *Linker) relay(request []byte) (out []byte, changed bool) {
 	if !bytes.Contains(request, []byte(AttrVIP)) {
 		return request, false
 	}
+	guesses := maxGuesses
 	span := func(b []byte) []byte {
-		more := l.cause(b)
+		more := l.cause(b, &guesses)
 		changed = changed || more != nil
 		return append(bytes.Clone(b), more...)
 	}
@@ -32,8 +36,9 @@ func (l *Linker) relay(request []byte) (out []byte, changed bool) {
 	return out, true
 }
 
-// cause returns the fields to append to a Span, or nil.
-func (l *Linker) cause(span []byte) []byte {
+// cause returns the fields to append to a Span, or nil. It guesses at most guesses times, which
+// it counts down.
+func (l *Linker) cause(span []byte, guesses *int) []byte {
 	s, err := decodeSpan(span)
 	if err != nil || s.Kind != KindServer || len(s.Links) > 0 {
 		return nil
@@ -45,6 +50,13 @@ func (l *Linker) cause(span []byte) []byte {
 	client, ok := addrOf(s.Attributes[AttrClientAddress])
 	if !ok {
 		client, _ = addrOf(s.Attributes["peer.address"]) // as Envoy calls it
+	}
+	if l.ledger != nil && local.Unmap().Is4() {
+		if *guesses == 0 {
+			l.unsure.Add(1)
+			return nil
+		}
+		*guesses--
 	}
 	c, ok := l.Cause(local, client, s.Start)
 	if !ok {

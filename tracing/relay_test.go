@@ -118,6 +118,25 @@ func TestRelayAddsLinks(t *testing.T) {
 
 // A relayed request goes to the memory and to the collector with its link, and what the drain
 // makes of the answer is the span that it links to.
+// TestRelayGuessesAreBounded sends more spans than are guessed at: those past the bound go on as they are.
+func TestRelayGuessesAreBounded(t *testing.T) {
+	at := time.Unix(1_700_000_050, 0)
+	ids := testIDs(t, keyA)
+	ledger := NewLedger(16)
+	ledger.add(answered(ids.Signer().ID(at, "www.example.com", "gfe-eu", "1f2e", 0), at.Add(-time.Second), 30, "198.51.100.0/24", "192.0.2.11"))
+	l := NewLinker(ids, ledger)
+	spans := make([]*tracepb.Span, maxGuesses+10)
+	for i := range spans {
+		spans[i] = serverSpan("192.0.2.11", "198.51.100.7", at)
+	}
+	if _, changed := l.relay(exportOf(t, spans...)); !changed {
+		t.Error("no span was linked")
+	}
+	if got, want := l.Stats(), (LinkStats{Guessed: maxGuesses, Unsure: 10}); got != want {
+		t.Errorf("counted %+v, want %+v", got, want)
+	}
+}
+
 func TestRelayEndToEnd(t *testing.T) {
 	ids := testIDs(t, keyA)
 	ledger := NewLedger(16)

@@ -24,7 +24,7 @@ type AnswerIDs struct {
 }
 
 // maxLedger bounds the answers remembered of an address: 40 octets each.
-const maxLedger = 1 << 20
+const maxLedger = 1 << 16
 
 // EffectiveEpoch returns the length of an epoch.
 func (a AnswerIDs) EffectiveEpoch() time.Duration {
