@@ -16,7 +16,8 @@ bold= off=
 [ -t 1 ] && bold=$'\e[1m' off=$'\e[0m'
 user() { docker exec ${bold:+-e COLOUR=1} "$client" /tour/user.sh "$@"; }
 at_desk() { docker exec "$client" "$@"; }
-ctl() { echo "  \$ gslbctl $*"; docker exec "$client" gslbctl --server http://172.28.1.11:8053 "$@" 2>&1 | sed 's/^/  /'; }
+typed() { for word; do [[ $word == *' '* ]] && word="'$word'"; printf ' %s' "$word"; done; }
+ctl() { echo "  \$ gslbctl$(typed "$@")"; docker exec "$client" gslbctl --server http://172.28.1.11:8053 "$@" 2>&1 | sed 's/^/  /'; }
 run() { echo "  \$ docker compose $*"; compose "$@" >"$out" 2>&1 || { cat "$out" >&2; exit 1; }; }
 wan() { echo "  \$ docker compose exec wan /tour/wan.sh $*"; docker exec "$(compose ps -q wan)" /tour/wan.sh "$@"; }
 want() { user want "$@"; }
