@@ -169,38 +169,43 @@ func readReport(r *orcadata.OrcaLoadReport, names []string) map[string]float64 {
 	}
 	for _, name := range names {
 		field, key, entry := strings.Cut(name, ".")
-		var entries map[string]float64
-		var v float64
-		switch field {
-		case "cpu_utilization":
-			v = r.GetCpuUtilization()
-		case "mem_utilization":
-			v = r.GetMemUtilization()
-		case "application_utilization":
-			v = r.GetApplicationUtilization()
-		case "rps_fractional":
-			v = r.GetRpsFractional()
-		case "eps":
-			v = r.GetEps()
-		case "utilization":
-			entries = r.GetUtilization()
-		case "named_metrics":
-			entries = r.GetNamedMetrics()
-		}
+		one, entries := metric(r, field)
 		switch {
-		case !entry && v != 0:
-			add(name, v)
-		case entry && key == "*":
-			for k, v := range entries {
+		case one != nil && !entry && *one != 0:
+			add(name, *one)
+		case entries != nil && entry && key == "*":
+			for k, v := range *entries {
 				add(field+"."+k, v)
 			}
-		case entry:
-			if v, ok := entries[key]; ok {
+		case entries != nil && entry:
+			if v, ok := (*entries)[key]; ok {
 				add(name, v)
 			}
 		}
 	}
 	return out
+}
+
+// metric returns where r has the metric of that name: a number, or entries of a map; nil and nil
+// if ORCA knows none of it.
+func metric(r *orcadata.OrcaLoadReport, field string) (one *float64, entries *map[string]float64) {
+	switch field {
+	case "cpu_utilization":
+		return &r.CpuUtilization, nil
+	case "mem_utilization":
+		return &r.MemUtilization, nil
+	case "application_utilization":
+		return &r.ApplicationUtilization, nil
+	case "rps_fractional":
+		return &r.RpsFractional, nil
+	case "eps":
+		return &r.Eps, nil
+	case "utilization":
+		return nil, &r.Utilization
+	case "named_metrics":
+		return nil, &r.NamedMetrics
+	}
+	return nil, nil
 }
 
 // means returns the means of what peers say of themselves, by pool and metric: over the

@@ -67,27 +67,14 @@ func parsePairs(r *orcadata.OrcaLoadReport, text string) error {
 			return err
 		}
 		field, key, _ := strings.Cut(name, ".")
-		entry := func(m *map[string]float64) {
-			if *m == nil {
-				*m = map[string]float64{}
+		switch one, entries := metric(r, field); {
+		case one != nil:
+			*one = v
+		case entries != nil:
+			if *entries == nil {
+				*entries = map[string]float64{}
 			}
-			(*m)[key] = v
-		}
-		switch field {
-		case "cpu_utilization":
-			r.CpuUtilization = v
-		case "mem_utilization":
-			r.MemUtilization = v
-		case "application_utilization":
-			r.ApplicationUtilization = v
-		case "rps_fractional":
-			r.RpsFractional = v
-		case "eps":
-			r.Eps = v
-		case "utilization":
-			entry(&r.Utilization)
-		case "named_metrics":
-			entry(&r.NamedMetrics)
+			(*entries)[key] = v
 		}
 	}
 	return nil
