@@ -127,11 +127,9 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// TestNamedCheckzone compares the verdict on each zone of testdata/zones with that of BIND's
-// named-checkzone, and the RRs of those that load. Where they differ on purpose, the zone
-// says why.
-func TestNamedCheckzone(t *testing.T) {
-	named := need(t, "named-checkzone")
+// eachZone runs a test of each zone of testdata/zones, sound or not, with its text.
+func eachZone(t *testing.T, test func(t *testing.T, file string, text []byte)) {
+	t.Helper()
 	files, err := filepath.Glob(zones + "/checks/*.zone")
 	if err != nil {
 		t.Fatal(err)
@@ -142,30 +140,40 @@ func TestNamedCheckzone(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			z, _, err := Parse(bytes.NewReader(text), file, "example.com")
-			cmd := exec.Command(named, "-q", "-D", "-o", "-", "example.com", filepath.Base(file))
-			cmd.Dir = filepath.Dir(file)
-			out, namedErr := cmd.Output()
-			if exit := new(exec.ExitError); namedErr != nil && !errors.As(namedErr, &exit) {
-				t.Fatal(namedErr)
-			}
-			differs := bytes.Contains(text, []byte("\n;! named-checkzone differs: "))
-			if differs != ((err == nil) != (namedErr == nil)) {
-				t.Errorf("differs on purpose: %v; here: %v; named-checkzone: %v\n%s", differs, err, namedErr, out)
-			}
-			if err != nil || namedErr != nil {
-				return
-			}
-			got := canonicalRRs(t, strings.Join(rrsOf(t, z), "\n"))
-			want := canonicalRRs(t, string(out))
-			if bytes.Contains(text, []byte("(RFC 2181, section 5.2)")) {
-				got, want = withoutTTL(got), withoutTTL(want) // BIND takes the first, we the lowest
-			}
-			if !slices.Equal(got, want) {
-				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-			}
+			test(t, file, text)
 		})
 	}
+}
+
+// TestNamedCheckzone compares the verdict on each zone of testdata/zones with that of BIND's
+// named-checkzone, and the RRs of those that load. Where they differ on purpose, the zone
+// says why.
+func TestNamedCheckzone(t *testing.T) {
+	named := need(t, "named-checkzone")
+	eachZone(t, func(t *testing.T, file string, text []byte) {
+		z, _, err := Parse(bytes.NewReader(text), file, "example.com")
+		cmd := exec.Command(named, "-q", "-D", "-o", "-", "example.com", filepath.Base(file))
+		cmd.Dir = filepath.Dir(file)
+		out, namedErr := cmd.Output()
+		if exit := new(exec.ExitError); namedErr != nil && !errors.As(namedErr, &exit) {
+			t.Fatal(namedErr)
+		}
+		differs := bytes.Contains(text, []byte("\n;! named-checkzone differs: "))
+		if differs != ((err == nil) != (namedErr == nil)) {
+			t.Errorf("differs on purpose: %v; here: %v; named-checkzone: %v\n%s", differs, err, namedErr, out)
+		}
+		if err != nil || namedErr != nil {
+			return
+		}
+		got := canonicalRRs(t, strings.Join(rrsOf(t, z), "\n"))
+		want := canonicalRRs(t, string(out))
+		if bytes.Contains(text, []byte("(RFC 2181, section 5.2)")) {
+			got, want = withoutTTL(got), withoutTTL(want) // BIND takes the first, we the lowest
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	})
 }
 
 // TestKzonecheck compares the verdict on each zone of testdata/zones with that of Knot's kzonecheck,
@@ -174,36 +182,26 @@ func TestNamedCheckzone(t *testing.T) {
 // $GENERATE, which kzonecheck does not know.
 func TestKzonecheck(t *testing.T) {
 	kzonecheck := need(t, "kzonecheck")
-	files, err := filepath.Glob(zones + "/checks/*.zone")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, file := range append(files, zones+"/example.com.zone") {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".zone"), func(t *testing.T) {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			z, warnings, err := Parse(bytes.NewReader(text), file, "example.com")
-			checked := filepath.Join(t.TempDir(), "zone")
-			body := string(text)
-			if z != nil {
-				body = "\n" + strings.Join(rrsOf(t, z), "\n") + "\n"
-				body = strings.NewReplacer("\n$", "\n\\$", " CLASS1 ", " IN ").Replace(body) // as Knot reads them
-			}
-			if err := os.WriteFile(checked, []byte(body), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			out, knotErr := exec.Command(kzonecheck, "-v", "-o", "example.com", checked).CombinedOutput()
-			if exit := new(exec.ExitError); knotErr != nil && !errors.As(knotErr, &exit) {
-				t.Fatal(knotErr)
-			}
-			agree := knotErr == nil && err == nil || knotErr != nil && (err != nil || len(warnings) > 0)
-			if differs := bytes.Contains(text, []byte("\n;! kzonecheck differs: ")); differs == agree {
-				t.Errorf("differs on purpose: %v; here: %v, %v; kzonecheck: %v\n%s", differs, err, warnings, knotErr, out)
-			}
-		})
-	}
+	eachZone(t, func(t *testing.T, file string, text []byte) {
+		z, warnings, err := Parse(bytes.NewReader(text), file, "example.com")
+		checked := filepath.Join(t.TempDir(), "zone")
+		body := string(text)
+		if z != nil {
+			body = "\n" + strings.Join(rrsOf(t, z), "\n") + "\n"
+			body = strings.NewReplacer("\n$", "\n\\$", " CLASS1 ", " IN ").Replace(body) // as Knot reads them
+		}
+		if err := os.WriteFile(checked, []byte(body), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, knotErr := exec.Command(kzonecheck, "-v", "-o", "example.com", checked).CombinedOutput()
+		if exit := new(exec.ExitError); knotErr != nil && !errors.As(knotErr, &exit) {
+			t.Fatal(knotErr)
+		}
+		agree := knotErr == nil && err == nil || knotErr != nil && (err != nil || len(warnings) > 0)
+		if differs := bytes.Contains(text, []byte("\n;! kzonecheck differs: ")); differs == agree {
+			t.Errorf("differs on purpose: %v; here: %v, %v; kzonecheck: %v\n%s", differs, err, warnings, knotErr, out)
+		}
+	})
 }
 
 // canonicalRRs reads RRs as dns.ZoneParser alone does and returns them in presentation form,
