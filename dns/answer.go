@@ -231,11 +231,13 @@ func (a *answerer) respond(d *Data, pkt []byte, how admission) bool {
 		case send:
 		}
 	}
-	if how == forCookie && a.cookies != nil {
-		r.rcode, r.opt = rcodeNoError, true
+	switch how {
+	case forCookie:
+		if a.cookies != nil {
+			r.rcode, r.opt = rcodeNoError, true
+		}
 		return true
-	}
-	if how == refused || how == forCookie { // with the rcode that reading it set
+	case refused: // with the rcode that reading it set
 		return true
 	}
 	if a.quarantine.holds(q, r.echo, pkt, a.start) {
