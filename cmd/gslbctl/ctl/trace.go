@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/miekg/dns"
@@ -125,12 +126,16 @@ func (a *app) drawTrace(ctx context.Context, id string, f *traceFlags) error {
 	if err != nil {
 		return err
 	}
-	t, err := ask(ctx, a, func(ctx context.Context, c *api.Client) (*api.Trace, error) { return traceOf(ctx, c, also, id) })
+	t, err := ask(ctx, a, func(ctx context.Context, c *api.Client) (gathered, error) { return traceOf(ctx, c, also, id) })
 	if err != nil {
+		if len(t.Missing) > 0 {
+			a.sayMissing(t.Missing[1:]) // the first is err
+		}
 		return err
 	}
 	return a.show(t, func() {
 		a.draw(slices.Concat(t.Spans, t.Linked), f)
+		a.sayMissing(t.Missing)
 		a.sayPage(t.ID.String())
 	})
 }
@@ -148,23 +153,53 @@ func (f *traceFlags) others() ([]*api.Client, error) {
 	return out, nil
 }
 
+// gathered is a trace as several nodes remember it, and who had nothing to add.
+type gathered struct {
+	*api.Trace
+	Missing []missing `json:"missing,omitempty"` // what they know is not in the trace
+}
+
+// missing is a node that was asked for a trace in vain, and why.
+type missing struct {
+	Server string `json:"server"`
+	Error  string `json:"error"`
+}
+
+// sayMissing says whose spans are not drawn, beside the tree and not in it.
+func (a *app) sayMissing(nodes []missing) {
+	for _, m := range nodes {
+		fmt.Fprintln(a.err, clean(fmt.Sprintf("nothing from %s: %s", m.Server, m.Error)))
+	}
+}
+
 // traceOf asks a node for a trace, and others for their spans of it: each service hands its
-// spans to the node of its own region. It fails where no node knows the trace.
-func traceOf(ctx context.Context, c *api.Client, also []*api.Client, id string) (*api.Trace, error) {
-	t, err := c.Trace(ctx, id)
-	for _, c := range also {
-		more, moreErr := c.Trace(ctx, id)
+// spans to the node of its own region. All are asked at once, so that one that hangs takes no
+// time from the next. It fails, for the reason of the first, where no node knows the trace.
+func traceOf(ctx context.Context, c *api.Client, also []*api.Client, id string) (gathered, error) {
+	nodes := append([]*api.Client{c}, also...)
+	traces, errs := make([]*api.Trace, len(nodes)), make([]error, len(nodes))
+	var wg sync.WaitGroup
+	for i, c := range nodes {
+		wg.Go(func() { traces[i], errs[i] = c.Trace(ctx, id) })
+	}
+	wg.Wait()
+	var g gathered
+	for i, t := range traces {
 		switch {
-		case moreErr != nil: // what it knows is missing in the tree
-		case err != nil:
-			t, err = more, nil
+		case errs[i] != nil:
+			g.Missing = append(g.Missing, missing{nodes[i].Server, errs[i].Error()})
+		case g.Trace == nil:
+			g.Trace = t
 		default:
-			t.Spans = join(t.Spans, more.Spans)
-			t.Linked = join(t.Linked, more.Linked)
-			t.Tree = nil // it was drawn without them
+			g.Spans = join(g.Spans, t.Spans)
+			g.Linked = join(g.Linked, t.Linked)
+			g.Tree, g.Rows = nil, nil // they were drawn without these
 		}
 	}
-	return t, err
+	if g.Trace == nil {
+		return g, errs[0]
+	}
+	return g, nil
 }
 
 // join adds those of more to spans that are not among them.
@@ -200,6 +235,7 @@ type madeTrace struct {
 	Status   string         `json:"status,omitempty"` // of its answer, or why there was none
 	Traces   []string       `json:"traces"`           // the query's, then the request's
 	Spans    []tracing.Span `json:"spans"`
+	Missing  []missing      `json:"missing,omitempty"` // nodes that had no span of the request
 
 	client netip.Prefix
 	also   []*api.Client
@@ -264,6 +300,9 @@ func (a *app) makeTrace(ctx context.Context, name string, f *traceFlags) error {
 		}
 		fmt.Fprintln(a.out)
 		a.draw(m.Spans, f)
+		if len(m.also) > 0 { // of one node alone it was said above
+			a.sayMissing(m.Missing)
+		}
 		a.sayPage(m.Traces[len(m.Traces)-1])
 	})
 }
@@ -465,6 +504,7 @@ func (a *app) request(ctx context.Context, m *madeTrace, f *traceFlags, query []
 	if err == nil {
 		behind = a.await(ctx, spanQuiet, func(ctx context.Context, c *api.Client) []tracing.Span {
 			t, err := traceOf(ctx, c, m.also, span.TraceID.String())
+			m.Missing = t.Missing
 			if err != nil {
 				return nil
 			}

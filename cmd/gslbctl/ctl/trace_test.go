@@ -178,24 +178,75 @@ func TestTraceAlso(t *testing.T) {
 	gone := httptest.NewServer(nil)
 	gone.Close()
 
+	asked := make(chan struct{})
+	last := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { close(asked) }))
+	defer last.Close()
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-asked:
+			http.Error(w, "too slow", http.StatusTeapot)
+		case <-r.Context().Done():
+		}
+	}))
+	defer slow.Close()
+	refused := "nothing from " + gone.URL + ": cannot reach " + gone.URL + ": connection refused"
+
 	for _, r := range []struct {
 		name, args string
 		node       http.Handler
 		code       int
-		want       string
+		want       []string
 	}{
-		{"both", "--also " + there.URL, here, ExitOK, "3 services, 3 spans"},
-		{"one that does not know it", "--also " + there.URL, nodeOf(), ExitOK, "2 services, 2 spans"},
-		{"one that is gone", "--also " + gone.URL + "," + there.URL, here, ExitOK, "3 services, 3 spans"},
-		{"nobody knows it", "--also " + gone.URL, nodeOf(), ExitError, "no trace"},
-		{"no address", "--also ftp://x", here, ExitUsage, "--also"},
+		{"both", "--also " + there.URL, here, ExitOK, []string{"3 services, 3 spans"}},
+		{"one that does not know it", "--also " + there.URL, nodeOf(), ExitOK, []string{"2 services, 2 spans", ": no trace " + queryTrace.String()}},
+		{"one that is gone", "--also " + gone.URL + "," + there.URL, here, ExitOK, []string{"3 services, 3 spans", refused}},
+		{"one that answers after the next", "--also " + slow.URL + "," + last.URL, here, ExitOK, []string{"2 services, 2 spans", "nothing from " + slow.URL, "418 I'm a teapot"}},
+		{"nobody knows it", "--also " + gone.URL, nodeOf(), ExitError, []string{"gslbctl: no trace", refused}},
+		{"no address", "--also ftp://x", here, ExitUsage, []string{"--also"}},
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			stdout, stderr, code := run(t, r.node, "", append([]string{"trace", queryTrace.String()}, strings.Fields(r.args)...)...)
-			if code != r.code || !strings.Contains(stdout+stderr, r.want) {
-				t.Errorf("exit %d: %s\n%s\nwant %d and %q", code, stderr, stdout, r.code, r.want)
+			for _, want := range r.want {
+				if code != r.code || !strings.Contains(stdout+stderr, want) {
+					t.Errorf("exit %d: %s\n%s\nwant %d and %q", code, stderr, stdout, r.code, want)
+				}
+			}
+			if strings.Contains(stdout, "nothing from") || r.name == "both" && stderr != "" {
+				t.Errorf("stdout %q, stderr %q; want the tree alone, and nothing said of a node that has its spans", stdout, stderr)
 			}
 		})
+	}
+	t.Run("as json", func(t *testing.T) {
+		stdout, _, code := run(t, here, "", "trace", queryTrace.String(), "--also", gone.URL+","+there.URL, "-o", "json")
+		var got gathered
+		if err := json.Unmarshal([]byte(stdout), &got); err != nil || code != ExitOK {
+			t.Fatalf("exit %d, %v: %s", code, err, stdout)
+		}
+		if len(got.Missing) != 1 || got.Missing[0].Server != gone.URL || !strings.Contains(got.Missing[0].Error, "connection refused") {
+			t.Errorf("missing %+v, want %s, which refuses connections", got.Missing, gone.URL)
+		}
+		if len(got.Spans) != 3 || got.Tree != nil || got.Rows != nil {
+			t.Errorf("%d spans, %d lines, %d rows; want 3 spans and no drawing, as the nodes' own lack some", len(got.Spans), len(got.Tree), len(got.Rows))
+		}
+	})
+}
+
+// TestTraceMadeSaysWhoIsMissing: of a request whose spans are with several nodes, the one that
+// cannot be asked is named.
+func TestTraceMadeSaysWhoIsMissing(t *testing.T) {
+	m := tracing.NewMemory(100, 1<<20)
+	node := traceNode(t, m, serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
+	gone := httptest.NewServer(nil)
+	gone.Close()
+	args := []string{"trace", "www.example.com", "--client", "198.51.100.7", "--also", gone.URL}
+	stdout, stderr, code := run(t, node, "", args...)
+	if code != ExitOK || !strings.Contains(stdout, "3 services, 4 spans") || !strings.Contains(stderr, "nothing from "+gone.URL) {
+		t.Errorf("exit %d: %s\n%s\nwant the tree, and %s named", code, stderr, stdout, gone.URL)
+	}
+	stdout, _, _ = run(t, node, "", append(args, "-o", "json")...)
+	var got madeTrace
+	if err := json.Unmarshal([]byte(stdout), &got); err != nil || len(got.Missing) != 1 || got.Missing[0].Server != gone.URL {
+		t.Errorf("%v: missing %+v, want %s", err, got.Missing, gone.URL)
 	}
 }
 
