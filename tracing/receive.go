@@ -3,7 +3,6 @@ package tracing
 import (
 	"bytes"
 	"compress/gzip"
-	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -13,6 +12,7 @@ import (
 	"mime"
 	"net/http"
 	"regexp"
+	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
@@ -29,7 +29,9 @@ const (
 
 	maxRequest   = 4 << 20 // octets of a request, as sent and again unpacked
 	maxJSON      = 1 << 20 // octets of one in JSON, unpacked: read, it takes a hundred times that
-	maxReceiving = 32      // requests that are read at once
+	maxReceiving = 32      // requests that are read at once, over HTTP and again over gRPC
+
+	maxReading = 10 * time.Second // until a request over gRPC has come; over HTTP the server says
 )
 
 // Receiver returns the handler of POST /v1/traces (OTLP/HTTP, protobuf and JSON, plain or
@@ -70,32 +72,48 @@ func (r *Recorder) Receiver() http.Handler {
 }
 
 // ReceiverGRPC registers OTLP/gRPC's TraceService on g: Receiver for those who speak that, with
-// the same rules.
+// the same rules, and 32 requests of its own. Export is declared as a stream, of one request, as
+// gRPC reads a unary one whole before anybody can say that there are too many.
 func (r *Recorder) ReceiverGRPC(g grpc.ServiceRegistrar) {
 	g.RegisterService(&grpc.ServiceDesc{
 		ServiceName: traceService,
 		HandlerType: (*any)(nil),
-		Methods:     []grpc.MethodDesc{{MethodName: "Export", Handler: r.export}},
+		Streams:     []grpc.StreamDesc{{StreamName: "Export", Handler: r.export}},
 	}, r)
 }
 
 // export takes one call. The request is read as a message without fields, which keeps all of
 // its octets as unknown ones, in their order: they are passed on as they came.
-func (r *Recorder) export(_ any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+func (r *Recorder) export(_ any, stream grpc.ServerStream) error {
+	select {
+	case r.receivingGRPC <- struct{}{}:
+		defer func() { <-r.receivingGRPC }()
+	default:
+		return status.Error(codes.Unavailable, errBusy.err.Error())
+	}
 	var request emptypb.Empty
-	if err := decode(&request); err != nil {
-		return nil, err
+	read := make(chan error, 1)
+	go func() { read <- stream.RecvMsg(&request) }() // ends with the stream, which ends with this call
+	late := time.NewTimer(r.patience)
+	defer late.Stop()
+	select {
+	case err := <-read:
+		if err != nil {
+			return err
+		}
+	case <-late.C:
+		return status.Errorf(codes.DeadlineExceeded, "no whole request within %v", r.patience)
 	}
 	message := request.ProtoReflect().GetUnknown()
 	if len(message) > maxRequest {
-		return nil, status.Error(codes.InvalidArgument, errTooLarge.Error())
+		return status.Error(codes.InvalidArgument, errTooLarge.Error())
 	}
 	n, fault := checkRequest(message)
 	if fault != nil {
-		return nil, status.Error(codes.InvalidArgument, fault.err.Error())
+		return status.Error(codes.InvalidArgument, fault.err.Error())
 	}
 	r.accept(message, batch{body: message, spans: n, kind: protobufType})
-	return &emptypb.Empty{}, nil // as an ExportTraceServiceResponse without fields is
+	return stream.SendMsg(&emptypb.Empty{}) // as an ExportTraceServiceResponse without fields is
 }
 
 // accept remembers a checked request, given as protobuf, and passes it on as it came.

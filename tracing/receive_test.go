@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -354,5 +356,120 @@ func TestReceiverGRPC(t *testing.T) {
 	}
 	if s := r.Stats(); s.Received != 1 {
 		t.Errorf("%d spans received, want 1", s.Received)
+	}
+}
+
+// rawHTTP2 is a connection of a client that sends what it likes.
+type rawHTTP2 struct {
+	*http2.Framer
+	net.Conn
+}
+
+func dialHTTP2(t *testing.T, addr string) rawHTTP2 {
+	t.Helper()
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(time.Minute))
+	fr := http2.NewFramer(conn, conn)
+	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+	io.WriteString(conn, http2.ClientPreface)
+	fr.WriteSettings()
+	return rawHTTP2{fr, conn}
+}
+
+// begin opens a call of Export that announces 4 MiB and sends one octet of them.
+func (c rawHTTP2) begin(t *testing.T, stream uint32) {
+	t.Helper()
+	var block bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, h := range [][2]string{{":method", "POST"}, {":scheme", "http"}, {":path", exportMethod}, {":authority", "x"}, {"content-type", "application/grpc"}, {"te", "trailers"}} {
+		enc.WriteField(hpack.HeaderField{Name: h[0], Value: h[1]})
+	}
+	if err := c.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: block.Bytes(), EndHeaders: true}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteData(stream, false, []byte{0, 0, maxRequest >> 16, 0, 0, 0x0a}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refusal returns the grpc-status of the next call that the server ends.
+func (c rawHTTP2) refusal(t *testing.T) string {
+	t.Helper()
+	for {
+		f, err := c.ReadFrame()
+		if err != nil {
+			t.Fatalf("no call was ended: %v", err)
+		}
+		if h, ok := f.(*http2.MetaHeadersFrame); ok && h.StreamEnded() {
+			for _, field := range h.RegularFields() {
+				if field.Name == "grpc-status" {
+					return field.Value
+				}
+			}
+		}
+	}
+}
+
+// Of many calls that never end, over one connection or several, so many are read at once and no
+// more: the rest is told to come back, as are the honest; and none is waited for forever.
+func TestReceiverGRPCIsBounded(t *testing.T) {
+	serve := func(r *Recorder) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		g := grpc.NewServer()
+		r.ReceiverGRPC(g)
+		served := make(chan error)
+		go func() { served <- g.Serve(l) }()
+		t.Cleanup(func() { g.Stop(); <-served })
+		return l.Addr().String()
+	}
+
+	r := New(Options{})
+	r.patience = time.Hour
+	addr := serve(r)
+	hostile := []rawHTTP2{dialHTTP2(t, addr), dialHTTP2(t, addr)}
+	for i := range maxReceiving {
+		hostile[i%2].begin(t, uint32(1+2*i))
+	}
+	for len(r.receivingGRPC) < maxReceiving {
+		runtime.Gosched()
+	}
+	for i := range 10 {
+		hostile[0].begin(t, uint32(1001+2*i))
+		if code := hostile[0].refusal(t); code != "14" {
+			t.Fatalf("one call more is ended with %s, want 14, unavailable", code)
+		}
+	}
+	conn, err := dial("grpc://" + addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var response []byte
+	if err := conn.Invoke(t.Context(), exportMethod, protobufRequest(), &response); status.Code(err) != codes.Unavailable {
+		t.Errorf("an honest sender meanwhile: %v, want it told to come back", err)
+	}
+	for _, c := range hostile {
+		c.Close()
+	}
+	for len(r.receivingGRPC) > 0 {
+		runtime.Gosched()
+	}
+	if err := conn.Invoke(t.Context(), exportMethod, protobufRequest(), &response); err != nil || r.Stats().Received != 1 {
+		t.Errorf("an honest sender later: %v, %d spans received, want 1", err, r.Stats().Received)
+	}
+
+	r = New(Options{})
+	r.patience = time.Millisecond
+	slow := dialHTTP2(t, serve(r))
+	slow.begin(t, 1)
+	if code := slow.refusal(t); code != "4" {
+		t.Errorf("a call that does not go on is ended with %s, want 4, deadline exceeded", code)
 	}
 }

@@ -142,10 +142,12 @@ type Recorder struct {
 	limited atomic.Uint64
 	made    atomic.Uint64
 	// Of the receiver.
-	received    atomic.Uint64
-	receiving   chan struct{}      // holds a token for each request that is being read
-	readingJSON sync.Mutex         // held for one request
-	asked       chan chan struct{} // whom to tell once the rings have been drained
+	received      atomic.Uint64
+	receiving     chan struct{}      // holds a token for each request that is being read over HTTP,
+	receivingGRPC chan struct{}      // and for each over gRPC
+	patience      time.Duration      // maxReading
+	readingJSON   sync.Mutex         // held for one request
+	asked         chan chan struct{} // whom to tell once the rings have been drained
 }
 
 var sampledBy = [...]string{SampledRatio, SampledParent, SampledReason, SampledServfail, SampledSlow, SampledFence, SampledOverride, SampledFirst}
@@ -160,8 +162,10 @@ func New(o Options) *Recorder {
 		sampler:  newSampler(o.Sample, o.Slow, float64(max(o.Interesting, 0))),
 		maker:    newSpanMaker(o.Node, o.Describe),
 
-		receiving: make(chan struct{}, maxReceiving),
-		asked:     make(chan chan struct{}),
+		receiving:     make(chan struct{}, maxReceiving),
+		receivingGRPC: make(chan struct{}, maxReceiving),
+		patience:      maxReading,
+		asked:         make(chan chan struct{}),
 	}
 	r.origin = r.memory.origin(r.resource)
 	for range o.Workers {
