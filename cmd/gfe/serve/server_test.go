@@ -98,6 +98,7 @@ func TestListenerFails(t *testing.T) {
 func TestTraceSpans(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /counters/{name}", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "1") })
+	mux.HandleFunc("GET /{$}", func(http.ResponseWriter, *http.Request) {})
 	mux.HandleFunc("GET /late", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusBadGateway)
@@ -109,6 +110,7 @@ func TestTraceSpans(t *testing.T) {
 		code                      codes.Code
 	}{
 		{"/counters/visits?x=1", "GET /counters/{name}", "/counters/{name}", "200", codes.Unset},
+		{"/", "GET /", "/", "200", codes.Unset},
 		{"/late", "GET /late", "/late", "502", codes.Error},
 		{"/panic", "GET /panic", "/panic", "200", codes.Unset},
 		{"/nowhere", "GET", "", "404", codes.Unset},

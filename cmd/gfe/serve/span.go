@@ -72,6 +72,7 @@ func Trace(tp trace.TracerProvider, h http.Handler) http.Handler {
 				if !ok {
 					route = r.Pattern
 				}
+				route = strings.TrimSuffix(route, "{$}") // the end of a path, in the words of the mux alone
 				span.SetName(r.Method + " " + route)
 				span.SetAttributes(semconv.HTTPRoute(route))
 			}

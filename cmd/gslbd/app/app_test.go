@@ -337,7 +337,7 @@ func TestTrace(t *testing.T) {
 		kind trace.SpanKind
 	}{
 		{"GET", trace.SpanKindServer}, {"GET", trace.SpanKindClient}, // the proxy
-		{"GET /{$}", trace.SpanKindServer}, {"POST", trace.SpanKindClient}, // the frontend
+		{"GET /", trace.SpanKindServer}, {"POST", trace.SpanKindClient}, // the frontend
 		{"POST /visit", trace.SpanKindServer}, {"db.query", trace.SpanKindClient}, // the backend
 		{"POST /counters/{name}", trace.SpanKindServer}, // the database
 	} {
