@@ -749,16 +749,21 @@ func (o *outcome) settle(targets int) {
 			o.shares[i].gates = nil
 		}
 	}
-	all := s.pools > 1 || targets > 1
 	live, done := 0, false
-	for i, sh := range o.shares {
-		if i > 0 && sh.group != o.shares[i-1].group {
-			if done && !all { // nobody gets farther
-				o.shares = o.shares[:i]
-				return
+	for i := 0; i < len(o.shares); i++ {
+		if i > 0 && o.shares[i].group != o.shares[i-1].group {
+			if done && s.pools <= 1 { // nobody gets farther: what follows another has a name, or is no use
+				own := o.shares[:i]
+				o.shares = append(own, slices.DeleteFunc(o.shares[i:], func(sh share) bool {
+					return targets <= 1 || sh.pool.Hostname == "" || !slices.ContainsFunc(own, func(o share) bool { return o.pool != sh.pool })
+				})...)
+				if i == len(o.shares) {
+					return
+				}
 			}
 			live = 0
 		}
+		sh := &o.shares[i]
 		if sh.lost {
 			o.hashed = true
 			continue

@@ -93,7 +93,7 @@ func (c *contest) alike(o *contest) bool {
 		return false
 	}
 	for i := range a.candidates {
-		if x, y := a.candidates[i].pool, b.candidates[i].pool; x.Name != y.Name || x.at.spot != y.at.spot || a.partial(i) != b.partial(i) {
+		if x, y := a.candidates[i].pool, b.candidates[i].pool; x.Name != y.Name || x.at.spot != y.at.spot || a.named(i) != b.named(i) || a.partial(i) != b.partial(i) {
 			return false
 		}
 	}
@@ -233,21 +233,48 @@ func (c *contest) end(reason Reason) choice {
 	if c.shape.answers == 0 {
 		pools = c.base.pools
 	}
-	need := max(int(pools), c.targets) // more candidates that take all that comes
-	whole := false                     // there is one
-	for _, i := range c.ties {
-		limits := c.standings[i].limits
-		c.picks = append(c.picks, pick{limits, i, ch.main})
-		if limits == 0 {
-			whole = true
-			need--
+	r := reach{pools: int(pools), named: c.targets - 1}
+	for _, p := range c.picks { // who trickles may come again, after the pool of another client
+		if !r.own && c.standings[p.i].limits == 0 && c.named(int(p.i)) {
+			r.own = true
+			r.named++
 		}
 	}
-	if len(c.ties) > 0 && (!whole || need > 0) && len(c.ties) < len(c.standings) {
-		c.follow(ch.main, whole, need, reason == ReasonAllDown)
+	for _, i := range c.ties {
+		c.picks = append(c.picks, pick{c.standings[i].limits, i, ch.main})
+		c.count(&r, i, true)
+	}
+	if len(c.ties) > 0 && !r.done() && len(c.ties) < len(c.standings) {
+		c.follow(ch.main, r, reason == ReasonAllDown)
 	}
 	ch.picks = c.picks
 	return ch
+}
+
+// reach is how far the picks have to go yet.
+type reach struct {
+	whole bool // one of the picks takes all that comes
+	own   bool // one that counts in named may be the client's own pool, which does not come after itself
+	pools int  // more candidates that take all that comes
+	named int  // more of them that have a name of their own
+}
+
+func (r *reach) done() bool { return r.pools <= 0 && r.named <= 0 }
+
+// count takes pick i off what r wants; first says that clients may get no farther than its group.
+func (c *contest) count(r *reach, i uint16, first bool) {
+	if c.standings[i].limits != 0 {
+		return
+	}
+	r.whole = true
+	r.pools--
+	switch {
+	case !c.named(int(i)):
+	case first && !r.own:
+		r.own = true
+	default:
+		r.named--
+	}
 }
 
 // trickle picks those that go before all others for a share of the clients, and returns the
@@ -272,9 +299,9 @@ func (c *contest) trickle() (group uint8) {
 	return group
 }
 
-// follow picks the groups after the main one, until one takes all that comes and need more
-// candidates do.
-func (c *contest) follow(group uint8, whole bool, need int, open bool) {
+// follow picks the groups after the main one, as far as r says: clients get no farther than the
+// first that takes all that comes, and behind the pools of an answer come but those with a name.
+func (c *contest) follow(group uint8, r reach, open bool) {
 	c.rest = c.rest[:0]
 	best := int(c.ties[0])
 	for i := range c.standings {
@@ -284,19 +311,22 @@ func (c *contest) follow(group uint8, whole bool, need int, open bool) {
 		}
 	}
 	slices.SortStableFunc(c.rest, func(a, b uint16) int { return c.compare(int(a), int(b)) })
-	for n, i := range c.rest {
-		if n == 0 || c.compare(int(i), int(c.rest[n-1])) != 0 {
-			if whole && need <= 0 || group == maxGroups {
-				return
+	for len(c.rest) > 0 && !r.done() && group < maxGroups {
+		n := 1
+		for n < len(c.rest) && c.compare(int(c.rest[n]), int(c.rest[0])) == 0 {
+			n++
+		}
+		before, first, all := len(c.picks), !r.whole, r.pools > 0
+		for _, i := range c.rest[:n] {
+			if all || c.named(int(i)) {
+				c.picks = append(c.picks, pick{c.standings[i].limits, i, group + 1})
+				c.count(&r, i, first)
 			}
+		}
+		if len(c.picks) > before {
 			group++
 		}
-		limits := c.standings[i].limits
-		c.picks = append(c.picks, pick{limits, i, group})
-		if limits == 0 {
-			whole = true
-			need--
-		}
+		c.rest = c.rest[n:]
 	}
 }
 
@@ -404,7 +434,7 @@ func (s *steering) key() string {
 	dead := s.lastGood && !slices.ContainsFunc(s.candidates, func(c candidate) bool { return !c.pool.views[loose].down })
 	for i, c := range s.candidates {
 		p := c.pool
-		b = append(b, flags(c.weight == 0, c.standby, p.none, p.Drained, p.views[loose].retired, p.shut))
+		b = append(b, flags(c.weight == 0, c.standby, p.none, p.Drained, p.views[loose].retired, p.shut, s.named(i)))
 		b = binary.BigEndian.AppendUint32(b, s.partial(i))
 		for _, f := range []float64{p.at.x, p.at.y, p.at.z} {
 			b = binary.BigEndian.AppendUint64(b, math.Float64bits(f))

@@ -337,6 +337,12 @@ func (s *steering) partial(i int) (b uint32) {
 	return b
 }
 
+// named reports whether candidate i may come after another in answers that name several pools: it
+// has a name of its own.
+func (s *steering) named(i int) bool {
+	return s.targets > 1 && s.candidates[i].pool.Hostname != ""
+}
+
 // gates returns what keeps some of its clients from candidate i, under a set of limits.
 func (s *steering) gates(i uint16, limits uint32) (gates []gate) {
 	for ; limits != 0; limits &= limits - 1 {

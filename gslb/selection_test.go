@@ -79,3 +79,26 @@ func TestSelection(t *testing.T) {
 		})
 	}
 }
+
+// TestTargetsReachNamedPools checks that pools without a name take no place of those that have one,
+// in answers that name several pools.
+func TestTargetsReachNamedPools(t *testing.T) {
+	const pools = "pools:\n  n1: {site: us, hostname: n1.example, endpoints: [{address: 10.8.0.1}]}\n  n2: {site: us, hostname: n2.example, endpoints: [{address: 10.8.0.2}]}\n"
+	tests := []struct {
+		service string
+		want    []string
+	}{
+		{"pools: {us: {}, eu: {}, n1: {}}, policy: [health, failover: [us, eu, n1]], https: {pools: 2}", []string{"us", "n1"}},
+		{"pools: {n1: {}, us: {}, eu: {}, n2: {}}, policy: [health, failover: [n1, us, eu, n2]], https: {pools: 2}", []string{"n1", "n2"}},
+		{"pools: {us: {}, eu: {}, n1: {}, n2: {}}, policy: [health, failover: [us, [eu, n2], n1]], srv: {port: 443, pools: 3}", []string{"us", "n2", "n1"}},
+		{"pools: {us: {}, n1: {}, n2: {}}, policy: [health, trickle: {to: [n1], share: 1}, failover: [us, n1, n2]], https: {pools: 2}", []string{"n1", "n2"}},
+	}
+	for _, tt := range tests {
+		s := mustBuild(t, nil, testInputs(t, tt.service, pools, "", ""))
+		var d Decision
+		s.Decide(s.Service("w.example"), client("192.0.2.1"), &d)
+		if got := targetsOf(&d); !slices.Equal(got, tt.want) {
+			t.Errorf("{%s}: %v, want %v", tt.service, got, tt.want)
+		}
+	}
+}

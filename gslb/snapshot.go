@@ -458,28 +458,29 @@ func (o *outcome) signature(svc *Service) string {
 		return fmt.Sprint(o.reason, o.v4, o.v6, o.fallback)
 	}
 	drawn := o.split || o.merged
-	if l := o.shares[0].list; !drawn && o.shares[0].host == "" {
+	first := slices.IndexFunc(o.shares, func(sh share) bool { return !sh.lost })
+	if l := o.shares[first].list; !drawn && o.shares[first].host == "" {
 		drawn = max(len(l.v4.addrs), len(l.v6.addrs)) > int(o.shape.answers)
 	}
 	var b []byte
+	if !drawn { // every client has the same
+		var buf [MaxAnswers]*share
+		for _, sh := range o.ranked(&o.shares[first], 0, max(1, svc.steering.targets), namedPools, &buf) {
+			b = fmt.Append(b, " ", sh.pool.Index, sh.host, sh.list.index)
+		}
+		return string(b)
+	}
 	for i := range o.shares {
 		sh := &o.shares[i]
 		if sh.lost {
 			continue
 		}
-		b = fmt.Append(b, " ", sh.pool.Index, sh.host, sh.list.index)
-		if !drawn && svc.steering.targets == 0 {
-			break // the first takes every client
-		}
-		b = fmt.Append(b, sh.gates, i > 0 && sh.group != o.shares[i-1].group)
+		b = fmt.Append(b, " ", sh.pool.Index, sh.host, sh.list.index, sh.gates, i > 0 && sh.group != o.shares[i-1].group)
 	}
-	if drawn {
-		s := o.shape
-		s.splitted, s.strict = false, false
-		if s.sticky4 == 0 {
-			s.sticky4, s.sticky6 = svc.sticky4, svc.sticky6
-		}
-		b = fmt.Append(b, s)
+	s := o.shape
+	s.splitted, s.strict = false, false
+	if s.sticky4 == 0 {
+		s.sticky4, s.sticky6 = svc.sticky4, svc.sticky6
 	}
-	return string(b)
+	return string(fmt.Append(b, s))
 }

@@ -20,10 +20,10 @@ import (
 
 // obvious decides as the documentation of the policies says, straight from the
 // configuration, one step after the other. Only the draws are the engine's.
-func obvious(in Inputs, name string, addr netip.Addr) (pool string, reason Reason, v4, v6 []netip.Addr) {
+func obvious(in Inputs, name string, addr netip.Addr) (pool string, reason Reason, v4, v6 []netip.Addr, targets []string) {
 	w := newWitness(in, name, addr)
 	best := w.choose()
-	pool, reason = best.pool, best.reason
+	pool, reason, targets = best.pool, best.reason, w.targets(best)
 	switch {
 	case pool != "":
 		v4, v6 = w.answers(best)
@@ -36,7 +36,7 @@ func obvious(in Inputs, name string, addr netip.Addr) (pool string, reason Reaso
 			}
 		}
 	}
-	return pool, reason, v4, v6
+	return pool, reason, v4, v6, targets
 }
 
 // witness is one client of one service.
@@ -340,6 +340,9 @@ func (w *witness) choose() candidateOf {
 		}
 		c.order = append(c.order, list...)
 	}
+	if !slices.ContainsFunc(slices.Concat(groups...), func(p string) bool { return judged[p].takes > 0 }) { // nobody takes any client
+		c.order = byDraw(groups[0], w.key, weigh)
+	}
 	if c.pool == "" { // nobody takes it, so the first must
 		c.pool = byDraw(groups[0], w.key, weigh)[0]
 	}
@@ -363,6 +366,21 @@ func (w *witness) choose() candidateOf {
 		}
 	}
 	return c
+}
+
+// targets are the pools of the service's answers in HTTPS: the chosen one, then those after it that
+// have a name.
+func (w *witness) targets(c candidateOf) (pools []string) {
+	if w.svc.HTTPS == nil || c.pool == "" {
+		return nil
+	}
+	pools = []string{c.pool}
+	for _, p := range c.order {
+		if p != c.pool && w.in.Objects.Pools[p].Hostname != "" && len(pools) < w.svc.HTTPS.Pools {
+			pools = append(pools, p)
+		}
+	}
+	return pools
 }
 
 // answers are what a choice is answered with.
@@ -700,6 +718,9 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 				o.States[key] = config.State{Pool: name, Endpoint: addr, State: []string{"drain", "down", "up"}[rng.IntN(3)], Author: "ann"}
 			}
 		}
+		if rng.IntN(2) == 0 {
+			p.Hostname = name + ".example"
+		}
 		o.Pools[name] = p
 		if rng.IntN(6) == 0 {
 			until := []time.Time{{}, now, now.Add(time.Hour)}[rng.IntN(3)]
@@ -714,6 +735,9 @@ func randomInputs(rng *rand.Rand) (in Inputs, prefixes []netip.Prefix) {
 	svc.Policy = randomPolicy(rng, names, o.Chains)
 	in.Load, in.Shares, in.RTT = randomLoad(rng, names)
 	svc.AllDown = []config.AllDown{{}, {Mode: "open"}, {Mode: "servfail"}, {Mode: "fallback", Fallback: []string{"10.99.0.1", "fd99::1"}}}[rng.IntN(4)]
+	if rng.IntN(2) == 0 {
+		svc.HTTPS = &config.HTTPS{Pools: 1 + rng.IntN(3)}
+	}
 	if rng.IntN(3) == 0 {
 		svc.Sticky = config.Sticky{IPv4: 8 + rng.IntN(25), IPv6: 16 + rng.IntN(49)}
 	}
@@ -946,6 +970,9 @@ func agreeWithTwin(t *testing.T, rng *rand.Rand) {
 		decide := func(a netip.Addr) (d Decision, line string) {
 			s.Decide(svc, Client{a, uint8(a.BitLen())}, &d)
 			line = fmt.Sprint(d.V4, d.V6, d.Fallback)
+			for _, target := range d.Targets {
+				line += fmt.Sprint(" ", target.Name, target.V4, target.V6)
+			}
 			o := &svc.outcomes[d.Outcome]
 			if drawn := len(o.shares) > 0 && (o.split || cut(&d)); drawn {
 				// Another draw is another decision, even where this client is drawn the same.
@@ -970,13 +997,16 @@ func agreeWithTwin(t *testing.T, rng *rand.Rand) {
 			}
 			d, line := decide(a)
 			seen[d.Reason]++
-			pool, reason, v4, v6 := obvious(in, "w", a)
+			pool, reason, v4, v6, targets := obvious(in, "w", a)
 			if svc.outcomes[d.Outcome].merged {
 				v4, v6 = d.V4, d.V6
 			}
 			want := Decision{Pool: s.Pool(pool), Reason: reason, Scope: d.Scope, TTL: d.TTL, V4: v4, V6: v6}
 			if got := d.line(); got != want.line() {
 				t.Fatalf("round %d: %s: got %s\nwant %s\nservice %s\n%+v", round, a, got, want.line(), yamlOf(in), s.Explain(svc, Client{a, uint8(a.BitLen())}))
+			}
+			if got := targetsOf(&d); !slices.Equal(got, targets) {
+				t.Fatalf("round %d: %s: %s with targets %v, want %v\n%s", round, a, d.line(), got, targets, yamlOf(in))
 			}
 			checkExplains(t, s, svc, Client{a, uint8(a.BitLen())})
 
@@ -1043,6 +1073,14 @@ func stageKinds(o *config.Objects, stages []config.Stage) (kinds []string) {
 func yamlOf(in Inputs) string {
 	b, err := config.MarshalYAML(in.Objects)
 	return fmt.Sprintf("%s %v\nload %v shares %v", b, err, in.Load, in.Shares)
+}
+
+// targetsOf returns the pools that d names in HTTPS, best first.
+func targetsOf(d *Decision) (pools []string) {
+	for i := range d.Targets {
+		pools = append(pools, d.Targets[i].Pool.Name)
+	}
+	return pools
 }
 
 // cut reports whether d is a selection of its pool's endpoints.
