@@ -86,8 +86,8 @@ type guard struct{ match, branch int }
 // slowStart is the limit of slow start, which no stage sets.
 const slowStart = 0
 
-// maxLimits is how many stages of a policy may limit: as many as a word has bits.
-const maxLimits = 32
+// maxLimits is how many limits a policy may have: as many as a word has bits.
+const maxLimits = 1 + config.MaxLimits
 
 // compiler compiles one policy.
 type compiler struct {

@@ -518,15 +518,40 @@ func (c *checker) condition(p path, k Condition, dynamic bool) {
 // names the next one twice would otherwise be a policy without end.
 const maxStages = 10_000
 
-// count returns how many stages stand in a policy, those in its matches too, and the chains
-// that they name.
-func count(stages []Stage) (n int, chains []string) {
-	n = len(stages)
+// MaxLimits bounds the stages of a policy by which pools take only a share of their clients: as
+// many as a word has bits, but one that the engine needs for slow start.
+const MaxLimits = 31
+
+// limits reports whether s is one of them.
+func (s *Stage) limits() bool {
+	return s.Shed != nil || s.Capacity != nil || s.Trickle != nil && s.Trickle.Share > 0
+}
+
+// size is how many stages a policy has, and how many of them limit.
+type size struct{ stages, limits int }
+
+// plus adds sizes, none of them beyond what is too many.
+func (s size) plus(o size) size {
+	return size{min(s.stages+o.stages, maxStages+1), min(s.limits+o.limits, MaxLimits+1)}
+}
+
+// most returns the greater of each.
+func (s size) most(o size) size {
+	return size{max(s.stages, o.stages), max(s.limits, o.limits)}
+}
+
+// count returns the size of a policy, with the stages in its matches, and the chains that it
+// names.
+func count(stages []Stage) (n size, chains []string) {
+	n.stages = len(stages)
 	inside := func(stages []Stage) {
 		m, names := count(stages)
-		n, chains = n+m, append(chains, names...)
+		n, chains = n.plus(m), append(chains, names...)
 	}
 	for _, s := range stages {
+		if s.limits() {
+			n.limits++
+		}
 		if s.Chain != nil {
 			chains = append(chains, string(*s.Chain))
 		}
@@ -543,30 +568,33 @@ func count(stages []Stage) (n int, chains []string) {
 // chains finds chains that come back to themselves, each loop once, at its first chain by
 // name; and policies that are too long with the stages of their chains.
 func (c *checker) chains() {
-	const open = -1           // on the way from the root to here
-	sizes := map[string]int{} // by chain: its stages and those of the chains that it names, maxStages+1 at most
+	open := size{stages: -1}   // on the way from the root to here
+	sizes := map[string]size{} // by chain: with the chains that it names
 	var way []string
-	var visit func(name string) int
+	var visit func(name string) size
 	// length is the size of a policy at p. What is too long for a chain in it is told there.
-	length := func(p path, stages []Stage) int {
+	length := func(p path, stages []Stage) size {
 		n, names := count(stages)
-		told := false
+		var told size
 		for _, name := range names {
 			size := visit(name)
-			n, told = min(n+size, maxStages+1), told || size > maxStages
+			n, told = n.plus(size), size.most(told)
 		}
-		if n > maxStages && !told {
+		if n.stages > maxStages && told.stages <= maxStages {
 			c.fail(p, "more than %d stages with those of the chains that it names; expected fewer", maxStages)
+		}
+		if n.limits > MaxLimits && told.limits <= MaxLimits {
+			c.fail(p, "more than %d stages of shed, capacity and trickle with those of its matches and chains; expected fewer", MaxLimits)
 		}
 		return n
 	}
-	visit = func(name string) int {
+	visit = func(name string) size {
 		n, seen := sizes[name]
 		switch {
 		case n == open:
 			i := slices.Index(way, name)
 			c.fail(path{"chains", name}, "the chain comes back to itself: %s", strings.Join(append(slices.Clone(way[i:]), name), " > "))
-			return 0
+			return size{}
 		case seen:
 			return n
 		}

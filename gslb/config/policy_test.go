@@ -54,6 +54,8 @@ pools: {a: {site: eu, endpoints: [{address: 10.0.0.1}]}, b: {site: eu, endpoints
 		{"chain to itself", base + "chains: {p: [{chain: p}]}", "the chain comes back to itself: p > p"},
 		{"chains that double", base + "chains: {" + doubled(15) + "}", "chains.c3.policy: more than 10000 stages with those of the chains that it names"},
 		{"a policy of long chains", policy("chain: c0, chain: c0") + "chains: {" + doubled(11) + "}", "services.w.example.com.policy: more than 10000 stages"},
+		{"too many limits", policy("chain: q, chain: q") + "chains: {q: [" + strings.Repeat("trickle: {to: [a], share: 0.1}, ", 16) + "nearest]}", "services.w.example.com.policy: more than 31 stages of shed, capacity and trickle"},
+		{"a chain of too many limits", policy("chain: q") + "chains: {q: [" + strings.Repeat("{match: [{if: {country: [DE]}, then: [capacity: {shares: {a: 0.5}}]}]}, ", 32) + "nearest]}", "chains.q.policy: more than 31 stages of shed, capacity and trickle"},
 		{"chain of nothing", base + "chains: {p: []}", "expected stages"},
 		{"chain of a stranger", base + "chains: {p: [{failover: [x]}]}", "no such pool"},
 		{"a list of no countries", policy("fence: [{when: {country: []}, deny: [b]}]"), "when.country: empty, which would be everybody"},
