@@ -51,8 +51,11 @@ func (a *app) poolListCommand() *cobra.Command {
 	}
 }
 
+// listedWeights is how many services a list of weights names: more is a line too long to read.
+const listedWeights = 3
+
 // weights says for each pool its weight in the services that name it: the bare figure where
-// they agree.
+// they agree, else the first few.
 func weights(o *config.Objects) map[string]string {
 	out := map[string]string{}
 	if o == nil {
@@ -77,10 +80,13 @@ func weights(o *config.Objects) map[string]string {
 			same = same && w == first
 			each = append(each, name+" "+w)
 		}
-		if same {
+		switch {
+		case same:
 			out[pool] = first
-		} else {
+		case len(each) <= listedWeights:
 			out[pool] = strings.Join(each, ", ")
+		default:
+			out[pool] = strings.Join(each[:listedWeights-1], ", ") + fmt.Sprintf(", … %d more", len(each)-listedWeights+1)
 		}
 	}
 	return out

@@ -2,10 +2,13 @@ package ctl
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 func TestTable(t *testing.T) {
@@ -111,5 +114,16 @@ func TestLineDiff(t *testing.T) {
 	want := "@\n  4\n- 5\n+ five\n  6\n@"
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestWeights checks the column of weights, which must not grow with the services.
+func TestWeights(t *testing.T) {
+	o := &config.Objects{Pools: map[string]config.Pool{"p": {}, "unused": {}}, Services: map[string]config.Service{}}
+	for i, want := range []string{"0", "s0 0, s1 1", "s0 0, s1 1, s2 2", "s0 0, s1 1, … 2 more", "s0 0, s1 1, … 3 more"} {
+		o.Services[fmt.Sprint("s", i)] = config.Service{Steering: config.Steering{Pools: map[string]config.PoolRef{"p": {Weight: &i}}}}
+		if got := weights(o); got["p"] != want || got["unused"] != "" {
+			t.Errorf("%d services: %q, want %q", i+1, got, want)
+		}
 	}
 }
