@@ -260,6 +260,9 @@ func TestEnvoyTraces(t *testing.T) {
 		if edge.Service != "edge" || edge.Resource[tracing.AttrSite] != "eu" || edge.Kind != tracing.KindServer {
 			t.Errorf("%s: %+v", tt.name, edge)
 		}
+		if tree := strings.Join(got.Tree, "\n"); !strings.Contains(tree, " edge gfe-1 ") {
+			t.Errorf("%s: the tree does not say which proxy it was:\n%s", tt.name, tree)
+		}
 		if text := fmt.Sprint(edge.Attributes); strings.Contains(text, "secret") {
 			t.Errorf("%s: the query string is in the span: %s", tt.name, text)
 		}
