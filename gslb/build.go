@@ -700,6 +700,8 @@ func (svc *Service) outcome(ch choice, allDown config.AllDown, apex bool) outcom
 		}
 		switch {
 		case ch.reason == ReasonAllDown:
+		case lost:
+			sh.reason = ReasonFailover
 		case p.group < ch.main:
 			sh.reason = ReasonTrickle
 		case p.group > ch.main:
@@ -742,6 +744,12 @@ func (o *outcome) settle(targets int) {
 	shut := func(sh share) bool { return slices.ContainsFunc(sh.gates, func(g gate) bool { return g.below == 0 }) }
 	switch {
 	case slices.ContainsFunc(o.shares, whole):
+		open := slices.ContainsFunc(o.shares, func(sh share) bool { return sh.group == o.main && !sh.lost && !shut(sh) })
+		for i := range o.shares { // who shuts all out of the main group loses its clients to the others
+			if sh := &o.shares[i]; open && o.reason == ReasonPolicy && sh.group == o.main && shut(*sh) {
+				sh.lost, sh.reason, sh.gates = true, ReasonOverflow, nil
+			}
+		}
 		o.shares = slices.DeleteFunc(o.shares, shut)
 	case !slices.ContainsFunc(o.shares, func(sh share) bool { return !sh.lost && !shut(sh) }): // nobody takes a client, so the first choice must
 		o.shares = slices.DeleteFunc(o.shares, func(sh share) bool { return sh.group != o.main })

@@ -131,9 +131,9 @@ func TestPickSaysWhoMoved(t *testing.T) {
 	for i := range uint64(10_000) {
 		key := mix(i)
 		was, _ := winner(all, key, true)
-		is, moved := winner(lost, key, true)
-		if moved != (was.pool.Index == 1) || is.pool.Index == 1 {
-			t.Fatalf("client %d: pool %d was %d, moved %v", i, is.pool.Index, was.pool.Index, moved)
+		is, first := winner(lost, key, true)
+		if moved := first != is; moved != (was.pool.Index == 1) || is.pool.Index == 1 {
+			t.Fatalf("client %d: pool %d was %d, but for the lost one %d", i, is.pool.Index, was.pool.Index, first.pool.Index)
 		}
 	}
 }

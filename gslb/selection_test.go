@@ -102,3 +102,32 @@ func TestTargetsReachNamedPools(t *testing.T) {
 		}
 	}
 }
+
+// TestWeightedOverflow checks that the clients whom a pool hands on under its load go by overflow, and
+// the others by policy, whether it keeps some of them or none.
+func TestWeightedOverflow(t *testing.T) {
+	in := testInputs(t, "pools: {us: {}, eu: {}}, policy: [health, {shed: {low: 0.5, high: 1}}, weighted]", "", "", "")
+	free := mustBuild(t, nil, in)
+	for _, load := range []float64{0.75, 1} {
+		in.Load = map[string]float64{"us": load}
+		s := mustBuild(t, nil, in)
+		var was, is Decision
+		moved := 0
+		for i := range 2000 {
+			c := Client{netip.AddrFrom4([4]byte{100, byte(i >> 8), byte(i), 9}), 32}
+			free.Decide(free.Service("w.example"), c, &was)
+			s.Decide(s.Service("w.example"), c, &is)
+			want := ReasonPolicy
+			if was.Pool.Name != is.Pool.Name {
+				want = ReasonOverflow
+				moved++
+			}
+			if is.Reason != want {
+				t.Fatalf("load %v: %s: %s, without load %s; want %s", load, c.Addr, is.line(), was.line(), want)
+			}
+		}
+		if moved == 0 || moved == 2000 {
+			t.Errorf("load %v: %d clients moved", load, moved)
+		}
+	}
+}

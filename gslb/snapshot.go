@@ -51,7 +51,7 @@ type share struct {
 	group  uint8
 	reason Reason
 	flags  Flags
-	lost   bool // down or demoted: its clients go to the others
+	lost   bool // down, demoted or shut by a limit: its clients go to the others, for that reason
 }
 
 // gate lets through the clients whose hash under seed is below a number.
@@ -107,11 +107,15 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 	var key uint64
 	if o.hashed {
 		key = svc.hash(addr, sticky)
-		var moved bool
-		if sh, moved = o.pick(key); moved && sh.reason == ReasonPolicy {
-			d.Reason = ReasonFailover
-		} else {
+		var first *share
+		sh, first = o.pick(key)
+		switch {
+		case sh.reason != ReasonPolicy || first == sh:
 			d.Reason = sh.reason
+		case first.lost:
+			d.Reason = first.reason
+		default:
+			d.Reason = ReasonOverflow
 		}
 		if o.split {
 			d.Scope = max(d.Scope, sticky)
@@ -158,48 +162,47 @@ func (o *outcome) sticky(svc *Service, addr netip.Addr) uint8 {
 	return o.shape.sticky6
 }
 
-// pick returns the share of the client with that key, and whether it would have another if
-// none were lost.
-func (o *outcome) pick(key uint64) (mine *share, moved bool) {
+// pick returns the share of the client with that key, and the one that it would have if none were
+// lost and each took all that comes.
+func (o *outcome) pick(key uint64) (mine, first *share) {
 	shares := o.shares
 	for len(shares) > 0 {
 		n := 1
 		for n < len(shares) && shares[n].group == shares[0].group {
 			n++
 		}
-		if mine, moved = winner(shares[:n], key, true); mine != nil {
-			return mine, moved
+		if mine, first = winner(shares[:n], key, true); mine != nil {
+			return mine, first
 		}
 		shares = shares[n:]
 	}
 	// Nobody takes this client, so the first choice must: never an empty answer.
-	first := slices.IndexFunc(o.shares, func(sh share) bool { return sh.group == o.main })
-	n := first + 1
+	start := slices.IndexFunc(o.shares, func(sh share) bool { return sh.group == o.main })
+	n := start + 1
 	for n < len(o.shares) && o.shares[n].group == o.main {
 		n++
 	}
-	return winner(o.shares[first:n], key, false)
+	return winner(o.shares[start:n], key, false)
 }
 
 // winner returns the share of one group for the client with that key, nil if none admits it;
-// and whether it would have another if none were lost.
-func winner(shares []share, key uint64, gated bool) (mine *share, moved bool) {
-	var best, first float64 // draws: of the best share that is not lost, and of the best
-	seen := false
+// and the one that it would have if none were lost and each admitted it.
+func winner(shares []share, key uint64, gated bool) (mine, first *share) {
+	var best, least float64 // draws: of mine and of first
 	for i := range shares {
 		sh := &shares[i]
-		if gated && len(sh.gates) > 0 && !sh.admits(key) {
+		d := draw(key, sh.seed, sh.mean)
+		if first == nil || d < least {
+			least, first = d, sh
+		}
+		if sh.lost || gated && len(sh.gates) > 0 && !sh.admits(key) {
 			continue
 		}
-		d := draw(key, sh.seed, sh.mean)
-		if !seen || d < first {
-			first, moved, seen = d, sh.lost, true
-		}
-		if !sh.lost && (mine == nil || d < best) {
+		if mine == nil || d < best {
 			best, mine = d, sh
 		}
 	}
-	return mine, moved
+	return mine, first
 }
 
 // among is which pools may come after the client's own.

@@ -361,8 +361,16 @@ func (w *witness) choose() candidateOf {
 		want := w.best(perfect)
 		alone := len(groups[0]) == 1 && len(want) > 1
 		lost := slices.DeleteFunc(slices.Clone(want), func(p string) bool { return slices.Contains(groups[0], p) })
-		if alone || !slices.Contains(want, c.pool) || byDraw(append(lost, c.pool), w.key, weigh)[0] != c.pool {
+		limited := slices.DeleteFunc(slices.Clone(groups[0]), func(p string) bool { return judged[p].admits })
+		if len(admitted(groups[0])) == 0 { // all of them take nobody, and so the first must
+			limited = nil
+		}
+		first := byDraw(slices.Concat(lost, limited, []string{c.pool}), w.key, weigh)[0]
+		switch {
+		case alone || !slices.Contains(want, c.pool) || slices.Contains(lost, first):
 			c.reason = ReasonFailover
+		case first != c.pool:
+			c.reason = ReasonOverflow
 		}
 	}
 	return c
