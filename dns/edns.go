@@ -151,6 +151,19 @@ func (c *ecs) read(b []byte) bool {
 	return true
 }
 
+// lastOptionECS returns the address of an IPv4 ECS option of a /24, the usual one, where pkt ends
+// like that.
+func lastOptionECS(pkt []byte) (addr netip.Addr, ok bool) {
+	if len(pkt) < headerLen+11 {
+		return addr, false
+	}
+	tail := (*[11]byte)(pkt[len(pkt)-11:]) // code, length, family, source, scope, address
+	if be32(tail[:]) != optionECS<<16|7 || be32(tail[4:]) != familyIPv4<<16|24<<8 {
+		return addr, false
+	}
+	return netip.AddrFrom4([4]byte{tail[8], tail[9], tail[10]}), true
+}
+
 // scope returns the scope prefix length to answer for d, a decision for addr.
 func (c *ecs) scope(d *gslb.Decision) uint8 {
 	if c.mapped && (d.Scope > 0 || d.Service.Placed()) { // what holds for all of IPv4 need not hold beside it

@@ -76,6 +76,44 @@ func TestBatchAllocations(t *testing.T) {
 	}
 }
 
+// TestForesee: what is guessed of a packet before it is read is either the client that its reading
+// finds, or nothing; and a worker whose answerer panicked in the batch before has no service to
+// guess with.
+func TestForesee(t *testing.T) {
+	guessed := 0
+	for _, query := range hotQueries(t) {
+		addr, ok := lastOptionECS(query)
+		if !ok {
+			continue
+		}
+		guessed++
+		a := testAnswerer(t)
+		if how := a.q.read(query, &a.r); how != wellFormed || a.q.edns.ecs.addr != addr {
+			t.Errorf("guessed %v, read %v (%d)", addr, a.q.edns.ecs.addr, how)
+		}
+	}
+	if guessed == 0 {
+		t.Error("no query of the dialogues ends with a usual ECS option")
+	}
+	for n := range headerLen + 12 {
+		if addr, ok := lastOptionECS(make([]byte, n)); ok {
+			t.Errorf("%d zero octets: guessed %v", n, addr)
+		}
+	}
+	data := new(atomic.Pointer[Data])
+	data.Store(loadWorld(t).data(t))
+	w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(t), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.conn.Close()
+	w.steered, w.n = true, 2
+	w.answer()
+	if w.replies != 0 {
+		t.Errorf("%d replies to empty packets", w.replies)
+	}
+}
+
 // TestWildcard serves the wildcard addresses, in a network of its own: replies leave from the
 // address that was asked, whichever that is.
 func TestWildcard(t *testing.T) {
