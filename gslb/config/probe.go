@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // Probe says how to test an endpoint. Exactly one kind is set.
@@ -403,10 +405,10 @@ func (c *checker) probeKind(p path, pr Probe) {
 	}
 	if d := pr.DNS; d != nil {
 		c.domain(p.at("dns").at("name"), CanonicalName(d.Name))
-		if !isMnemonic(d.Type) {
+		if _, ok := dns.StringToType[d.Type]; !ok {
 			c.fail(p.at("dns").at("type"), "%q; expected a type such as A or SOA", d.Type)
 		}
-		if !isMnemonic(d.Rcode) {
+		if _, ok := dns.StringToRcode[d.Rcode]; !ok {
 			c.fail(p.at("dns").at("rcode"), "%q; expected an rcode such as NOERROR or NXDOMAIN", d.Rcode)
 		}
 	}
@@ -436,11 +438,6 @@ func (c *checker) probeKind(p path, pr Probe) {
 	if k := pr.Calculated; k != nil {
 		c.calculated(p.at("calculated"), k)
 	}
-}
-
-// isMnemonic reports whether s is like a DNS mnemonic; whether it is one the probe says.
-func isMnemonic(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return (r < 'A' || r > 'Z') && (r < '0' || r > '9') }) < 0
 }
 
 func (c *checker) regexp(p path, s string) {
