@@ -178,8 +178,14 @@ func (b *builder) assignment(name string, u config.Upstream) *endpoint.ClusterLo
 	return cla
 }
 
-// locality makes the endpoints of one pool. The locality's sub-zone names the pool, so that
+// localityOf is where a pool is: its region, its site, and itself as the sub-zone, so that
 // load reports are by pool.
+func localityOf(o *config.Objects, pool string) *core.Locality {
+	site := o.Pools[pool].Site
+	return &core.Locality{Region: o.Sites[site].EffectiveRegion(site), Zone: site, SubZone: pool}
+}
+
+// locality makes the endpoints of one pool.
 func locality(t *target, priority, weight uint32) *endpoint.LocalityLbEndpoints {
 	usable := map[string]bool{}
 	for _, e := range t.hop.Endpoints {

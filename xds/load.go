@@ -2,6 +2,7 @@ package xds
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -75,6 +76,7 @@ type reporter struct {
 	averages  map[sampleKey]*average
 	faults    map[string]time.Time
 	order     []string // of faults: the oldest first
+	untimely  int      // reports in a row whose interval is not the one that was asked for
 }
 
 // average is the exponentially weighted mean of samples.
@@ -131,6 +133,11 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 	seconds := now.Sub(r.last).Seconds()
 	for _, s := range samples {
 		seconds = s.seconds
+		if asked := t.interval.Seconds(); seconds > asked/2 && seconds < 2*asked {
+			r.untimely = 0
+		} else if r.untimely++; r.untimely >= untimelyAfter {
+			r.fault(untimely(seconds, t.interval), now)
+		}
 		break
 	}
 	r.last = now
@@ -151,6 +158,16 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 		surged = a.add(s) || surged
 	}
 	return surged
+}
+
+// untimelyAfter is how many reports in a row must be off for that to be no accident.
+const untimelyAfter = 3
+
+// untimely says that a proxy reports in another interval than it was asked for. What it says
+// counts all the same, by its own interval. The text is the same for about the same interval.
+func untimely(seconds float64, asked time.Duration) string {
+	every := asked.Seconds() * math.Exp2(math.Round(math.Log2(seconds/asked.Seconds())))
+	return fmt.Sprintf("reports every %v, about: expected every %v, as it was asked to", time.Duration(every*float64(time.Second)).Round(time.Millisecond), asked)
 }
 
 // fault notes what r reported and is not believed. loads.mu is held.

@@ -25,12 +25,29 @@ func stats(cluster string, interval time.Duration, localities ...*endpoint.Upstr
 }
 
 func issued(pool string, n uint64) *endpoint.UpstreamLocalityStats {
-	return &endpoint.UpstreamLocalityStats{Locality: &core.Locality{Zone: "z", SubZone: pool}, TotalIssuedRequests: n, TotalSuccessfulRequests: n}
+	return &endpoint.UpstreamLocalityStats{Locality: &core.Locality{Region: "eu", Zone: "eu-1", SubZone: pool}, TotalIssuedRequests: n, TotalSuccessfulRequests: n}
+}
+
+func placed(region, zone, pool string) *endpoint.UpstreamLocalityStats {
+	l := issued(pool, 100)
+	l.Locality.Region, l.Locality.Zone = region, zone
+	return l
+}
+
+// reportObjects are a pool gfe with that upstream, which is pool fe at site eu-1 of region eu.
+func reportObjects(upstream string) *config.Objects {
+	return &config.Objects{
+		Sites: map[string]config.Site{"eu-1": {Region: "eu"}},
+		Pools: map[string]config.Pool{
+			"gfe": {Proxy: &config.Proxy{Upstreams: map[string]config.Upstream{upstream: {Steering: config.Steering{Pools: map[string]config.PoolRef{"fe": {}}}}}}},
+			"fe":  {Site: "eu-1"},
+		},
+	}
 }
 
 // TestReports reads reports as they come from outside.
 func TestReports(t *testing.T) {
-	up := map[string]config.Upstream{"upstream": {Steering: config.Steering{Pools: map[string]config.PoolRef{"fe": {}}}}}
+	up := reportObjects("upstream")
 	with := func(f func(*endpoint.UpstreamLocalityStats)) *endpoint.UpstreamLocalityStats {
 		l := issued("fe", 100)
 		f(l)
@@ -51,7 +68,12 @@ func TestReports(t *testing.T) {
 		{"two priorities of one pool", stats("upstream", time.Second, issued("fe", 100), issued("fe", 50)), 150, 0, ""},
 		{"no traffic", stats("upstream", time.Second), 0, 0, ""},
 		{"of the proxy's own", stats("gslb_xds", time.Second, issued("fe", 100)), 0, 0, ""},
-		{"another's locality", stats("upstream", time.Second, issued("be", 100)), 0, 0, `upstream: locality ""/"z"/"be" is of no pool of it`},
+		{"another's locality", stats("upstream", time.Second, issued("be", 100)), 0, 0, `upstream: locality "eu"/"eu-1"/"be" is of no pool of it`},
+		{"another's site", stats("upstream", time.Second, placed("us", "us", "fe")), 0, 0, `upstream: locality "us"/"us"/"fe": expected "eu"/"eu-1"/"fe", where pool fe is`},
+		{"another's region", stats("upstream", time.Second, placed("us", "eu-1", "fe")), 0, 0, `locality "us"/"eu-1"/"fe": expected "eu"/"eu-1"/"fe"`},
+		{"no zone", stats("upstream", time.Second, placed("eu", "", "fe")), 0, 0, `locality "eu"/""/"fe": expected "eu"/"eu-1"/"fe"`},
+		{"pool alone", stats("upstream", time.Second, placed("", "", "fe")), 0, 0, `locality ""/""/"fe": expected "eu"/"eu-1"/"fe"`},
+		{"its own beside another's", stats("upstream", time.Second, placed("us", "us", "fe"), issued("fe", 7)), 7, 0, `locality "us"/"us"/"fe"`},
 		{"no locality", stats("upstream", time.Second, &endpoint.UpstreamLocalityStats{TotalIssuedRequests: 5}), 0, 0, `locality ""/""/"" is of no pool`},
 		{"absurd rate", stats("upstream", time.Second, issued("fe", math.MaxUint64)), maxRate, 0, "issued 18446744073709551615 in 1s: capped to 1000000"},
 		{"absurd in progress", stats("upstream", time.Second, with(func(l *endpoint.UpstreamLocalityStats) { l.TotalRequestsInProgress = 1 << 60 })), 100, 0, "in progress 1152921504606846976 in 1s: capped"},
@@ -67,7 +89,7 @@ func TestReports(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			samples, faults := readReport([]*endpoint.ClusterStats{tt.report}, up)
+			samples, faults := readReport([]*endpoint.ClusterStats{tt.report}, up, "gfe")
 			s := samples[sampleKey{"upstream", "fe", 0}]
 			if s.rate != tt.rate || s.metrics["m"] != tt.other {
 				t.Errorf("rate %v and metric %v, want %v and %v", s.rate, s.metrics["m"], tt.rate, tt.other)
@@ -160,6 +182,37 @@ func TestLoads(t *testing.T) {
 	near("gone is forgotten", 0, 0)
 }
 
+// TestUntimelyReports names a proxy that reports in another interval than it was asked for, but
+// not for one that was late, and takes its load all the same.
+func TestUntimelyReports(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	l := newLoads(time.Second)
+	key := sampleKey{"upstream", "fe", 0}
+	r := l.join("gfe", "one", now)
+	report := func(seconds float64) {
+		now = now.Add(time.Duration(seconds * float64(time.Second)))
+		l.take(r, map[sampleKey]sample{key: {rate: 50, seconds: seconds}}, nil, now)
+	}
+	for range 5 {
+		report(1)
+		report(10)
+		report(10)
+		report(1.3)
+	}
+	if f := l.faults(); len(f) != 0 {
+		t.Errorf("late now and then: faults %+v, want none", f)
+	}
+	for _, seconds := range []float64{9.5, 10, 10.5, 10} {
+		report(seconds)
+	}
+	if f := l.faults(); len(f) != 1 || f[0].Proxy != "one" || f[0].What != "reports every 8s, about: expected every 1s, as it was asked to" {
+		t.Errorf("faults %+v, want one that names the interval", f)
+	}
+	if got := l.list(now); len(got) != 1 || math.Abs(got[0].Rate-50) > 1e-6 {
+		t.Errorf("loads %+v, want the 50 a second that it reports", got)
+	}
+}
+
 // TestLoadIsBounded checks what stays of a proxy that says ever new nonsense.
 func TestLoadIsBounded(t *testing.T) {
 	now := time.Unix(1e9, 0)
@@ -246,14 +299,14 @@ func TestLoadStream(t *testing.T) {
 func FuzzReport(f *testing.F) {
 	f.Add(uint64(1), uint64(2), int64(1e9), 0.5, uint64(3))
 	f.Add(uint64(math.MaxUint64), uint64(math.MaxUint64), int64(-1), math.NaN(), uint64(0))
-	up := map[string]config.Upstream{"u": {Steering: config.Steering{Pools: map[string]config.PoolRef{"fe": {}}}}}
+	up := reportObjects("u")
 	f.Fuzz(func(t *testing.T, n, errs uint64, ns int64, total float64, finished uint64) {
 		l := issued("fe", n)
 		l.TotalErrorRequests, l.TotalRequestsInProgress = errs, errs
 		l.LoadMetricStats = []*endpoint.EndpointLoadMetricStats{{MetricName: "m", NumRequestsFinishedWithMetric: finished, TotalMetricValue: total}}
 		cs := stats("u", time.Duration(ns), l)
 		cs.TotalDroppedRequests = n
-		samples, _ := readReport([]*endpoint.ClusterStats{cs}, up)
+		samples, _ := readReport([]*endpoint.ClusterStats{cs}, up, "gfe")
 		a := &average{}
 		for _, s := range samples {
 			a.add(s)

@@ -68,11 +68,11 @@ func (s *Server) StreamLoadStats(st loadstats.LoadReportingService_StreamLoadSta
 
 // report takes one report: what it names has that load, and what it does not name has none.
 func (s *Server) report(r *reporter, list []*endpoint.ClusterStats) {
-	var allowed map[string]config.Upstream
+	objects := &config.Objects{}
 	if w := s.world.Load(); w != nil && w.objects != nil {
-		allowed = w.objects.Pools[r.pool].Upstreams()
+		objects = w.objects
 	}
-	samples, faults := readReport(list, allowed)
+	samples, faults := readReport(list, objects, r.pool)
 	if s.loads.take(r, samples, faults, s.o.Now()) && s.o.Surge != nil {
 		s.o.Surge()
 	}
@@ -97,10 +97,11 @@ type sample struct {
 	metrics               map[string]float64 // means of what endpoints say of themselves (ORCA)
 }
 
-// readReport reads a report from outside, for a pool with those upstreams. Clusters that are
-// none of ours are left out. Each fault names what was not believed.
-func readReport(list []*endpoint.ClusterStats, upstreams map[string]config.Upstream) (map[sampleKey]sample, []string) {
+// readReport reads a report from outside, of a proxy of that pool. Clusters that are none of
+// its upstreams are left out. Each fault names what was not believed.
+func readReport(list []*endpoint.ClusterStats, o *config.Objects, pool string) (map[sampleKey]sample, []string) {
 	out := map[sampleKey]sample{}
+	upstreams := o.Pools[pool].Upstreams()
 	var faults []string
 	fault := func(format string, args ...any) {
 		if len(faults) < 8 {
@@ -131,6 +132,10 @@ func readReport(list []*endpoint.ClusterStats, upstreams map[string]config.Upstr
 			to := l.GetLocality().GetSubZone()
 			if _, ok := u.Pools[to]; !ok {
 				fault("%s: locality %s is of no pool of it", name, localityText(l.GetLocality()))
+				continue
+			}
+			if want := localityOf(o, to); localityText(l.GetLocality()) != localityText(want) {
+				fault("%s: locality %s: expected %s, where pool %s is", name, localityText(l.GetLocality()), localityText(want), to)
 				continue
 			}
 			priority, pools := l.GetPriority(), uint32(len(u.Pools))

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cluster "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -32,6 +33,9 @@ import (
 // agent is this proxy's name to config servers.
 const agent = "meridian-gfe"
 
+// fastestReport bounds what a config server may ask for, as slowestReport does.
+const fastestReport = 100 * time.Millisecond
+
 // ADSConfig says who asks a config server.
 type ADSConfig struct {
 	Server string                           // host:port
@@ -48,6 +52,9 @@ type ADS struct {
 	conn *grpc.ClientConn
 	life context.Context
 	end  context.CancelFunc
+
+	localities sync.Map     // *core.Locality by pool, as the config server names it
+	every      atomic.Int64 // nanoseconds between two reports, as the config server asks; 0: it has not
 
 	mu     sync.Mutex
 	report loadstats.LoadReportingService_StreamLoadStatsClient // guarded by mu; nil: none is open
@@ -130,10 +137,13 @@ func (a *ADS) Follow(ctx context.Context, pool string, update func(Assignment)) 
 				return err
 			}
 		case xds.Endpoints.URL():
-			asg, found, err := readEndpoints(res, now.service)
+			asg, cla, err := readEndpoints(res, now.service)
 			if err != nil {
 				answer.ErrorDetail = refusal(err)
-			} else if found {
+			} else if cla != nil {
+				for _, l := range cla.GetEndpoints() {
+					a.localities.Store(l.GetLocality().GetSubZone(), l.GetLocality())
+				}
 				asg.OutOfBand = now.oob
 				last = &asg
 				update(asg)
@@ -179,22 +189,22 @@ func readVersion(version string) Assignment {
 	return Assignment{Revision: n, Plan: plan}
 }
 
-// readEndpoints returns the assignment of service in res, if it is there.
-func readEndpoints(res *discovery.DeltaDiscoveryResponse, service string) (a Assignment, found bool, err error) {
+// readEndpoints returns the assignment of service in res, and as it came; nil if it is not there.
+func readEndpoints(res *discovery.DeltaDiscoveryResponse, service string) (a Assignment, as *eds.ClusterLoadAssignment, err error) {
 	for _, r := range res.Resources {
 		if r.Name != service {
 			continue
 		}
 		var cla eds.ClusterLoadAssignment
 		if err := r.Resource.UnmarshalTo(&cla); err != nil {
-			return a, false, fmt.Errorf("endpoints %s: %w", r.Name, err)
+			return a, nil, fmt.Errorf("endpoints %s: %w", r.Name, err)
 		}
 		a, err = readAssignment(&cla)
 		v := readVersion(res.SystemVersionInfo)
 		a.Revision, a.Plan = v.Revision, v.Plan
-		return a, err == nil, err
+		return a, &cla, err
 	}
-	return a, false, nil
+	return a, nil, nil
 }
 
 // readAssignment checks an assignment from outside. The sub-zone of a locality is its pool.
@@ -265,7 +275,7 @@ func (a *ADS) Report(ctx context.Context, load api.Load) error {
 		}
 		stats.UpstreamLocalityStats = append(stats.UpstreamLocalityStats, &eds.UpstreamLocalityStats{
 			LoadMetricStats:         metrics,
-			Locality:                &core.Locality{SubZone: u.Pool},
+			Locality:                a.locality(u.Pool),
 			TotalIssuedRequests:     u.Requests,
 			TotalErrorRequests:      u.Errors,
 			TotalSuccessfulRequests: u.Requests - min(u.Errors, u.Requests),
@@ -283,6 +293,18 @@ func (a *ADS) Report(ctx context.Context, load api.Load) error {
 	return also
 }
 
+// locality is where a pool is, in the words of the config server.
+func (a *ADS) locality(pool string) *core.Locality {
+	if l, ok := a.localities.Load(pool); ok {
+		return l.(*core.Locality)
+	}
+	return &core.Locality{SubZone: pool}
+}
+
+// Every returns the time between two reports that the config server asked for; 0 if it has not
+// yet.
+func (a *ADS) Every() time.Duration { return time.Duration(a.every.Load()) }
+
 // openLocked opens the stream of load reports and waits until ctx ends for its first answer.
 func (a *ADS) openLocked(ctx context.Context, pool string) error {
 	life, end := context.WithCancel(a.life)
@@ -291,8 +313,9 @@ func (a *ADS) openLocked(ctx context.Context, pool string) error {
 	if err == nil {
 		err = st.Send(&loadstats.LoadStatsRequest{Node: a.node(pool)})
 	}
+	var asked *loadstats.LoadStatsResponse
 	if err == nil || errors.Is(err, io.EOF) {
-		_, err = st.Recv()
+		asked, err = st.Recv()
 	}
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
@@ -302,5 +325,8 @@ func (a *ADS) openLocked(ctx context.Context, pool string) error {
 		return err
 	}
 	a.report, a.pool = st, pool
+	if every := asked.GetLoadReportingInterval(); every.CheckValid() == nil {
+		a.every.Store(int64(min(max(every.AsDuration(), fastestReport), slowestReport)))
+	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -113,6 +114,12 @@ func TestADS(t *testing.T) {
 		l := server.Loads()
 		return len(l) == 1 && l[0].To == "fe-eu" && l[0].Rate == 50 && l[0].Errors == 1.5 && l[0].InProgress == 2
 	})
+	if f := server.LoadFaults(); len(f) != 0 {
+		t.Errorf("faults %+v: want none of a proxy that says where the pools are as it was told", f)
+	}
+	if got := a.Every(); got != time.Second {
+		t.Errorf("asked to report every %v, want what the server asked for, 1 s", got)
+	}
 	cancel()
 	if err := <-followed; err == nil {
 		t.Error("following ended without a reason")
@@ -124,6 +131,47 @@ func TestADS(t *testing.T) {
 		return a.Report(t.Context(), api.Load{Pool: "gfe", Seconds: 1}) != nil
 	})
 	a.Close()
+}
+
+// asking is a source that asks for a report every 300 ms, once it has had one.
+type asking struct {
+	Source
+	reports []float64 // seconds that each was of
+}
+
+func (a *asking) Report(_ context.Context, load api.Load) error {
+	a.reports = append(a.reports, load.Seconds)
+	return nil
+}
+
+func (a *asking) Every() time.Duration {
+	if len(a.reports) == 0 {
+		return 0
+	}
+	return 300 * time.Millisecond
+}
+
+// TestReportsWhenAsked reports in the interval that the source asks for, and in its own where
+// it was given one.
+func TestReportsWhenAsked(t *testing.T) {
+	for _, tt := range []struct {
+		report time.Duration
+		want   []float64
+	}{{0, []float64{2, 0.3, 0.3}}, {2 * time.Second, []float64{2}}} {
+		synctest.Test(t, func(t *testing.T) {
+			a := &asking{Source: Func(nil)}
+			p, err := New(Config{Pool: "gfe", Source: a, Report: tt.report, Listen: []string{"127.0.0.1:0"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2700*time.Millisecond)
+			defer cancel()
+			p.report(ctx)
+			if !reflect.DeepEqual(a.reports, tt.want) {
+				t.Errorf("with interval %v: reports of %v seconds, want %v", tt.report, a.reports, tt.want)
+			}
+		})
+	}
 }
 
 // TestReadAssignment refuses what no config server of ours says.

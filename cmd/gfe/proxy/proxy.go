@@ -47,7 +47,7 @@ type Config struct {
 	Eject   time.Duration
 	H2C     bool
 
-	Report time.Duration // between two reports of load; default 2 s
+	Report time.Duration // between two reports of load; default what Source asks for, or 2 s
 
 	Tracer trace.TracerProvider // default none
 	Linker *tracing.Linker      // to the answers that led to requests; nil: they are not linked
@@ -89,7 +89,6 @@ func New(c Config) (*Proxy, error) {
 	if i := strings.IndexFunc(c.Name, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", r) }); i >= 0 {
 		return nil, fmt.Errorf("gfe %q: a name may hold letters, digits and !#$%%&'*+-.^_`|~ only", c.Name)
 	}
-	c.Report = cmp.Or(c.Report, defaultReport)
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
@@ -143,7 +142,9 @@ func (p *Proxy) Run(ctx context.Context) error {
 // report measures the rate of requests, and tells the load to a source that takes it.
 func (p *Proxy) report(ctx context.Context) {
 	to, _ := p.c.Source.(Reporter)
-	tick := time.NewTicker(p.c.Report)
+	asks, _ := p.c.Source.(interface{ Every() time.Duration })
+	every := cmp.Or(p.c.Report, defaultReport)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	taken, takenAt, measured := p.Load(), time.Now(), time.Now()
 	var failing bool
@@ -160,7 +161,7 @@ func (p *Proxy) report(ctx context.Context) {
 			continue
 		}
 		load := p.Load()
-		limit, cancel := context.WithTimeout(ctx, p.c.Report)
+		limit, cancel := context.WithTimeout(ctx, every)
 		report := since(taken, load, now.Sub(takenAt))
 		report.RTTs = p.rtts.take()
 		err := to.Report(limit, report)
@@ -173,6 +174,12 @@ func (p *Proxy) report(ctx context.Context) {
 		if (err != nil) != failing && ctx.Err() == nil { // once a change, not once a report
 			failing = err != nil
 			p.c.Log.Info("load reports", "taken", !failing, "err", err)
+		}
+		if asks != nil && p.c.Report == 0 {
+			if asked := cmp.Or(asks.Every(), defaultReport); asked != every {
+				every = asked
+				tick.Reset(every)
+			}
 		}
 	}
 }

@@ -183,6 +183,6 @@ func (a *app) printProxies(st *api.Proxies) {
 		fmt.Fprintln(a.out, "! "+clean(s.String()))
 	}
 	for _, f := range st.Faults {
-		fmt.Fprintf(a.out, "! %s of %s reported what was not believed: %s\n", clean(f.Proxy), clean(f.Pool), clean(f.What))
+		fmt.Fprintf(a.out, "! load reports of %s of %s: %s\n", clean(f.Proxy), clean(f.Pool), clean(f.What))
 	}
 }

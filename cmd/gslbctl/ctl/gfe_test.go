@@ -88,7 +88,7 @@ lost   mars                                  0    0.0  no such pool: it is told 
 FROM    UPSTREAM  TO     SITE     REQ/S  CAPACITY  ERR/S  DROP/S  OPEN       PROXIES   AGE
 gfe-eu  upstream  fe-eu  eu-west  120.2       500    0.0     0.0     0  2 (1 silent)  1.2s
 ! site eu-west is over its capacity: proxies of gfe-eu ask for 700 requests a second, which go to fe-eu 500, fe-us 100, 100 of them beyond what all have capacity for; DNS: www.example.com leaves it 75 % of its clients, within a TTL of 10 s
-! gfe-2 of gfe-eu reported what was not believed: upstream: interval 0s
+! load reports of gfe-2 of gfe-eu: upstream: interval 0s
 `
 	if code != 0 || out != want {
 		t.Errorf("exit code %d\ngot\n%s%s\nwant\n%s", code, out, errs, want)

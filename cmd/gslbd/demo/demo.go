@@ -360,7 +360,7 @@ func (d *Demo) prepare(ctx context.Context, dir string) error {
 			d.flushes = append(d.flushes, func(context.Context) error { return ads.Close() })
 			g.configs = append(g.configs, proxy.Config{
 				Pool: r.pool("gfe"), Name: name, Site: r.name, Source: ads,
-				Listen: []string{at(r.gfe(i), d.ports.http)}, Report: time.Second, Tracer: tp, Log: d.log,
+				Listen: []string{at(r.gfe(i), d.ports.http)}, Tracer: tp, Log: d.log,
 			})
 		}
 		d.gfes[r.pool("gfe")] = g

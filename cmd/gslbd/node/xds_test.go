@@ -194,7 +194,7 @@ services:
 	}
 	report := &loadstats.LoadStatsRequest{Node: &core.Node{Id: "gfe-1", Cluster: "gfe"}, ClusterStats: []*endpoint.ClusterStats{{
 		ClusterName: "upstream", LoadReportInterval: durationpb.New(time.Second),
-		UpstreamLocalityStats: []*endpoint.UpstreamLocalityStats{{Locality: &core.Locality{SubZone: "fe"}, TotalIssuedRequests: 20}},
+		UpstreamLocalityStats: []*endpoint.UpstreamLocalityStats{{Locality: &core.Locality{Region: "s", Zone: "s", SubZone: "fe"}, TotalIssuedRequests: 20}},
 	}}}
 	for {
 		if err := st.Send(report); err != nil {
