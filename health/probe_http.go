@@ -282,7 +282,7 @@ func checkJSON(text []byte, e *config.JSONExpect) error {
 	if err := d.Decode(&v); err != nil {
 		return errors.New("body is not JSON")
 	}
-	for key := range strings.SplitSeq(e.Path, ".") {
+	for _, key := range e.Keys() {
 		switch x := v.(type) {
 		case map[string]any:
 			inner, ok := x[key]

@@ -116,7 +116,7 @@ func wants(t *testing.T, r Result, class Class, detail string) {
 
 func TestProbeHTTPBody(t *testing.T) {
 	bodies := map[string]string{
-		"/ok": "all is well", "/json": `{"status":"pass","n":3,"ok":true,"none":null,"checks":[{"status":"warn"}],"deep":{"a":[1]}}`,
+		"/ok": "all is well", "/json": `{"status":"pass","n":3,"ok":true,"none":null,"checks":[{"status":"warn"}],"deep":{"a":[1]},"db.main":{"up\\now":"yes"}}`,
 		"/late": strings.Repeat(".", maxBody) + "well", "/last": strings.Repeat(".", maxBody-4) + "well", "/big": `{"a":"` + strings.Repeat(".", maxBody) + `"}`,
 	}
 	for _, h2 := range []bool{false, true} {
@@ -146,6 +146,7 @@ func TestProbeHTTPBody(t *testing.T) {
 			{"JSON value", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: "status", Equals: "pass"}}, OK, ""},
 			{"JSON number", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: "n", Equals: "3"}}, OK, ""},
 			{"JSON item", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: "checks.0.status", Equals: "pass"}}, WrongBody, "checks.0.status is warn, expected pass"},
+			{"JSON key with a dot", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: `db\.main.up\\now`, Equals: "yes"}}, OK, ""},
 			{"JSON truth", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: "ok"}}, OK, ""},
 			{"JSON null", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: "none"}}, WrongBody, "none is null"},
 			{"JSON object as text", config.HTTPProbe{Path: "/json", JSON: &config.JSONExpect{Path: "deep", Equals: `{"a":[1]}`}}, OK, ""},

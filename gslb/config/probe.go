@@ -81,8 +81,24 @@ type HTTPProbe struct {
 
 // JSONExpect expects a value in a JSON body of at most 64 KiB.
 type JSONExpect struct {
-	Path   string `json:"path"`             // keys and indexes with dots between: checks.0.status
+	Path   string `json:"path"`             // keys and indexes with dots between: checks.0.status; \. is a dot in a key, \\ a backslash
 	Equals string `json:"equals,omitempty"` // the value as text; default: anything but false and null
+}
+
+// Keys returns the keys and indexes of the path, without backslashes.
+func (e *JSONExpect) Keys() []string {
+	keys := []string{""}
+	for i := 0; i < len(e.Path); i++ {
+		switch c := e.Path[i]; {
+		case c == '.':
+			keys = append(keys, "")
+			continue
+		case c == '\\' && i+1 < len(e.Path):
+			i++
+		}
+		keys[len(keys)-1] += e.Path[i : i+1]
+	}
+	return keys
 }
 
 // TCPProbe expects a connection to be accepted, and an answer where it says so.
