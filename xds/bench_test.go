@@ -1,13 +1,17 @@
 package xds
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -128,10 +132,60 @@ func benchClient(ctx context.Context, addr, id string, names []string, ready fun
 	}
 }
 
+// clientsOf, in the environment, has the test program be clients of the server at that address.
+const clientsOf = "XDS_BENCH_CLIENTS"
+
+func TestMain(m *testing.M) {
+	if addr := os.Getenv(clientsOf); addr != "" {
+		if err := followAll(addr); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// followAll runs the clients of a benchmark until standard input ends. The input is a line of their
+// number and one of the names they subscribe to; the output is a line when all are ready, and one each
+// time that all have acknowledged endpoints.
+func followAll(addr string) error {
+	var clients int
+	in := bufio.NewReader(os.Stdin)
+	if _, err := fmt.Fscanln(in, &clients); err != nil {
+		return err
+	}
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	names := strings.Fields(line)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		cancel()
+	}()
+	var said atomic.Int64 // ready, and acknowledgements
+	tell := func() {
+		if said.Add(1)%int64(clients) == 0 {
+			fmt.Println()
+		}
+	}
+	failed := make(chan error, clients)
+	for i := range clients {
+		go func() { failed <- benchClient(ctx, addr, fmt.Sprint("gfe-", i), names, tell, tell) }()
+	}
+	err = <-failed
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
 // BenchmarkPush flips the health of one endpoint for 300 proxies that follow 200 clusters of
 // 20 endpoints each: every proxy is sent one assignment. It reports the time to the last
-// acknowledgement, the processor time of a push (of both ends: clients and server are one
-// process) and the memory of a client (of both ends).
+// acknowledgement, the server's processor time of a push and memory of a client: the clients are
+// another process.
 func BenchmarkPush(b *testing.B) { benchPush(b, benchClients, benchClusters, benchEndpoints) }
 
 func benchPush(b *testing.B, clients, clusters, endpoints int) (worst time.Duration, perPush time.Duration) {
@@ -139,24 +193,36 @@ func benchPush(b *testing.B, clients, clusters, endpoints int) (worst time.Durat
 	next := benchWorlds(b, clusters, endpoints)
 	w := next(0)
 	s.Set(w)
-	names := slices.Clone(w.View("gfe").Names(Envoy, Endpoints))
+	names := w.View("gfe").Names(Envoy, Endpoints)
 	var before runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg, ready, acks sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	ready.Add(clients)
-	for i := range clients {
-		wg.Go(func() {
-			err := benchClient(ctx, s.Addr().String(), fmt.Sprint("gfe-", i), names, ready.Done, acks.Done)
-			if ctx.Err() == nil {
-				b.Errorf("client %d: %v", i, err)
-			}
-		})
+	peers := exec.Command(os.Args[0])
+	peers.Env = append(os.Environ(), clientsOf+"="+s.Addr().String())
+	peers.Stderr = os.Stderr
+	in, err := peers.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
 	}
-	ready.Wait()
+	out, err := peers.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := peers.Start(); err != nil {
+		b.Fatal(err)
+	}
+	defer peers.Wait()
+	defer in.Close()
+	if _, err := fmt.Fprintf(in, "%d\n%s\n", clients, strings.Join(names, " ")); err != nil {
+		b.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	told := func() { // by all clients
+		if _, err := lines.ReadString('\n'); err != nil {
+			b.Fatal(err)
+		}
+	}
+	told()
 	var after runtime.MemStats
 	for range 3 { // what is pooled goes with the second
 		runtime.GC()
@@ -171,12 +237,11 @@ func benchPush(b *testing.B, clients, clusters, endpoints int) (worst time.Durat
 		n++
 		b.StopTimer()
 		w := next(n)
-		acks.Add(clients)
 		used := cpu()
 		b.StartTimer()
 		start := time.Now()
 		s.Set(w)
-		acks.Wait()
+		told()
 		took = append(took, time.Since(start))
 		spent += cpu() - used
 	}
