@@ -30,7 +30,7 @@ const (
 	overloadFor    = 40 * time.Second // four TTLs
 	// overloadWindow is how long requests are counted to tell a rate; overloadSlack is what
 	// chance adds to it: the proxies choose at random by weight.
-	overloadWindow = 2 * time.Second
+	overloadWindow = time.Second
 	overloadSlack  = 1.15
 	visitTimeout   = 10 * time.Second
 )
@@ -42,7 +42,7 @@ type Overload struct {
 	Asked    float64 `json:"asked"`    // by the users, requests per second in the mean
 	Requests int64   `json:"requests"`
 	Failed   int64   `json:"failed"`
-	Settled  float64 `json:"settled"` // seconds until no frontend was above its capacity; below 0: never
+	Settled  float64 `json:"settled"` // seconds until a window began in which no frontend was above its capacity; below 0: never
 	Peak     float64 `json:"peak"`    // the most that the site's frontend was asked for, requests per second
 	Moved    float64 `json:"moved"`   // share of the users that DNS had sent elsewhere in the end, 0..1
 	Users    int     `json:"users"`
@@ -227,9 +227,9 @@ func (d *Demo) observe(ctx context.Context, r region, start time.Time, moved *at
 		// Until all is well with the users' requests counted at least once over the capacity, it
 		// has only not begun.
 		if fits && out.Settled < 0 && out.Peak > d.capacity*overloadSlack {
-			out.Settled = now.at.Sub(start).Seconds()
+			out.Settled = looks[0].at.Sub(start).Seconds()
 		}
-		if now.at.Sub(told) >= overloadWindow {
+		if now.at.Sub(told) >= 2*time.Second {
 			told = now.at
 			d.console.event("overload of %s: %s; DNS has moved %d of %d users", r.name, strings.Join(rates, ", "), moved.Load(), overloadUsers)
 		}

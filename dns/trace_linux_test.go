@@ -1,0 +1,111 @@
+package dns
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/meridian-gslb/meridian/tracing"
+)
+
+// BenchmarkTracedShare is what tracing adds to the CPU time of a query over a real socket: of the
+// worker's thread between two batches, and of every thread that is not it (drain, exporter, and the
+// collector's side as well). The variants take turns, 16,384 queries each a round, so that what else
+// the machine does hits them alike; their shares are medians over the rounds.
+//
+//	go test ./dns -run '^$' -bench TracedShare -benchtime 60x
+func BenchmarkTracedShare(b *testing.B) {
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }))
+	defer sink.Close()
+	data := new(atomic.Pointer[Data])
+	data.Store(loadWorld(b).data(b))
+	w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(b), 1<<20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer w.conn.Close()
+	client, err := net.Dial("udp", w.conn.LocalAddr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer client.Close()
+	client.SetDeadline(time.Now().Add(time.Hour))
+	pkts := [][]byte{ask(b, "www.example.com", "A", withECS("198.51.100.0/24")), ask(b, "www.example.com", "A", withECS("192.0.2.0/24"))}
+
+	names := []string{"off", "1%", "all"}
+	answerers := []*answerer{w.a, testAnswerer(b), testAnswerer(b)}
+	for i, a := range answerers[1:] {
+		r := tracing.New(tracing.Options{Interesting: -1, Sample: []float64{0.01, 0}[i], Endpoint: sink.URL, Logger: slog.New(slog.DiscardHandler)})
+		a.trace = r.Worker(0)
+		if names[i+1] == "all" {
+			a.trace = allOf{r.Worker(0)}
+		}
+		ctx, cancel := context.WithCancel(b.Context())
+		ran := make(chan error)
+		go func() { ran <- r.Run(ctx) }()
+		defer func() { cancel(); <-ran }()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	buf := make([]byte, maxUDPBuffer)
+	const queries = 1 << 14
+	cost := func(a *answerer) float64 { // ns a query
+		w.a = a
+		var worker time.Duration
+		process, thread := cpuTime(unix.RUSAGE_SELF), cpuTime(unix.RUSAGE_THREAD)
+		for range queries / batch {
+			for i := range batch {
+				if _, err := client.Write(pkts[i&1]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			spent := cpuTime(unix.RUSAGE_THREAD)
+			for replies := 0; replies < batch; replies += w.replies {
+				if err := w.raw.Read(w.receive); err != nil {
+					b.Fatal(err)
+				}
+				w.answer()
+			}
+			worker += spent()
+			for range batch {
+				if _, err := client.Read(buf); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		time.Sleep(30 * time.Millisecond) // for the drain
+		others := process() - thread()
+		return float64(worker+max(others, 0)) / queries
+	}
+	of := make([][]float64, len(names))
+	for round := 0; b.Loop(); round++ {
+		at := make([]float64, len(names))
+		for k := range names {
+			k = (k + round) % len(names)
+			at[k] = cost(answerers[k])
+		}
+		of[0] = append(of[0], at[0])
+		for k := range names[1:] {
+			of[k+1] = append(of[k+1], 100*(at[k+1]/at[0]-1))
+		}
+	}
+	for k, name := range names {
+		slices.Sort(of[k])
+		unit := name + "-more-%"
+		if k == 0 {
+			unit = "off-ns/query"
+		}
+		b.ReportMetric(of[k][len(of[k])/2], unit)
+	}
+}
