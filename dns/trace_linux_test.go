@@ -4,13 +4,10 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"runtime"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,18 +25,7 @@ import (
 func BenchmarkTracedShare(b *testing.B) {
 	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) }))
 	defer sink.Close()
-	data := new(atomic.Pointer[Data])
-	data.Store(loadWorld(b).data(b))
-	w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(b), 1<<20)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer w.conn.Close()
-	client, err := net.Dial("udp", w.conn.LocalAddr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer client.Close()
+	w, client := testWorker(b)
 	client.SetDeadline(time.Now().Add(time.Hour))
 	pkts := [][]byte{ask(b, "www.example.com", "A", withECS("198.51.100.0/24")), ask(b, "www.example.com", "A", withECS("192.0.2.0/24"))}
 

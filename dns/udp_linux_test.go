@@ -12,32 +12,40 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// testWorker returns a worker with the world of the tests on a socket of its own, and a client of it.
+func testWorker(t testing.TB) (*udpWorker, net.Conn) {
+	t.Helper()
+	data := new(atomic.Pointer[Data])
+	data.Store(loadWorld(t).data(t))
+	w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(t), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.conn.Close() })
+	client, err := net.Dial("udp", w.conn.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return w, client
+}
+
 // TestBatchAllocations runs the worker's own loop over real sockets: a batch in, a batch out, and
 // no allocation.
 func TestBatchAllocations(t *testing.T) {
 	for _, wildcard := range []bool{false, true} {
-		data := new(atomic.Pointer[Data])
-		data.Store(loadWorld(t).data(t))
-		w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(t), 1<<20)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer w.conn.Close()
+		w, c := testWorker(t)
 		if wildcard { // the way of a wildcard's socket, without one
 			w.pktinfo = true
-			if err := w.raw.Control(func(fd uintptr) { err = w.options(int(fd), 1<<20) }); err != nil {
-				t.Fatal(err)
+			var err error
+			if cerr := w.raw.Control(func(fd uintptr) { err = w.options(int(fd), 1<<20) }); cerr != nil || err != nil {
+				t.Fatal(cerr, err)
 			}
 			for i := range w.in {
 				w.in[i].hdr.Control = &w.control[i][0]
 			}
 			w.rearm(batch)
 		}
-		c, err := net.Dial("udp", w.conn.LocalAddr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
 		c.SetDeadline(time.Now().Add(patience))
 		var queries [][]byte
 		for range 4 {
@@ -100,13 +108,7 @@ func TestForesee(t *testing.T) {
 			t.Errorf("%d zero octets: guessed %v", n, addr)
 		}
 	}
-	data := new(atomic.Pointer[Data])
-	data.Store(loadWorld(t).data(t))
-	w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(t), 1<<20)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.conn.Close()
+	w, _ := testWorker(t)
 	w.steered, w.n = true, 2
 	w.answer()
 	if w.replies != 0 {
@@ -160,18 +162,7 @@ func TestWildcard(t *testing.T) {
 func BenchmarkLoop(b *testing.B) {
 	for _, name := range []string{"bare", "Steered", "Static", "NXDOMAIN"} {
 		b.Run(name, func(b *testing.B) {
-			data := new(atomic.Pointer[Data])
-			data.Store(loadWorld(b).data(b))
-			w, err := newUDPWorker(netip.MustParseAddrPort("127.0.0.1:0"), data, testAnswerer(b), 1<<20)
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer w.conn.Close()
-			c, err := net.Dial("udp", w.conn.LocalAddr().String())
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer c.Close()
+			w, c := testWorker(b)
 			query := hotQueries(b)["Steered"]
 			if name != "bare" {
 				query = hotQueries(b)[name]
@@ -180,10 +171,7 @@ func BenchmarkLoop(b *testing.B) {
 			b.ReportAllocs()
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			var before, after unix.Rusage
-			if err := unix.Getrusage(unix.RUSAGE_THREAD, &before); err != nil {
-				b.Fatal(err)
-			}
+			spent := cpuTime(unix.RUSAGE_THREAD)
 			for n := 0; n < b.N; n += batch {
 				for range batch {
 					if _, err := c.Write(query); err != nil {
@@ -206,11 +194,7 @@ func BenchmarkLoop(b *testing.B) {
 					}
 				}
 			}
-			if err := unix.Getrusage(unix.RUSAGE_THREAD, &after); err != nil {
-				b.Fatal(err)
-			}
-			cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
-			b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
+			b.ReportMetric(float64(spent())/float64(b.N), "cpu-ns/op")
 		})
 	}
 }
