@@ -44,19 +44,25 @@ func (c *grpcCollector) TagConn(ctx context.Context, _ *stats.ConnTagInfo) conte
 }
 func (c *grpcCollector) HandleConn(context.Context, stats.ConnStats) {}
 
-// serveGRPC runs c until the test ends and returns its endpoint.
-func serveGRPC(t *testing.T, c *grpcCollector) string {
+// serveGRPC serves what register adds until the test ends, and returns the address.
+func serveGRPC(t *testing.T, register func(*grpc.Server), options ...grpc.ServerOption) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := grpc.NewServer(grpc.StatsHandler(c))
-	coltracepb.RegisterTraceServiceServer(s, c)
+	s := grpc.NewServer(options...)
+	register(s)
 	done := make(chan error)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() { s.Stop(); <-done })
-	return "grpc://" + l.Addr().String()
+	return l.Addr().String()
+}
+
+// serve serves c until the test ends, and returns its endpoint.
+func (c *grpcCollector) serve(t *testing.T) string {
+	t.Helper()
+	return "grpc://" + serveGRPC(t, func(s *grpc.Server) { coltracepb.RegisterTraceServiceServer(s, c) }, grpc.StatsHandler(c))
 }
 
 // exportOne runs a recorder for one query and one received request, until it has exported or
@@ -109,7 +115,7 @@ func TestExportOverGRPC(t *testing.T) {
 			}
 			return &coltracepb.ExportTraceServiceResponse{}, nil
 		}}
-		s := exportOne(t, Options{Endpoint: serveGRPC(t, c), Gzip: gzip, Headers: map[string]string{"X-Token": "secret"}})
+		s := exportOne(t, Options{Endpoint: c.serve(t), Gzip: gzip, Headers: map[string]string{"X-Token": "secret"}})
 		if spans.Load() != 4 || s.Exported != 4 || token.Load() != "secret" || c.smaller.Load() != gzip {
 			t.Errorf("gzip %v: %d spans came, %d said to be exported, token %v, compressed %v; want 4, 4, secret, %v",
 				gzip, spans.Load(), s.Exported, token.Load(), c.smaller.Load(), gzip)
@@ -149,7 +155,7 @@ func TestGRPCCollectors(t *testing.T) {
 		}, DropPartial, 4, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			o := Options{Endpoint: serveGRPC(t, &grpcCollector{export: tc.export}), Timeout: time.Minute, RetryFor: 2 * time.Second}
+			o := Options{Endpoint: (&grpcCollector{export: tc.export}).serve(t), Timeout: time.Minute, RetryFor: 2 * time.Second}
 			if tc.cause == DropTimeout {
 				o.Timeout = 50 * time.Millisecond
 			}

@@ -312,16 +312,7 @@ func TestReceiverGRPC(t *testing.T) {
 	go func() { ran <- r.Run(ctx) }()
 	defer func() { cancel(); <-ran }()
 
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	g := grpc.NewServer()
-	r.ReceiverGRPC(g)
-	served := make(chan error)
-	go func() { served <- g.Serve(l) }()
-	defer func() { g.Stop(); <-served }()
-	conn, err := dial("grpc://" + l.Addr().String())
+	conn, err := dial("grpc://" + serveGRPC(t, func(g *grpc.Server) { r.ReceiverGRPC(g) }))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,22 +408,9 @@ func (c rawHTTP2) refusal(t *testing.T) string {
 // Of many calls that never end, over one connection or several, so many are read at once and no
 // more: the rest is told to come back, as are the honest; and none is waited for forever.
 func TestReceiverGRPCIsBounded(t *testing.T) {
-	serve := func(r *Recorder) string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		g := grpc.NewServer()
-		r.ReceiverGRPC(g)
-		served := make(chan error)
-		go func() { served <- g.Serve(l) }()
-		t.Cleanup(func() { g.Stop(); <-served })
-		return l.Addr().String()
-	}
-
 	r := New(Options{})
 	r.patience = time.Hour
-	addr := serve(r)
+	addr := serveGRPC(t, func(g *grpc.Server) { r.ReceiverGRPC(g) })
 	hostile := []rawHTTP2{dialHTTP2(t, addr), dialHTTP2(t, addr)}
 	for i := range maxReceiving {
 		hostile[i%2].begin(t, uint32(1+2*i))
@@ -467,7 +445,7 @@ func TestReceiverGRPCIsBounded(t *testing.T) {
 
 	r = New(Options{})
 	r.patience = time.Millisecond
-	slow := dialHTTP2(t, serve(r))
+	slow := dialHTTP2(t, serveGRPC(t, func(g *grpc.Server) { r.ReceiverGRPC(g) }))
 	slow.begin(t, 1)
 	if code := slow.refusal(t); code != "4" {
 		t.Errorf("a call that does not go on is ended with %s, want 4, deadline exceeded", code)
