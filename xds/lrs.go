@@ -134,7 +134,7 @@ func readReport(list []*endpoint.ClusterStats, o *config.Objects, pool string) (
 				fault("%s: locality %s is of no pool of it", name, localityText(l.GetLocality()))
 				continue
 			}
-			if want := localityOf(o, to); localityText(l.GetLocality()) != localityText(want) {
+			if at, want := l.GetLocality(), localityOf(o, to); at.GetRegion() != want.Region || at.GetZone() != want.Zone {
 				fault("%s: locality %s: expected %s, where pool %s is", name, localityText(l.GetLocality()), localityText(want), to)
 				continue
 			}
