@@ -247,6 +247,11 @@ func TestSimPartition(t *testing.T) {
 			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return strings.Count(n.votes(), "+ns") != 6 })
 		}
 		w.until(15*time.Second, "all hear all", all)
+		// Words may come by way of a seed before who said them is a member, and a side without a
+		// seed is made of members that know each other.
+		w.until(15*time.Second, "all are members of all", func() bool {
+			return !slices.ContainsFunc(w.nodes, func(n *simNode) bool { return n.gossip.size() != 5 })
+		})
 		side := func(addr string) bool { return addr >= "10.0.0.3" }
 		w.net.set(func() { w.net.cut = func(from, to string) bool { return side(from) != side(to) } })
 		time.Sleep(2 * time.Minute)
