@@ -424,10 +424,10 @@ func (c *client) flush() error {
 			version = v.sets[c.session.client][t].version
 		}
 		nonce := c.session.record(t, u, version)
+		c.s.pushes.Add(1) // first: who has the response finds it counted
 		if err := c.send(t, v, u, version, nonce); err != nil {
 			return err
 		}
-		c.s.pushes.Add(1)
 	}
 	c.note(w, v)
 	return nil
