@@ -4,13 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +26,8 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/meridian-gslb/meridian/xds/certs"
 )
 
 // Limits of one server, and of one connection.
@@ -66,8 +66,8 @@ type Options struct {
 	Now func() time.Time
 }
 
-// TLS names PEM files. They are read anew for each connection, so that a rotation needs no
-// restart.
+// TLS names PEM files. A rotation needs no restart: connections are taken with what the files
+// hold then.
 type TLS struct {
 	Cert, Key string
 	CA        string // clients must show a certificate of it, for the DNS name that is their pool's
@@ -163,14 +163,15 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt / 2, MaxConnectionIdle: maxIdle}),
 	}
-	if s.o.TLS != (TLS{}) {
-		if _, err := s.o.TLS.config(); err != nil {
+	if t := s.o.TLS; t != (TLS{}) {
+		files, err := certs.Read(t.Cert, t.Key, t.CA, s.log)
+		if err != nil {
 			return fmt.Errorf("xds: %w", err)
 		}
 		opts = append(opts, grpc.Creds(credentials.NewTLS(&tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			NextProtos:         []string{"h2"},
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.o.TLS.config() },
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return serverTLS(files) },
 		})))
 	}
 	g := grpc.NewServer(opts...)
@@ -196,25 +197,16 @@ func (s *Server) Register(g grpc.ServiceRegistrar) {
 	loadstats.RegisterLoadReportingServiceServer(g, s)
 }
 
-// config reads the files.
-func (t TLS) config() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+// serverTLS is how a connection is taken, with what the files hold now.
+func serverTLS(files *certs.Files) (*tls.Config, error) {
+	m, err := files.Now()
 	if err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
+		return nil, err
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{cert}}
-	if t.CA == "" {
-		return c, nil
+	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, GetCertificate: files.Certificate}
+	if m.CA != nil {
+		c.ClientCAs, c.ClientAuth = m.CA, tls.RequireAndVerifyClientCert
 	}
-	pem, err := os.ReadFile(t.CA)
-	if err != nil {
-		return nil, fmt.Errorf("tls: %w", err)
-	}
-	c.ClientCAs = x509.NewCertPool()
-	if !c.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("tls: %s: no certificate in it", t.CA)
-	}
-	c.ClientAuth = tls.RequireAndVerifyClientCert
 	return c, nil
 }
 

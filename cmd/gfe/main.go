@@ -4,8 +4,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -17,12 +15,12 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.opentelemetry.io/otel/attribute"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/proxy"
 	"github.com/meridian-gslb/meridian/cmd/gfe/serve"
 	"github.com/meridian-gslb/meridian/tracing"
+	"github.com/meridian-gslb/meridian/xds/certs"
 )
 
 func main() {
@@ -149,22 +147,11 @@ func fromConfigServer(c *proxy.Config, server, ca string, also proxy.Reporter) (
 	}
 	creds := insecure.NewCredentials()
 	if ca != "" {
-		pem, err := os.ReadFile(ca)
+		files, err := certs.Read(c.Cert, c.Key, ca, c.Log)
 		if err != nil {
 			return nil, err
 		}
-		tc := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
-		if !tc.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in it", ca)
-		}
-		if c.Cert != "" {
-			pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-			if err != nil {
-				return nil, err
-			}
-			tc.Certificates = []tls.Certificate{pair}
-		}
-		creds = credentials.NewTLS(tc)
+		creds = certs.Client(files)
 	}
 	ads, err := proxy.NewADS(proxy.ADSConfig{Server: server, Creds: creds, Name: c.Name, Site: c.Site, Also: also})
 	if err == nil {

@@ -2,10 +2,12 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -17,7 +19,9 @@ import (
 	"time"
 
 	"github.com/meridian-gslb/meridian/cmd/gfe/gfetest"
+	"github.com/meridian-gslb/meridian/cmd/gfe/proxy"
 	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/xds"
 )
 
 // TestCommand runs the command against the stream of a node, from the flags to a user's
@@ -91,6 +95,63 @@ func TestCommandRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRenewedCertificate connects to a config server by a certificate, and again to one that
+// trusts only the certificate that has come in its place since.
+func TestRenewedCertificate(t *testing.T) {
+	gfetest.Leaks(t)
+	serverCert, serverKey, _ := gfetest.Certificate(t)
+	cert, key, _ := gfetest.Certificate(t, "gfe-eu")
+	nextCert, nextKey, _ := gfetest.Certificate(t, "gfe-eu")
+	// serve runs a config server that trusts that certificate, and waits for the proxy there.
+	var address string
+	serve := func(trusted string) (stop func()) {
+		s := xds.New(xds.Options{Addr: cmp.Or(address, "127.0.0.1:0"), TLS: xds.TLS{Cert: serverCert, Key: serverKey, CA: trusted}})
+		if err := s.Listen(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		if address == "" {
+			address = s.Addr().String()
+			c := proxy.Config{Name: "one", Cert: cert, Key: key, Log: slog.New(slog.DiscardHandler)}
+			ads, err := fromConfigServer(&c, address, serverCert, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			following := make(chan struct{})
+			go func() {
+				defer close(following)
+				for t.Context().Err() == nil {
+					ads.Follow(t.Context(), "gfe-eu", func(proxy.Assignment) {}) // ends with each server
+					time.Sleep(10 * time.Millisecond)                            // between two attempts; nothing depends on how long
+				}
+			}()
+			t.Cleanup(func() {
+				ads.Close()
+				<-following
+			})
+		}
+		gfetest.Eventually(t, "the proxy is connected", func() bool {
+			list := s.Clients()
+			return len(list) == 1 && list[0].ID == "one"
+		})
+		return func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	serve(cert)()
+	for from, to := range map[string]string{nextCert: cert, nextKey: key} {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serve(cert)()
 }
 
 func TestLinkerKeys(t *testing.T) {

@@ -100,9 +100,9 @@ func Refusing(t *testing.T) (addr netip.AddrPort, listen func() net.Listener) {
 	}
 }
 
-// Certificate writes a certificate for 127.0.0.1 and its key to files, and returns a pool
-// that trusts it.
-func Certificate(t *testing.T) (cert, key string, trust *x509.CertPool) {
+// Certificate writes a certificate for 127.0.0.1 and those DNS names, and its key, to files, and
+// returns a pool that trusts it.
+func Certificate(t *testing.T, names ...string) (cert, key string, trust *x509.CertPool) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -114,6 +114,7 @@ func Certificate(t *testing.T) (cert, key string, trust *x509.CertPool) {
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().Add(time.Hour),
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames:     names,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {

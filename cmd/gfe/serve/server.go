@@ -16,6 +16,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/meridian-gslb/meridian/xds/certs"
 )
 
 // Config describes a server. Zero durations mean their defaults, negative ones none.
@@ -26,7 +28,7 @@ type Config struct {
 	// Listen are host:port addresses; port 0 takes a free one. A leading http:// or https://
 	// says which of the two it speaks; without either it is TLS when Cert is set.
 	Listen    []string
-	Cert, Key string // PEM files
+	Cert, Key string // PEM files; what is written to them later is taken up
 
 	Lame  time.Duration // after ctx ended: still serve, but say so in the health check; default none
 	Grace time.Duration // after that: how long requests under way may take; default 10 s
@@ -87,14 +89,14 @@ func New(c Config) (*Server, error) {
 		ErrorLog:          slog.NewLogLogger(c.Log.Handler(), slog.LevelDebug), // a client's bad handshake is the client's
 	}
 	if c.Cert != "" {
-		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+		files, err := certs.Read(c.Cert, c.Key, "", c.Log)
 		if err != nil {
-			return nil, fmt.Errorf("%s: certificate %s with key %s: %w", c.Name, c.Cert, c.Key, err)
+			return nil, fmt.Errorf("%s: %w", c.Name, err)
 		}
 		s.http.TLSConfig = &tls.Config{
-			Certificates: []tls.Certificate{pair},
-			MinVersion:   tls.VersionTLS12,
-			NextProtos:   []string{"h2", "http/1.1"},
+			GetCertificate: files.Certificate,
+			MinVersion:     tls.VersionTLS12,
+			NextProtos:     []string{"h2", "http/1.1"},
 		}
 	}
 	for _, l := range c.Listen {
