@@ -185,6 +185,110 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	return w.b.Write(p)
 }
 
+// TestStuckReaders connects proxies that ask for more than a window and take none of it. The
+// server keeps a bounded part of it for each, however much changes, and serves another all the
+// while; when they have taken nothing for a time their connections are closed, and they are named.
+func TestStuckReaders(t *testing.T) {
+	const clients, endpoints = 16, 3000
+	text := func(weight int) string {
+		list := make([]string, endpoints)
+		for i := range list {
+			list[i] = fmt.Sprintf("{address: 10.1.%d.%d}", i/256, i%256)
+		}
+		small := fmt.Sprintf("{address: 10.0.0.1, weight: %d}", weight)
+		return strings.Replace(three(weight, ""), small, small+", "+strings.Join(list, ", "), 1)
+	}
+	names := []string{"a@gfe", "b@gfe", "upstream@gfe"}
+	// stuck connects those who take nothing.
+	stuck := func(t *testing.T, s *Server) {
+		for i := range clients {
+			cc, err := grpc.NewClient(s.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithStaticStreamWindowSize(window))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { cc.Close() })
+			st, err := discovery.NewAggregatedDiscoveryServiceClient(cc).DeltaAggregatedResources(t.Context())
+			for _, req := range []*discovery.DeltaDiscoveryRequest{
+				{Node: &core.Node{Id: fmt.Sprintf("stuck-%d", i), Cluster: "gfe"}, TypeUrl: Endpoints.URL(), ResourceNamesSubscribe: names},
+				{TypeUrl: Clusters.URL()}, {TypeUrl: Listeners.URL()},
+			} {
+				if err == nil {
+					err = st.Send(req)
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w := world(t, nil, text(1), state{})
+	size := 0
+	for _, n := range names {
+		size += len(w.View("gfe").Resource(Envoy, Endpoints, n).Marshalled().Value)
+	}
+	t.Run("held", func(t *testing.T) {
+		s := serve(t, Options{Coalesce: -1})
+		s.Set(w)
+		before := kept()
+		stuck(t, s)
+		other := dial(t, s, "gfe").delta()
+		other.subscribe(Endpoints, "a@gfe")
+		other.next(Endpoints)
+		eventually(t, patience, func() string {
+			if n := s.Stats().Pushes; n < 2*clients+1 { // a second is on its way to each, so that the first is queued
+				return fmt.Sprintf("%d responses are sent", n)
+			}
+			return ""
+		})
+		// One response is queued for each, in a buffer of gRPC's: those of a message up to 1 MiB
+		// are of that size.
+		queued := kept()
+		if grown, most := queued-before, clients<<20*5/4; grown > most {
+			t.Errorf("%d clients that take nothing of %d KiB keep %d KiB, want at most %d", clients, size>>10, grown>>10, most>>10)
+		}
+		for i := range 4 {
+			w = world(t, w, text(2+i%2), state{})
+			s.Set(w)
+			got := other.next(Endpoints).Resources[0].Version
+			expect(t, "the other's", got, w.View("gfe").Resource(Envoy, Endpoints, "a@gfe").Version)
+		}
+		if grown, most := kept()-queued, clients<<20/2; grown > most {
+			t.Errorf("after four changes they keep %d KiB more, want at most %d: a world more, but nothing for each", grown>>10, most>>10)
+		}
+	})
+	t.Run("dropped", func(t *testing.T) {
+		var mu sync.Mutex
+		var log bytes.Buffer
+		s := serve(t, Options{Coalesce: -1, SendTimeout: 3 * time.Second, Log: slog.New(slog.NewTextHandler(lockedWriter{&mu, &log}, nil))})
+		s.Set(w)
+		other := dial(t, s, "gfe").delta()
+		other.subscribe(Clusters)
+		other.next(Clusters)
+		stuck(t, s)
+		eventually(t, patience, func() string {
+			if n, list := s.Stats().Stuck, s.Clients(); n != clients || len(list) != 1 || list[0].ID != "test" {
+				return fmt.Sprintf("%d of %d are dropped; connected %+v", n, clients, list)
+			}
+			return ""
+		})
+		mu.Lock()
+		for i := range clients {
+			if name := fmt.Sprintf("proxy=stuck-%d pool=gfe", i); strings.Count(log.String(), name) != 1 {
+				t.Errorf("the log has not one line with %q:\n%s", name, &log)
+			}
+		}
+		mu.Unlock()
+		s.conns.mu.Lock()
+		if n := len(s.conns.open); n != 1 {
+			t.Errorf("%d connections are open, want the other's", n)
+		}
+		s.conns.mu.Unlock()
+		s.Set(world(t, w, text(5)+"\n", state{}))
+		other.subscribe(Endpoints, "a@gfe")
+		other.next(Endpoints)
+	})
+}
+
 // TestReportersAreBounded opens more streams of load reports than are taken.
 func TestReportersAreBounded(t *testing.T) {
 	s := serve(t, Options{})

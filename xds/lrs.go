@@ -28,7 +28,9 @@ const (
 
 // StreamLoadStats takes the load reports of one proxy (LRS).
 func (s *Server) StreamLoadStats(st loadstats.LoadReportingService_StreamLoadStatsServer) error {
+	named := s.conns.closeAfter(st.Context(), maxHello, func() { s.log.Debug("a stream of load reports does not say whose they are: its connection is closed") })
 	first, err := st.Recv()
+	named()
 	if err != nil {
 		return err
 	}

@@ -35,15 +35,20 @@ const (
 	maxStreams  = 8192 // of all clients, of either service
 	maxConns    = 2 * maxStreams
 	maxPerConn  = 128             // calls at once over one connection
-	maxHello    = time.Minute     // until a connection has shown its certificate
+	maxHello    = time.Minute     // until a connection has shown its certificate, and a stream who it is
 	maxIdle     = 5 * time.Minute // of a connection without a call
 	maxHeaders  = 64 << 10        // octets
 	maxMessage  = 4 << 20         // octets of a request
 	maxReason   = 2048            // octets of why a client refused a response
 	maxHeld     = 256 << 20       // octets of the names that all clients ask for: over that, those who ask for most are ended
 	bufferSize  = 8 << 10         // octets that are read and written at once, of each connection
+	window      = 64 << 10        // octets that a client may send before they are read: of each stream, and not growing with its speed
 	keepaliveAt = 20 * time.Second
 )
+
+// DefaultSendTimeout is how long a client may take nothing of what it is sent: 2 minutes are
+// 70 kbit/s for a megabyte.
+const DefaultSendTimeout = 2 * time.Minute
 
 // DefaultCoalesce is the shortest time between two pushes to one client that changes cause.
 const DefaultCoalesce = 50 * time.Millisecond
@@ -55,6 +60,8 @@ type Options struct {
 	Coalesce time.Duration // default DefaultCoalesce; negative: none
 	Report   time.Duration // between two load reports of a client; default 1 s
 	Log      *slog.Logger  // default discards
+
+	SendTimeout time.Duration // after which the connection of a client that takes nothing is closed; default DefaultSendTimeout
 
 	// Surge is called when the load of a proxy has grown by more than chance, so that a new
 	// world need not wait; nil: nobody is. It must not block.
@@ -82,6 +89,7 @@ type Server struct {
 	most  int64 // maxHeld
 
 	world atomic.Pointer[World]
+	conns conns
 	seq   atomic.Uint64 // numbers clients
 	held  atomic.Int64  // octets, by the sessions of all clients
 
@@ -92,8 +100,8 @@ type Server struct {
 	heardMu sync.Mutex
 	heard   map[string]heard // guarded by heardMu: the last word of each other node
 
-	pushes, rejections atomic.Uint64
-	reporting          atomic.Int64 // streams of load reports
+	pushes, rejections, stuck atomic.Uint64
+	reporting                 atomic.Int64 // streams of load reports
 }
 
 // New returns a server that knows no world yet: its clients keep what they have.
@@ -106,7 +114,10 @@ func New(o Options) *Server {
 	}
 	o.Coalesce = cmp.Or(o.Coalesce, DefaultCoalesce)
 	o.Report = cmp.Or(o.Report, time.Second)
-	return &Server{o: o, log: o.Log, most: maxHeld, clients: map[*client]struct{}{}, loads: newLoads(o.Report)}
+	o.SendTimeout = cmp.Or(o.SendTimeout, DefaultSendTimeout)
+	return &Server{
+		o: o, log: o.Log, most: maxHeld, conns: conns{open: map[string]*accepted{}}, clients: map[*client]struct{}{}, loads: newLoads(o.Report),
+	}
 }
 
 // Set puts w in place of the world before. Clients are told what changed for them.
@@ -160,6 +171,7 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.MaxRecvMsgSize(maxMessage), grpc.WaitForHandlers(true),
 		grpc.MaxConcurrentStreams(maxPerConn), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(maxHello),
 		grpc.ReadBufferSize(bufferSize), grpc.WriteBufferSize(bufferSize), grpc.SharedWriteBuffer(true),
+		grpc.StaticStreamWindowSize(window), grpc.StaticConnWindowSize(window),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveAt, Timeout: keepaliveAt / 2, MaxConnectionIdle: maxIdle}),
 	}
@@ -180,7 +192,8 @@ func (s *Server) Run(ctx context.Context) error {
 		s.o.Services(g)
 	}
 	failed := make(chan error, 1)
-	go func() { failed <- g.Serve(netutil.LimitListener(s.listener, maxConns)) }()
+	s.conns.Listener = netutil.LimitListener(s.listener, maxConns)
+	go func() { failed <- g.Serve(&s.conns) }()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("xds: %w", err)
@@ -213,7 +226,8 @@ func serverTLS(files *certs.Files) (*tls.Config, error) {
 // client is one stream of ADS.
 type client struct {
 	s    *Server
-	kick chan struct{} // there may be a new world
+	ctx  context.Context // of the stream
+	kick chan struct{}   // there may be a new world
 	send func(t Type, v *View, u update, version, nonce string) error
 
 	// Only the goroutine of the stream.
@@ -239,7 +253,7 @@ func (s *Server) DeltaAggregatedResources(st discovery.AggregatedDiscoveryServic
 	c.send = func(t Type, _ *View, u update, version, nonce string) error {
 		return st.Send(deltaResponse(t, u, version, nonce))
 	}
-	return run(c, st.Context(), st.Recv, (*discovery.DeltaDiscoveryRequest).GetNode, c.session.deltaRequest)
+	return run(c, st.Recv, (*discovery.DeltaDiscoveryRequest).GetNode, c.session.deltaRequest)
 }
 
 // StreamAggregatedResources serves the state-of-the-world protocol: what gRPC clients speak.
@@ -249,11 +263,11 @@ func (s *Server) StreamAggregatedResources(st discovery.AggregatedDiscoveryServi
 	c.send = func(t Type, v *View, u update, version, nonce string) error {
 		return st.Send(c.session.sotwResponse(v, t, u, version, nonce))
 	}
-	return run(c, st.Context(), st.Recv, (*discovery.DiscoveryRequest).GetNode, c.session.sotwRequest)
+	return run(c, st.Recv, (*discovery.DiscoveryRequest).GetNode, c.session.sotwRequest)
 }
 
 func (s *Server) newClient(ctx context.Context, protocol string) *client {
-	c := &client{s: s, kick: make(chan struct{}, 1)}
+	c := &client{s: s, ctx: ctx, kick: make(chan struct{}, 1)}
 	c.status = ClientStatus{Protocol: protocol, Connected: s.o.Now(), seq: s.seq.Add(1)}
 	if p, ok := peer.FromContext(ctx); ok {
 		c.status.Addr = p.Addr.String()
@@ -262,8 +276,8 @@ func (s *Server) newClient(ctx context.Context, protocol string) *client {
 }
 
 // run serves one stream: requests come in, what the client lacks goes out.
-func run[T any](c *client, ctx context.Context, recv func() (T, error), nodeOf func(T) *core.Node, take func(T, time.Time)) error {
-	s := c.s
+func run[T any](c *client, recv func() (T, error), nodeOf func(T) *core.Node, take func(T, time.Time)) error {
+	s, ctx := c.s, c.ctx
 	if !s.enter(c) {
 		return status.Errorf(codes.ResourceExhausted, "%d clients are connected already; expected fewer: try another node", maxStreams)
 	}
@@ -282,12 +296,16 @@ func run[T any](c *client, ctx context.Context, recv func() (T, error), nodeOf f
 			}
 		}
 	}()
+	hello := time.NewTimer(maxHello)
+	defer hello.Stop()
 	var later <-chan time.Time // when changes may be sent that came too soon after the last
 	for {
 		changed := false
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
+		case <-hello.C:
+			return status.Errorf(codes.DeadlineExceeded, "no request in %v; expected one with node.id and node.cluster", maxHello)
 		case m := <-requests:
 			if errors.Is(m.err, io.EOF) {
 				return nil
@@ -299,6 +317,7 @@ func run[T any](c *client, ctx context.Context, recv func() (T, error), nodeOf f
 				if err := c.identify(ctx, n); err != nil {
 					return err
 				}
+				hello.Stop()
 			}
 			if c.pool == "" {
 				return status.Error(codes.InvalidArgument, "the first request has no node; expected node.id and node.cluster, the pool of the proxy")
@@ -417,12 +436,25 @@ func (c *client) flush() error {
 		}
 		nonce := c.session.record(t, u, version)
 		c.s.pushes.Add(1) // first: who has the response finds it counted
-		if err := c.send(t, v, u, version, nonce); err != nil {
+		stop := c.s.conns.closeAfter(c.ctx, c.s.o.SendTimeout, func() { c.tellStuck(t) })
+		err := c.send(t, v, u, version, nonce)
+		stop()
+		if err != nil {
 			return err
 		}
 	}
 	c.note(w, v)
 	return nil
+}
+
+// tellStuck says that the client takes nothing of what it is sent, the newest of which is of
+// type t.
+func (c *client) tellStuck(t Type) {
+	c.s.stuck.Add(1)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.s.log.Warn("a proxy takes nothing of what it is sent: its connection is closed, and it keeps what it had",
+		"proxy", c.status.ID, "pool", c.status.Pool, "address", c.status.Addr, "type", t, "after", c.s.o.SendTimeout)
 }
 
 func (s *Server) enter(c *client) bool {

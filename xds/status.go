@@ -100,6 +100,7 @@ type Stats struct {
 	Clients    int    // connected now
 	Pushes     uint64 // responses sent
 	Rejections uint64 // responses that clients refused
+	Stuck      uint64 // connections closed because a client took nothing
 	Reports    uint64 // load reports taken
 	Ignored    uint64 // load reports, or parts of them, that were not believed
 }
@@ -110,5 +111,5 @@ func (s *Server) Stats() Stats {
 	n := len(s.clients)
 	s.mu.Unlock()
 	reports, ignored := s.loads.counts()
-	return Stats{Clients: n, Pushes: s.pushes.Load(), Rejections: s.rejections.Load(), Reports: reports, Ignored: ignored}
+	return Stats{Clients: n, Pushes: s.pushes.Load(), Rejections: s.rejections.Load(), Stuck: s.stuck.Load(), Reports: reports, Ignored: ignored}
 }

@@ -414,6 +414,7 @@ var (
 	descRevision   = proxyDesc("xds_revision", "Revision of the snapshot that proxies are handed.")
 	descPushes     = proxyDesc("xds_responses_total", "Responses sent to proxies.")
 	descRejections = proxyDesc("xds_rejections_total", "Responses that proxies refused.")
+	descStuck      = proxyDesc("xds_stuck_total", "Connections that were closed because a proxy took nothing of what it was sent.")
 	descReports    = proxyDesc("load_reports_total", "Load reports of proxies.")
 	descIgnored    = proxyDesc("load_ignored_total", "Parts of load reports that were not believed.")
 	descRate       = proxyDesc("load_requests_per_second", "Requests that the proxies of a pool send to another, in the average.", "from", "upstream", "to")
@@ -445,6 +446,7 @@ func (p *proxies) Collect(ch chan<- prometheus.Metric) {
 	send(descRevision, prometheus.GaugeValue, float64(st.Revision))
 	send(descPushes, prometheus.CounterValue, float64(counts.Pushes))
 	send(descRejections, prometheus.CounterValue, float64(counts.Rejections))
+	send(descStuck, prometheus.CounterValue, float64(counts.Stuck))
 	send(descReports, prometheus.CounterValue, float64(counts.Reports))
 	send(descIgnored, prometheus.CounterValue, float64(counts.Ignored))
 	type key struct{ pool, protocol string }
