@@ -7,12 +7,14 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // fullPort returns an address of loopback that answers nobody: its queue is full.
@@ -39,24 +41,16 @@ func fullPort(t *testing.T) netip.AddrPort {
 	return addr
 }
 
-// TestKnock knocks at what listens, refuses and says nothing, many at once, and wants nothing
-// left behind.
-func TestKnock(t *testing.T) {
-	files := func() int {
-		list, err := os.ReadDir("/proc/self/fd")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(list)
-	}
-	open, closed, full := make([]netip.AddrPort, 0, 2), closedPort(t), fullPort(t)
+// openPorts returns addresses of both families, if there are, that accept and hang up.
+func openPorts(t *testing.T) (open []netip.AddrPort) {
+	t.Helper()
 	for _, at := range []string{"127.0.0.1:0", "[::1]:0"} {
 		l, err := net.Listen("tcp", at)
 		if err != nil {
 			t.Logf("without %s: %v", at, err)
 			continue
 		}
-		defer func() { _ = l.Close() }()
+		t.Cleanup(func() { _ = l.Close() })
 		open = append(open, l.Addr().(*net.TCPAddr).AddrPort())
 		go func() {
 			for {
@@ -68,47 +62,156 @@ func TestKnock(t *testing.T) {
 			}
 		}()
 	}
-	before := files()
-	k, err := newKnocker()
+	return open
+}
+
+// openFiles returns how many files this process has open.
+func openFiles(t *testing.T) int {
+	list, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	var polling sync.WaitGroup
-	polling.Go(k.run)
-	ctx, cancel := context.WithTimeout(t.Context(), ample)
-	defer cancel()
-	var wg sync.WaitGroup
-	var good atomic.Int32
-	const each = 200
-	for range each {
-		for _, addr := range open {
-			wg.Go(func() {
-				if err := k.knock(ctx, addr); err != nil {
-					t.Errorf("%v: %v", addr, err)
-					return
-				}
-				good.Add(1)
-			})
+	return len(list)
+}
+
+// TestKnock knocks at what listens, refuses and says nothing, many at once and one after
+// another over the same lines, and wants the right answers and nothing left behind.
+func TestKnock(t *testing.T) {
+	open, closed, full := openPorts(t), closedPort(t), fullPort(t)
+	const each, rounds = 200, 5
+	before := openFiles(t)
+	answers := make(chan answer, (len(open)+2)*each)
+	k, err := newKnocker(answers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(k.run)
+	for range rounds {
+		under := make(map[*job]netip.AddrPort)
+		begin := func(addr netip.AddrPort, limit time.Duration) *knock {
+			j := new(job)
+			j.knock = newKnock(addr, j)
+			under[j] = addr
+			k.start(j.knock, limit)
+			return j.knock
 		}
-		wg.Go(func() {
-			if err := k.knock(ctx, closed); !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Errorf("%v: got %v, want refused", closed, err)
+		for range each {
+			for _, addr := range open {
+				begin(addr, ample)
 			}
-		})
+			begin(closed, ample)
+		}
+		begin(full, 50*time.Millisecond)
+		given := begin(full, time.Hour)
+		k.giveUp(given)
+		for want := len(under); want > 0; want-- {
+			a := <-answers
+			addr, ok := under[a.job]
+			delete(under, a.job)
+			right := a.err == nil
+			switch {
+			case !ok:
+				t.Error("an answer that nobody waits for")
+			case addr == closed:
+				right = errors.Is(a.err, syscall.ECONNREFUSED)
+			case a.job.knock == given:
+				right = a.err == context.Canceled
+			case addr == full:
+				right = classify(a.err, Protocol) == Timeout && a.took >= 50*time.Millisecond
+			}
+			if !right {
+				t.Fatalf("%v: got %v after %v", addr, a.err, a.took)
+			}
+		}
 	}
-	short, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer stop()
-	if err := k.knock(short, full); classify(err, Protocol) != Timeout {
-		t.Errorf("%v: got %v, want a time-out", full, err)
+	k.mu.Lock()
+	if busy := len(k.lines) - len(k.spare[unix.AF_INET]) - len(k.spare[unix.AF_INET6]); busy != 0 || len(k.spare[unix.AF_INET]) == 0 || len(k.spare[unix.AF_INET]) > maxSpareLines {
+		t.Errorf("%d lines of %d are busy, %d spare", busy, len(k.lines), len(k.spare[unix.AF_INET]))
 	}
-	wg.Wait()
-	if got, want := int(good.Load()), each*len(open); got != want {
-		t.Errorf("%d of %d were open", got, want)
-	}
-	if n := len(k.waiting); n != 0 {
-		t.Errorf("%d still wait", n)
-	}
+	k.mu.Unlock()
 	k.close()
-	polling.Wait()
-	eventually(t, "all is closed", func() bool { return files() <= before })
+	running.Wait()
+	j := new(job)
+	k.start(newKnock(closed, j), ample) // too late: nothing comes of it
+	eventually(t, "all is closed", func() bool { return openFiles(t) <= before })
+}
+
+// TestProberKnocks runs a prober over what listens, refuses, says nothing and goes, and wants
+// the states of each, the second try, and what is removed to end at once.
+func TestProberKnocks(t *testing.T) {
+	open, closed, full := openPorts(t), closedPort(t), fullPort(t)
+	before := openFiles(t)
+	type seen struct {
+		class Class
+		state State
+	}
+	var mu sync.Mutex
+	last, attempts := make(map[gslb.EndpointID]seen), make(map[gslb.EndpointID]int)
+	p := NewProber(ProberOptions{
+		Report: func(x Target, r Result, s State) {
+			mu.Lock()
+			defer mu.Unlock()
+			last[x.ID] = seen{r.Class, s}
+		},
+		attempted: func(x Target, _ time.Time, _ Result) {
+			mu.Lock()
+			defer mu.Unlock()
+			attempts[x.ID]++
+		},
+	})
+	at := func(n int, addr netip.AddrPort, timeout time.Duration) Target {
+		x := target(addr, config.Probe{TCP: &config.TCPProbe{}})
+		x.ID = idOf(n)
+		x.Probe.Interval, x.Probe.Timeout = config.Duration(time.Second), config.Duration(timeout)
+		return x
+	}
+	inverted := at(3, closed, time.Second)
+	inverted.Probe.Invert = true
+	hung := at(4, full, time.Hour)
+	hung.Probe.Interval = config.Duration(time.Hour)
+	targets := []Target{at(0, closed, time.Second/4), at(1, full, time.Second/4), inverted, hung}
+	for i, addr := range open {
+		targets = append(targets, at(5+i, addr, time.Second))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	p.SetTargets(targets)
+	is := func(n int, c Class, v gslb.Verdict) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return last[idOf(n)].class == c && last[idOf(n)].state.Verdict == v
+	}
+	eventually(t, "each has its verdict", func() bool {
+		good := is(0, Refused, gslb.Down) && is(1, Timeout, gslb.Down) && is(3, OK, gslb.Up)
+		for i := range open {
+			good = good && is(5+i, OK, gslb.Up)
+		}
+		return good
+	})
+	mu.Lock()
+	if attempts[idOf(0)] < 2 || attempts[idOf(1)] < 2 {
+		t.Errorf("%v attempts, want the first failure tried again", attempts)
+	}
+	mu.Unlock()
+	flying := func() int {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.inFlight
+	}
+	p.SetTargets([]Target{hung})
+	eventually(t, "what is removed ends", func() bool { return flying() == 1 })
+	p.SetTargets(nil)
+	eventually(t, "what hangs ends", func() bool { return flying() == 0 })
+	if _, ok := last[idOf(4)]; ok {
+		t.Error("what never ended was reported")
+	}
+	p.SetTargets(targets)
+	eventually(t, "what hangs is under way again", func() bool { return flying() > 0 })
+	cancel()
+	if err := <-done; err != context.Canceled {
+		t.Errorf("Run returned %v", err)
+	}
+	eventually(t, "all is closed", func() bool { return openFiles(t) <= before })
 }

@@ -3,17 +3,21 @@
 package health
 
 import (
-	"context"
 	"errors"
 	"net/netip"
+	"time"
 )
 
 // knocker is for Linux alone.
 type knocker struct{}
 
-func newKnocker() (*knocker, error) { return nil, errors.ErrUnsupported }
+type knock struct{}
 
-func (*knocker) run()   {}
-func (*knocker) close() {}
+func newKnock(netip.AddrPort, *job) *knock { return nil }
 
-func (*knocker) knock(context.Context, netip.AddrPort) error { return errors.ErrUnsupported }
+func newKnocker(chan<- answer) (*knocker, error) { return nil, errors.ErrUnsupported }
+
+func (*knocker) run()                        {}
+func (*knocker) close()                      {}
+func (*knocker) start(*knock, time.Duration) {}
+func (*knocker) giveUp(*knock)               {}

@@ -36,7 +36,7 @@ type Options struct {
 
 	Transport memberlist.Transport // in place of sockets at Gossip.Listen
 	RootCAs   *x509.CertPool       // that endpoints' certificates are checked against; nil is the system's
-	MaxProbes int                  // probes under way at once; default 512
+	MaxProbes int                  // probes under way at once; default: see ProberOptions
 
 	Key        ed25519.PrivateKey // that this node signs with; nil signs nothing
 	References []string           // host:port that accept TCP while this node's network works

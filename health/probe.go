@@ -24,10 +24,10 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
-// defaultMaxInFlight bounds the probes under way, and so the file descriptors they hold. At
-// a usual 5 ms a probe it is far from being reached by 50,000 endpoints every 5 s; it is
-// there for the day when everything hangs until its timeout.
-const defaultMaxInFlight = 512
+// defaultMaxInFlight bounds the probes under way, and so the file descriptors they hold: 10,000
+// a second, of which every fifth hangs for two seconds, still have room. A quarter of the files
+// that this process may open is the limit, too.
+func defaultMaxInFlight() int { return int(min(4096, max(64, maxFiles()/4))) }
 
 // ProberOptions are the settings of a Prober.
 type ProberOptions struct {
@@ -38,7 +38,7 @@ type ProberOptions struct {
 	// called as Report is.
 	Fault func(t Target, r Result)
 
-	MaxInFlight int            // probes under way at once; default 512
+	MaxInFlight int            // probes under way at once; default 4096, or less by the limit of open files
 	RootCAs     *x509.CertPool // that certificates are checked against; nil is the system's
 	Exec        string         // folder of the programs that exec probes may run; empty: none
 	Logger      *slog.Logger   // nil logs nothing
@@ -72,7 +72,7 @@ type Prober struct {
 
 	files   tlsFiles
 	imports imports
-	knocker *knocker // set by Run; nil: the net package connects
+	knocker *knocker // set by Run; nil: TCP probes are made as all others are
 	kept    budgeted // connections that HTTP probes keep
 }
 
@@ -89,6 +89,8 @@ type job struct {
 	probe  func(context.Context) Result // set at construction; ends within the target's timeout
 
 	release func() // set at construction: closes what the probe keeps between its runs; may be nil
+	knock   *knock // set at construction: how a knocker makes the probe; nil: it cannot
+	flight  flight // of a knock; only for those who have it under way
 
 	// guarded by Prober.mu
 	state  State
@@ -97,13 +99,30 @@ type job struct {
 	due    time.Time
 	index  int                // in Prober.queue; -1 in flight or gone
 	gone   bool               // the target was removed or replaced
-	cancel context.CancelFunc // ends the probe in flight; nil when there is none
+	cancel context.CancelFunc // ends the probe in flight; nil when there is none, or a knock
+}
+
+// flight is a probe in flight.
+type flight struct {
+	job   *job
+	state State // that job was in
+	start time.Time
+	again bool // it is tried a second time
+}
+
+// answer is what came of a knock. Its error is one of the system, or context.DeadlineExceeded,
+// or context.Canceled if it was given up.
+type answer struct {
+	job   *job
+	start time.Time
+	took  time.Duration
+	err   error
 }
 
 // NewProber returns a Prober without targets.
 func NewProber(o ProberOptions) *Prober {
 	if o.MaxInFlight <= 0 {
-		o.MaxInFlight = defaultMaxInFlight
+		o.MaxInFlight = defaultMaxInFlight()
 	}
 	o.Logger = discardIfNil(o.Logger)
 	if o.stats == nil {
@@ -143,6 +162,9 @@ func (p *Prober) SetTargets(targets []Target) {
 		}
 		j := &job{target: t, index: -1}
 		j.probe, j.release = p.prepare(t)
+		if t.Probe.TCP != nil && t.Probe.TCP.Send == "" && t.Probe.TCP.Expect == "" && p.o.probe == nil {
+			j.knock = newKnock(t.Addr, j)
+		}
 		j.state.Verdict = p.restored[t.ID]
 		if old != nil {
 			j.state.Verdict = old.state.Verdict
@@ -179,10 +201,16 @@ func (p *Prober) dropLocked(j *job) {
 		heap.Remove(&p.queue, j.index)
 		j.close()
 	}
-	if j.cancel != nil {
+	switch {
+	case j.cancel != nil:
 		j.cancel()
+	case p.knocks(j):
+		p.knocker.giveUp(j.knock)
 	}
 }
+
+// knocks reports whether j is a matter of the knocker.
+func (p *Prober) knocks(j *job) bool { return j.knock != nil && p.knocker != nil }
 
 // close closes what j's probe keeps. No probe of j is in flight.
 func (j *job) close() {
@@ -229,7 +257,7 @@ func (p *Prober) plain(t Target) func(context.Context) Result {
 	case c.HTTP != nil:
 		return p.newHTTPProbe(t).run
 	case c.TCP != nil && c.TCP.Send == "" && c.TCP.Expect == "":
-		return func(ctx context.Context) Result { return p.probeTCP(ctx, t) }
+		return speak("tcp", func(net.Conn) (Class, string, error) { return OK, "", nil })
 	case c.TCP != nil:
 		return speak("tcp", sendExpect(c.TCP.Send, c.TCP.Expect, false))
 	case c.TLS != nil:
@@ -266,22 +294,32 @@ func (p *Prober) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer p.rest()
 	if p.o.probe == nil {
-		k, err := newKnocker()
+		answers := make(chan answer, p.o.MaxInFlight) // never full
+		k, err := newKnocker(answers)
 		if err != nil {
 			p.o.Logger.Warn("TCP probes take more CPU: no epoll", "error", err)
 		} else {
-			p.knocker = k
-			var polling sync.WaitGroup
-			defer polling.Wait()
+			p.setKnocker(k)
+			var knocking sync.WaitGroup
+			defer knocking.Wait()
 			defer k.close()
-			polling.Go(k.run)
+			knocking.Go(func() { defer close(answers); k.run() })
+			knocking.Go(func() { // not in run, whose clock is not to wait for those who judge
+				for a := range answers {
+					p.answered(ctx, a)
+				}
+			})
 		}
 	}
 	defer wg.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		timer.Reset(p.launch(ctx, &wg))
+		wait, knocks := p.launch(ctx, &wg)
+		for _, j := range knocks {
+			p.knocker.start(j.knock, time.Duration(j.target.Probe.Timeout))
+		}
+		timer.Reset(wait)
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -289,6 +327,12 @@ func (p *Prober) Run(ctx context.Context) error {
 		case <-p.wake:
 		}
 	}
+}
+
+func (p *Prober) setKnocker(k *knocker) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.knocker = k
 }
 
 // rest closes what probes keep, once none is in flight.
@@ -304,15 +348,15 @@ func (p *Prober) rest() {
 const batch = time.Millisecond
 
 // launch starts the probes that are due, as far as the bound allows, and returns how long
-// to wait for the next.
-func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
+// to wait for the next, and those that the knocker is to start.
+func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) (wait time.Duration, knocks []*job) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
 	for len(p.queue) > 0 && p.inFlight < p.o.MaxInFlight {
 		j := p.queue[0]
 		if wait := j.due.Sub(now) - batch; wait > 0 {
-			return max(wait, batch)
+			return max(wait, batch), knocks
 		}
 		if j.target.Probe.Exec != nil {
 			if p.programs >= maxPrograms { // its turn comes when a program ends
@@ -327,9 +371,14 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
 		}
 		heap.Pop(&p.queue)
 		p.inFlight++
-		var d duty
+		f := flight{job: j, state: j.state, start: now}
+		if p.knocks(j) {
+			j.flight = f
+			knocks = append(knocks, j)
+			continue
+		}
+		d := duty{flight: f}
 		d.ctx, d.cancel = context.WithCancel(ctx)
-		d.job, d.state, d.start = j, j.state, now
 		j.cancel = d.cancel
 		if p.spare > 0 {
 			p.spare--
@@ -338,23 +387,21 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) time.Duration {
 			wg.Go(func() { p.work(ctx, d) })
 		}
 	}
-	return time.Hour // a change of the queue or an ending probe wakes Run
+	return time.Hour, knocks // a change of the queue or an ending probe wakes Run
 }
 
 // duty is one probe to be made.
 type duty struct {
+	flight
 	ctx    context.Context
 	cancel context.CancelFunc
-	job    *job
-	state  State // that job is in
-	start  time.Time
 }
 
 // work makes one probe, and others until ctx ends: a goroutine that stays need not grow its
 // stack for each.
 func (p *Prober) work(ctx context.Context, d duty) {
 	for {
-		p.run(d.ctx, d.job, d.state, d.start)
+		p.run(d)
 		d.cancel()
 		select {
 		case d = <-p.duties:
@@ -364,20 +411,56 @@ func (p *Prober) work(ctx context.Context, d duty) {
 	}
 }
 
-// run makes one probe of j, which started in the state given, and puts j back in the queue.
-func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) {
-	r := p.attempt(ctx, j)
-	interval, timeout := time.Duration(j.target.Probe.Interval), time.Duration(j.target.Probe.Timeout)
-	if ctx.Err() == nil && r.Class != OK && state.Verdict != gslb.Down && state.Run == 0 && time.Since(start)+timeout <= interval {
-		p.o.stats.retries.Add(1)
-		r = p.attempt(ctx, j)
+// run makes one probe.
+func (p *Prober) run(d duty) {
+	r := p.attempt(d.ctx, d.job)
+	if d.ctx.Err() == nil && p.doubts(&d.flight, r) {
+		r = p.attempt(d.ctx, d.job)
 	}
+	p.finish(d.flight, r, d.ctx.Err() != nil)
+}
+
+// answered takes what came of a knock: run for the probes of the knocker.
+func (p *Prober) answered(ctx context.Context, a answer) {
+	f, over := &a.job.flight, a.err == context.Canceled
+	r := Result{Latency: a.took}
+	if a.err != nil {
+		r = failed(a.took, a.err, Protocol)
+	}
+	if a.job.target.Probe.Invert {
+		r = invert(r)
+	}
+	if !over {
+		r = p.count(a.job, a.start, a.took, r)
+		if ctx.Err() == nil && p.doubts(f, r) {
+			p.knocker.start(a.job.knock, time.Duration(a.job.target.Probe.Timeout))
+			return
+		}
+	}
+	p.finish(*f, r, over)
+}
+
+// doubts reports whether r is to be tried again at once, and counts that: it would begin a run
+// of failures, and there is time.
+func (p *Prober) doubts(f *flight, r Result) bool {
+	interval, timeout := time.Duration(f.job.target.Probe.Interval), time.Duration(f.job.target.Probe.Timeout)
+	if f.again || r.Class == OK || f.state.Verdict == gslb.Down || f.state.Run != 0 || time.Since(f.start)+timeout > interval {
+		return false
+	}
+	f.again = true
+	p.o.stats.retries.Add(1)
+	return true
+}
+
+// finish reports r, unless the probe is over before its end, and puts the job back in the queue.
+func (p *Prober) finish(f flight, r Result, over bool) {
+	j := f.job
 	switch {
-	case ctx.Err() != nil:
+	case over:
 	case r.Class != Local:
 		r = p.judgePace(j, r)
-		state = state.NextOf(r.Class == OK, &j.target.Probe)
-		p.o.Report(j.target, r, state)
+		f.state = f.state.NextOf(r.Class == OK, &j.target.Probe)
+		p.o.Report(j.target, r, f.state)
 	case p.o.Fault != nil:
 		p.o.Fault(j.target, r)
 	}
@@ -388,7 +471,9 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 		defer nudge(p.wake)
 	}
 	p.inFlight--
-	p.spare++
+	if !p.knocks(j) {
+		p.spare++
+	}
 	if j.target.Probe.Exec != nil {
 		p.programs--
 	}
@@ -397,8 +482,8 @@ func (p *Prober) run(ctx context.Context, j *job, state State, start time.Time) 
 		j.close()
 		return
 	}
-	j.state = state
-	j.due = start.Add(p.pause(j))
+	j.state = f.state
+	j.due = f.start.Add(p.pause(j))
 	j.probed = true
 	heap.Push(&p.queue, j)
 	if j.index == 0 {
@@ -534,17 +619,23 @@ func (p *Prober) attempt(ctx context.Context, j *job) (r Result) {
 			p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", v, "stack", string(debug.Stack()))
 			r = Result{Class: Local, Detail: "panic"}
 		}
-		if took, limit := time.Since(start), time.Duration(j.target.Probe.Timeout); r.Class == Timeout && took > limit+max(limit/2, overrun) {
-			r.Class, r.Detail = Local, fmt.Sprintf("this node was stopped or has no CPU left: a timeout of %v took %v", limit, took.Round(time.Millisecond))
-		}
 		if ctx.Err() == nil {
-			p.o.stats.probes[r.Class].Add(1)
-			if p.o.attempted != nil {
-				p.o.attempted(j.target, start, r)
-			}
+			r = p.count(j, start, time.Since(start), r)
 		}
 	}()
 	return j.probe(ctx)
+}
+
+// count counts the result of an attempt that began at start, and returns what it says after all.
+func (p *Prober) count(j *job, start time.Time, took time.Duration, r Result) Result {
+	if limit := time.Duration(j.target.Probe.Timeout); r.Class == Timeout && took > limit+max(limit/2, overrun) {
+		r.Class, r.Detail = Local, fmt.Sprintf("this node was stopped or has no CPU left: a timeout of %v took %v", limit, took.Round(time.Millisecond))
+	}
+	p.o.stats.probes[r.Class].Add(1)
+	if p.o.attempted != nil {
+		p.o.attempted(j.target, start, r)
+	}
+	return r
 }
 
 // nudge leaves a token in a channel of capacity 1.
@@ -616,7 +707,12 @@ func (c *boundConn) Close() error {
 // failure returns the result of a probe that began at start and ended in err. otherwise is
 // its class if the system did not cause err.
 func failure(start time.Time, err error, otherwise Class) Result {
-	r := Result{Class: classify(err, otherwise), Latency: time.Since(start), Detail: detail(err)}
+	return failed(time.Since(start), err, otherwise)
+}
+
+// failed is failure for a probe that took so long.
+func failed(took time.Duration, err error, otherwise Class) Result {
+	r := Result{Class: classify(err, otherwise), Latency: took, Detail: detail(err)}
 	if r.Class == Timeout {
 		r.Detail = fmt.Sprintf("no answer within %v", r.Latency.Round(time.Millisecond))
 	}

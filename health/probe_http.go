@@ -71,15 +71,18 @@ func (b *budgeted) take() bool {
 
 func (b *budgeted) give() { b.n.Add(-1) }
 
-// maxKept returns how many connections probes may keep: half of the files that this process
-// may open, since others need some too.
-func maxKept() int64 {
+// maxFiles returns how many files this process may open; 0 if that is not known.
+func maxFiles() int64 {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return 0
 	}
-	return int64(min(limit.Cur/2, 1<<16))
+	return int64(min(limit.Cur, 1<<20))
 }
+
+// maxKept returns how many connections probes may keep: half of the files that this process
+// may open, since others need some too.
+func maxKept() int64 { return min(maxFiles()/2, 1<<16) }
 
 // newHTTPProbe returns the probe of t, whose probe has every default filled in.
 func (p *Prober) newHTTPProbe(t Target) *httpProbe {

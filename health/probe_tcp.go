@@ -33,24 +33,6 @@ func converse(ctx context.Context, network string, t Target, say dialogue) Resul
 	return Result{Class: class, Latency: time.Since(start), Detail: printable(detail, maxDetail)}
 }
 
-// probeTCP connects to t and says nothing.
-func (p *Prober) probeTCP(ctx context.Context, t Target) Result {
-	start := time.Now()
-	var err error
-	if p.knocker != nil && t.Addr.Addr().Zone() == "" {
-		err = p.knocker.knock(ctx, t.Addr)
-	} else {
-		var c net.Conn
-		if c, err = connect(ctx, "tcp", t); err == nil {
-			_ = c.Close()
-		}
-	}
-	if err != nil {
-		return failure(start, err, Protocol)
-	}
-	return Result{Latency: time.Since(start)}
-}
-
 // sendExpect returns the dialogue of TCP and UDP probes: what is sent, and the expression that
 // the first 64 KiB of the answer match. With neither an accepted connection will do.
 func sendExpect(send, expect string, anyAnswer bool) dialogue {

@@ -328,6 +328,34 @@ func TestProberBound(t *testing.T) {
 	})
 }
 
+// TestProberManyHang wants a fifth that hangs to delay nobody else.
+func TestProberManyHang(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{answer: func(_ int, id gslb.EndpointID) (Class, time.Duration) {
+			if id.Addr.As16()[15]%5 == 0 {
+				return OK, math.MaxInt64
+			}
+			return OK, 5 * time.Millisecond
+		}}
+		counters := new(stats)
+		p, _, stop := runProber(t, s, ProberOptions{stats: counters})
+		var targets []Target
+		for _, x := range fakeTargets(4000) {
+			x.Probe.Timeout = config.Duration(900 * time.Millisecond)
+			targets = append(targets, x)
+		}
+		p.SetTargets(targets)
+		time.Sleep(5 * time.Second)
+		_ = stop()
+		if late := counters.late.Load(); late != 0 {
+			t.Errorf("%d probes started late, want none", late)
+		}
+		if got := counters.probes[Timeout].Load(); got < 2000 {
+			t.Errorf("%d timeouts, want a fifth of some 20000 results", got)
+		}
+	})
+}
+
 // TestProberOverrun wants a timeout that comes far too late to be this node's own fault: it was
 // stopped, or had no CPU.
 func TestProberOverrun(t *testing.T) {
