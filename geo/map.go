@@ -166,20 +166,21 @@ func (w *world) compile() *Map {
 		}
 		return place
 	})
+	m.drop(v4, v6)
 	m.table.fill(v4, v6)
-	m.drop()
 	return m
 }
 
-// drop forgets the places that no prefix has any more, for an override hid them all.
-func (m *Map) drop() {
+// drop forgets the places that no prefix of those families has any more, for an override hid
+// them all, and renumbers the others.
+func (m *Map) drop(families ...[]leaf) {
 	const unused = embedded
 	move := slices.Repeat([]uint32{unused}, len(m.places))
 	move[0] = 0
-	for _, s := range []*space{&m.table.v4, &m.table.v6} {
-		for _, v := range s.value {
-			if v != embedded {
-				move[v] = 0
+	for _, leaves := range families {
+		for _, l := range leaves {
+			if l.value != embedded {
+				move[l.value] = 0
 			}
 		}
 	}
@@ -191,10 +192,10 @@ func (m *Map) drop() {
 		}
 	}
 	m.places = slices.Clip(kept)
-	for _, s := range []*space{&m.table.v4, &m.table.v6} {
-		for i, v := range s.value {
-			if v != embedded {
-				s.value[i] = move[v]
+	for _, leaves := range families {
+		for i, l := range leaves {
+			if l.value != embedded {
+				leaves[i].value = move[l.value]
 			}
 		}
 	}

@@ -78,6 +78,40 @@ func TestLookupReadsTheWholeRecord(t *testing.T) {
 	}
 }
 
+// TestOverrideHidesPlaces covers the first networks of the demo wholly, so that nobody is in their
+// cities any more, and finds all others where they were.
+func TestOverrideHidesPlaces(t *testing.T) {
+	networks, err := makedb.Read(strings.NewReader(demogeo.Table))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var overrides []geo.Override
+	hidden := make(map[string]bool)
+	for _, n := range networks[:3] {
+		hidden[n.City.Name] = true
+	}
+	for _, n := range networks {
+		if hidden[n.City.Name] {
+			overrides = append(overrides, geo.Override{Prefix: n.Prefix, Place: geo.Place{Site: "lab"}})
+		}
+	}
+	m := openDemo(t, overrides...)
+	for _, n := range networks {
+		want := geo.Place{City: n.City.Name}
+		if hidden[n.City.Name] {
+			want = geo.Place{Site: "lab"}
+		}
+		if got, _ := m.Lookup(n.Prefix.Addr()); got.City != want.City || got.Site != want.Site {
+			t.Errorf("Lookup(%s) = city %q, site %q; want %q, %q", n.Prefix.Addr(), got.City, got.Site, want.City, want.Site)
+		}
+	}
+	for _, p := range m.Places() {
+		if hidden[p.City] {
+			t.Errorf("%s is a place still", p.City)
+		}
+	}
+}
+
 // TestOverrideKeepsASN joins a second database and an override.
 func TestOverrideKeepsASN(t *testing.T) {
 	dir := t.TempDir()

@@ -37,17 +37,17 @@ func (t *Table) Lookup(addr netip.Addr) (value uint32, scope uint8) {
 	}
 	a := addr.As16()
 	hi, lo := binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:])
-	i := t.v6.find(hi, lo)
-	if value = t.v6.value[i]; value != embedded {
-		return value, t.v6.scope[i]
+	value, around := t.v6.lookup6(key{hi, lo})
+	if value != embedded {
+		return value, around
 	}
-	length, v4 := t.v6.bits[i], lo
-	if length == 16 {
-		v4 = hi >> 16
+	length, v4 := uint8(96), lo
+	if hi>>48 == 0x2002 {
+		length, v4 = 16, hi>>16
 	}
 	value, scope = t.v4.lookup(uint32(v4))
 	if scope == 0 { // all of IPv4 is of one class, and so may be more around this range
-		return value, t.v6.scope[i]
+		return value, around
 	}
 	return value, length + scope
 }
@@ -141,6 +141,7 @@ func (t *Table) Rescope(classes []uint32) *Table {
 	out := *t // what is where stays shared
 	out.widen(classes)
 	out.v4.pack()
+	out.v6.plant()
 	return &out
 }
 
@@ -187,25 +188,27 @@ type key struct{ hi, lo uint64 }
 // 0 <= i < len(hi) is the prefix of length bits[i] that starts at (hi[i], lo[i]). Siblings
 // never have the same value, so every prefix is as large as it can be.
 //
-// A lookup takes the leading bits of an address to index, which leaves few prefixes, and
-// searches those by halves.
+// What a lookup reads of each prefix lies in one row, so that the last thing that it waits for memory
+// for is the rows that it compares.
 type space struct {
 	hi, lo []uint64 // lo is nil for IPv4
 	value  []uint32
 	bits   []uint8
 	scope  []uint8 // scope[i] <= bits[i]: how long the prefix around it is that has one class
 
-	shift uint8    // what is left of hi after it selects an entry of index
-	index []uint32 // index[p]: the last prefix that starts at or before the first address whose leading bits are p
-
-	// Of IPv4 alone, where most lookups are: what a lookup reads of each prefix in one place,
-	// so that it waits for memory twice, for index and for the starts it compares.
-	starts   []start
+	// IPv4: the leading bits of an address leave some rows of index. A row is where a prefix starts,
+	// without those bits, which leave their room for the index of a verdict; nil where it is not
+	// enough.
+	lead     uint8    // how many bits
+	index    []uint32 // by them: how many prefixes start before the first such address
+	rows     []uint32
 	verdicts []verdict // distinct
-}
 
-// start is where an IPv4 prefix starts, and the index of what a lookup in it says.
-type start struct{ addr, verdict uint32 }
+	// IPv6, of which what is in use has a few leading bits: a tree over the rows. Its last level is
+	// every few-th row, a level above that every few-th of it.
+	levels [][]key
+	rows6  []row6
+}
 
 // verdict is what a lookup says.
 type verdict struct {
@@ -213,42 +216,94 @@ type verdict struct {
 	scope uint8
 }
 
-// maxIndexBits bounds the index to 256 KiB; more would not fit the cache of a core.
-const maxIndexBits = 16
-
-// find returns the index of the prefix that holds an address.
-func (s *space) find(hi, lo uint64) uint32 {
-	p := hi >> s.shift
-	i, j := s.index[p], s.index[p+1]
-	for i < j { // the prefix is in [i, j]
-		m := (i + j + 1) / 2
-		if h := s.hi[m]; h < hi || h == hi && (s.lo == nil || s.lo[m] <= lo) {
-			i = m
-		} else {
-			j = m - 1
-		}
-	}
-	return i
+// row6 is the start of a prefix, and what a lookup in it says.
+type row6 struct {
+	key
+	verdict
 }
 
-// lookup returns value and scope of the prefix that holds an IPv4 address. It compares without a
-// branch, which would be foretold wrongly half of the time, and only once memory has answered: as
-// it is, lookups that follow each other wait for it together.
+const (
+	// maxLead bounds the index to 256 KiB; more would not fit the cache of a core.
+	maxLead = 16
+	// few rows are compared one by one: as no comparison waits for the one before, memory answers
+	// all at once.
+	few = 16
+)
+
+// lookup returns value and scope of the prefix that holds an IPv4 address.
 func (s *space) lookup(addr uint32) (value uint32, scope uint8) {
-	p := addr >> (s.shift - 32)
-	i, n := s.index[p], s.index[p+1]-s.index[p] // the prefix is in [i, i+n]
-	for starts := s.starts; n > 0; {
-		half := (n + 1) / 2
-		before := uint32((uint64(addr) - uint64(starts[i+half].addr)) >> 63) // 1: addr is before it
-		i += half & (before - 1)
-		n -= half
+	p, room := addr>>(32-s.lead), uint32(1)<<s.lead-1
+	i, j := s.index[p], s.index[p+1] // the last of these that is not after addr is it, or the one before them
+	if s.rows == nil {
+		for i < j {
+			if m := (i + j) / 2; uint32(s.hi[m]>>32) <= addr {
+				i = m + 1
+			} else {
+				j = m
+			}
+		}
+		return s.value[i-1], s.scope[i-1]
 	}
-	v := &s.verdicts[s.starts[i].verdict]
+	row := uint64(addr<<s.lead | room)
+	for j-i > few {
+		if m := (i + j) / 2; uint64(s.rows[m]) <= row {
+			i = m + 1
+		} else {
+			j = m
+		}
+	}
+	for _, r := range s.rows[i:j] { // without a branch, which would be foretold wrongly half of the time
+		i += uint32((uint64(r) - row - 1) >> 63)
+	}
+	v := &s.verdicts[s.rows[i-1]&room]
 	return v.value, v.scope
 }
 
-// pack fills starts and verdicts, once the scopes are known.
+// lookup6 returns value and scope of the prefix that holds an IPv6 address.
+func (s *space) lookup6(at key) (value uint32, scope uint8) {
+	i := 0
+	for _, nodes := range s.levels {
+		nodes = nodes[i:min(i+few, len(nodes))]
+		for k := range nodes {
+			i += nodes[k].reached(at)
+		}
+		i = (i - 1) * few
+	}
+	rows := s.rows6[i:min(i+few, len(s.rows6))]
+	for k := range rows {
+		i += rows[k].reached(at)
+	}
+	r := &s.rows6[i-1]
+	return r.value, r.scope
+}
+
+// reached returns 1 if k is not after an address, else 0. It has no branch.
+func (k *key) reached(at key) int {
+	_, borrow := bits.Sub64(at.lo, k.lo, 0)
+	_, borrow = bits.Sub64(at.hi, k.hi, borrow)
+	return int(1 - borrow)
+}
+
+// plant fills rows6 and levels, once the scopes are known.
+func (s *space) plant() {
+	s.rows6 = make([]row6, len(s.hi))
+	for i := range s.rows6 {
+		s.rows6[i] = row6{s.at(i), verdict{s.value[i], s.scope[i]}}
+	}
+	s.levels = nil
+	for step := few; step < len(s.hi); step *= few {
+		nodes := make([]key, 0, len(s.hi)/step+1)
+		for i := 0; i < len(s.hi); i += step {
+			nodes = append(nodes, s.at(i))
+		}
+		s.levels = append(s.levels, nodes)
+	}
+	slices.Reverse(s.levels)
+}
+
+// pack fills the rows of IPv4, once the scopes are known.
 func (s *space) pack() {
+	s.rows, s.verdicts = nil, nil
 	most := uint32(0)
 	for _, v := range s.value {
 		if v != embedded {
@@ -256,17 +311,21 @@ func (s *space) pack() {
 		}
 	}
 	seen := make([]uint32, (uint64(most)+1)*scopes) // by value and scope: 1 + index in verdicts
-	s.starts = make([]start, len(s.hi))
-	s.verdicts = s.verdicts[:0:0]
+	rows := make([]uint32, len(s.hi))
+	var verdicts []verdict
 	for i, hi := range s.hi {
 		v := verdict{s.value[i], s.scope[i]}
 		j := &seen[uint64(v.value)*scopes+uint64(v.scope)]
 		if *j == 0 {
-			s.verdicts = append(s.verdicts, v)
-			*j = uint32(len(s.verdicts))
+			if len(verdicts) == 1<<s.lead {
+				return
+			}
+			verdicts = append(verdicts, v)
+			*j = uint32(len(verdicts))
 		}
-		s.starts[i] = start{uint32(hi >> 32), *j - 1}
+		rows[i] = uint32(hi>>32)<<s.lead | (*j - 1)
 	}
+	s.rows, s.verdicts = rows, verdicts
 }
 
 // scopes is how many scopes an IPv4 prefix may have: 0..32.
@@ -422,21 +481,22 @@ func (s *space) exact() {
 
 // search builds what a lookup needs.
 func (s *space) search(deep bool) {
-	n := min(maxIndexBits, bits.Len(uint(len(s.hi)-1)))
-	s.shift = uint8(64 - n)
-	s.index = make([]uint32, 1<<n+1)
-	last := 0
-	for p := range 1 << n {
-		first := uint64(p) << s.shift
-		for last+1 < len(s.hi) && (s.hi[last+1] < first || s.hi[last+1] == first && (!deep || s.lo[last+1] == 0)) {
-			last++
+	if deep {
+		s.plant()
+		return
+	}
+	s.lead = uint8(min(maxLead, bits.Len(uint(len(s.hi)-1))))
+	s.index = make([]uint32, 1<<s.lead+1)
+	p := uint64(0) // index is done up to it
+	for i, hi := range s.hi {
+		for ; p <= hi>>(64-s.lead); p++ {
+			s.index[p] = uint32(i)
 		}
-		s.index[p] = uint32(last)
 	}
-	s.index[1<<n] = uint32(len(s.hi) - 1)
-	if !deep {
-		s.pack()
+	for ; p < uint64(len(s.index)); p++ {
+		s.index[p] = uint32(len(s.hi))
 	}
+	s.pack()
 }
 
 // exact returns s, or a copy of it if much of its capacity is spare; nil stays nil.
