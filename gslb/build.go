@@ -363,7 +363,7 @@ func (p *Pool) settleName(force *config.State, addrs []netip.Addr) {
 			l = &p.flat.v4
 		}
 		l.addrs = append(l.addrs, a)
-		l.means = append(l.means, 1)
+		l.means, l.even = append(l.means, 1), true
 		l.seeds = append(l.seeds, seed("endpoint", p.Name, a.String()))
 		l.domains = append(l.domains, uint16(len(p.flat.domains)))
 		p.flat.domains = append(p.flat.domains, domain{a.String(), seed("domain", p.Name, a.String()), 1})
@@ -402,6 +402,7 @@ func (p *Pool) list(index []int, config []config.Endpoint, ramps []float64) endp
 		l.domains[k].mean += weight
 		a.domains = append(a.domains, uint16(k))
 		a.addrs = append(a.addrs, e.Addr)
+		a.even = len(a.means) == 0 || a.even && a.means[0] == 1/weight
 		a.means = append(a.means, 1/weight)
 		a.seeds = append(a.seeds, seed("endpoint", p.Name, e.Addr.String()))
 	}

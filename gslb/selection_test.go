@@ -1,6 +1,7 @@
 package gslb
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -128,6 +129,32 @@ func TestWeightedOverflow(t *testing.T) {
 		}
 		if moved == 0 || moved == 2000 {
 			t.Errorf("load %v: %d clients moved", load, moved)
+		}
+	}
+}
+
+// TestRankAsOffered chooses the best of random answers, of equal weights and others, by comparing all
+// with all and one after the other.
+func TestRankAsOffered(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for range 2000 {
+		var a answers
+		a.even = rng.IntN(2) == 0
+		for i := range 1 + rng.IntN(maxRanked) {
+			a.seeds = append(a.seeds, rng.Uint64())
+			a.means = append(a.means, 1/float64(1+rng.IntN(4)))
+			if a.even {
+				a.means[i] = a.means[0]
+			}
+		}
+		n, key := 1+rng.IntN(len(a.seeds)), rng.Uint64()
+		var got, want best
+		got.rank(n, &a, key)
+		for i, seed := range a.seeds {
+			want.offer(n, int32(i), draw(key, seed, a.means[i]))
+		}
+		if g, w := got.index[:got.found], want.index[:want.found]; !slices.Equal(g, w) {
+			t.Fatalf("of means %v, the %d best are %v, want %v", a.means, n, g, w)
 		}
 	}
 }

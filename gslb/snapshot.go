@@ -2,6 +2,7 @@ package gslb
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -83,6 +84,7 @@ type answers struct {
 	means   []float64 // of their draws: 1/weight
 	seeds   []uint64
 	domains []uint16 // in endpoints.domains
+	even    bool     // all means are equal
 }
 
 // domain is what fails together.
@@ -408,8 +410,12 @@ func (a *answers) top(n int, key uint64, buf []netip.Addr, listed bool) []netip.
 		return a.addrs
 	}
 	var b best
-	for i, seed := range a.seeds {
-		b.offer(n, int32(i), draw(key, seed, a.means[i]))
+	if len(a.seeds) <= maxRanked {
+		b.rank(n, a, key)
+	} else {
+		for i, seed := range a.seeds {
+			b.offer(n, int32(i), draw(key, seed, a.means[i]))
+		}
 	}
 	if listed {
 		slices.Sort(b.index[:b.found])
@@ -437,6 +443,32 @@ func (b *best) offer(n int, i int32, draw float64) {
 		b.draws[at], b.index[at] = b.draws[at-1], b.index[at-1]
 	}
 	b.draws[at], b.index[at] = draw, i
+}
+
+// maxRanked is up to how many answers it takes less to compare all with all than to keep the best
+// in order, which the processor cannot foretell.
+const maxRanked = 8
+
+// rank takes the n best of a for the client with that key, as if all had been offered.
+func (b *best) rank(n int, a *answers, key uint64) {
+	var rank [maxRanked]uint32 // how many are better
+	var draws [maxRanked]uint64
+	for i, seed := range a.seeds {
+		d := ^mix(key^seed) >> 1 // as draw orders those of equal weight
+		if !a.even {
+			d = math.Float64bits(draw(key, seed, a.means[i])) // positive: in the order of the draws
+		}
+		draws[i] = d
+		for j, o := range draws[:i] {
+			better := uint32((d - o) >> 63)
+			rank[j] += better
+			rank[i] += 1 - better
+		}
+	}
+	for i := range a.seeds {
+		b.index[rank[i]] = int32(i)
+	}
+	b.found = n
 }
 
 // remove takes back what stands at j.
