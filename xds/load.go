@@ -115,9 +115,9 @@ func (t *loads) lose(r *reporter) {
 	r.connected = false
 }
 
-// take adds the samples of one report, and says whether the load of some pool surged. What r
+// take adds the samples of one report, and says whether the load of some pool grew. What r
 // reported before and this report does not name has no load now.
-func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string, now time.Time) (surged bool) {
+func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string, now time.Time) (grew bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.reports++
@@ -155,9 +155,11 @@ func (t *loads) take(r *reporter, samples map[sampleKey]sample, faults []string,
 			a = &average{}
 			r.averages[key] = a
 		}
-		surged = a.add(s) || surged
+		before := a.rate + a.dropped
+		a.add(s)
+		grew = grew || a.rate+a.dropped > before
 	}
-	return surged
+	return grew
 }
 
 // untimelyAfter is how many reports in a row must be off for that to be no accident.
@@ -183,16 +185,15 @@ func (r *reporter) fault(what string, now time.Time) {
 }
 
 // add moves the average towards s, by how long s is. The first samples count in full, so
-// that a new proxy's load is not taken for a small one. It says whether the rate grew by more
-// than chance.
-func (a *average) add(s sample) (surged bool) {
+// that a new proxy's load is not taken for a small one.
+func (a *average) add(s sample) {
 	k := 1 - math.Exp(-s.seconds/tau.Seconds())
 	a.weight += k * (1 - a.weight)
 	step := k / max(a.weight, k)
 	move := func(v *float64, to float64) { *v += step * (to - *v) }
 	switch grown := (s.rate - a.rate) * s.seconds; {
 	case grown > surge*math.Sqrt(a.rate*s.seconds+1):
-		a.rate, surged = s.rate, true
+		a.rate = s.rate
 	case grown > 0:
 		a.rate += max(step, 1-math.Exp(-s.seconds/tauRise.Seconds())) * (s.rate - a.rate)
 	default:
@@ -213,7 +214,6 @@ func (a *average) add(s sample) (surged bool) {
 			a.metrics[name] = v
 		}
 	}
-	return surged
 }
 
 func (t *loads) expireLocked(now time.Time) {
@@ -231,22 +231,29 @@ func (t *loads) list(now time.Time) []Load {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.expireLocked(now)
-	type key struct{ from, upstream, to string }
-	sums := map[key]*Load{}
+	type key struct{ upstream, to string }
+	type sum struct {
+		Load
+		last *reporter // that was added: it may have several priorities
+	}
+	pools := map[string]map[key]*sum{}
 	for _, r := range t.reporters {
-		age := now.Sub(r.last)
-		seen := map[key]bool{}
+		sums := pools[r.pool]
+		if sums == nil {
+			sums = map[key]*sum{}
+			pools[r.pool] = sums
+		}
+		age, frozen := now.Sub(r.last), t.frozen(r, now)
 		for k, a := range r.averages {
-			k := key{r.pool, k.upstream, k.to}
-			l := sums[k]
+			l := sums[key{k.upstream, k.to}]
 			if l == nil {
-				l = &Load{From: k.from, Upstream: k.upstream, To: k.to}
-				sums[k] = l
+				l = &sum{Load: Load{From: r.pool, Upstream: k.upstream, To: k.to}}
+				sums[key{k.upstream, k.to}] = l
 			}
-			if !seen[k] {
-				seen[k] = true
+			if l.last != r {
+				l.last = r
 				l.Proxies++
-				if t.frozen(r, now) {
+				if frozen {
 					l.Frozen++
 				}
 			}
@@ -258,9 +265,11 @@ func (t *loads) list(now time.Time) []Load {
 			l.InProgress += a.inProgress
 		}
 	}
-	out := make([]Load, 0, len(sums))
-	for _, l := range sums {
-		out = append(out, *l)
+	out := []Load{}
+	for _, sums := range pools {
+		for _, l := range sums {
+			out = append(out, l.Load)
+		}
 	}
 	slices.SortFunc(out, compareLoads)
 	return out

@@ -65,7 +65,7 @@ func TestReports(t *testing.T) {
 		fault       string
 	}{
 		{"plain", stats("upstream", 2*time.Second, issued("fe", 100)), 50, 0, ""},
-		{"two priorities of one pool", stats("upstream", time.Second, issued("fe", 100), issued("fe", 50)), 150, 0, ""},
+		{"a pool twice", stats("upstream", time.Second, issued("fe", 100), issued("fe", 50)), 150, 0, ""},
 		{"no traffic", stats("upstream", time.Second), 0, 0, ""},
 		{"of the proxy's own", stats("gslb_xds", time.Second, issued("fe", 100)), 0, 0, ""},
 		{"another's locality", stats("upstream", time.Second, issued("be", 100)), 0, 0, `upstream: locality "eu"/"eu-1"/"be" is of no pool of it`},
@@ -76,6 +76,8 @@ func TestReports(t *testing.T) {
 		{"its own beside another's", stats("upstream", time.Second, placed("us", "us", "fe"), issued("fe", 7)), 7, 0, `locality "us"/"us"/"fe"`},
 		{"no locality", stats("upstream", time.Second, &endpoint.UpstreamLocalityStats{TotalIssuedRequests: 5}), 0, 0, `locality ""/""/"" is of no pool`},
 		{"absurd rate", stats("upstream", time.Second, issued("fe", math.MaxUint64)), maxRate, 0, "issued 18446744073709551615 in 1s: capped to 1000000"},
+		{"absurd in sum", stats("upstream", time.Second, issued("fe", maxRate-1), issued("fe", 2), issued("fe", 7)), maxRate, 0, "issued 7 in 1s: capped to 1000000"},
+		{"metrics of both", stats("upstream", time.Second, metric(4, 2), issued("fe", 1)), 101, 0.5, ""},
 		{"absurd in progress", stats("upstream", time.Second, with(func(l *endpoint.UpstreamLocalityStats) { l.TotalRequestsInProgress = 1 << 60 })), 100, 0, "in progress 1152921504606846976 in 1s: capped"},
 		{"absurd priority", stats("upstream", time.Second, with(func(l *endpoint.UpstreamLocalityStats) { l.Priority = 4e9 })), 100, 0, "priority 4000000000: expected below 1"},
 		{"no interval", stats("upstream", 0, issued("fe", 100)), 0, 0, "interval 0s: expected 10ms to 1h0m0s"},
@@ -98,6 +100,25 @@ func TestReports(t *testing.T) {
 				t.Errorf("faults %q, want %q", got, tt.fault)
 			}
 		})
+	}
+}
+
+// TestDropsAreDemand counts what proxies drop once, however they name where the rest went.
+func TestDropsAreDemand(t *testing.T) {
+	up := reportObjects("upstream")
+	for name, localities := range map[string][]*endpoint.UpstreamLocalityStats{
+		"with a pool": {issued("fe", 10)}, "a pool twice": {issued("fe", 4), issued("fe", 6)}, "all dropped": nil, "with what is not believed": {issued("be", 10)},
+	} {
+		report := stats("upstream", 2*time.Second, localities...)
+		report.TotalDroppedRequests = 30
+		samples, _ := readReport([]*endpoint.ClusterStats{report}, up, "gfe")
+		sum := 0.0
+		for _, s := range samples {
+			sum += s.dropped
+		}
+		if sum != 15 {
+			t.Errorf("%s: %v dropped a second, want 15", name, sum)
+		}
 	}
 }
 
@@ -238,8 +259,8 @@ func TestLoadIsBounded(t *testing.T) {
 
 // TestLoadStream reports over the wire, and sees the assignment spill.
 func TestLoadStream(t *testing.T) {
-	var surges atomic.Int64
-	s := serve(t, Options{Report: 100 * time.Millisecond, Surge: func() { surges.Add(1) }})
+	var grown atomic.Int64
+	s := serve(t, Options{Report: 100 * time.Millisecond, Grew: func() { grown.Add(1) }})
 	text := fleet("[fe-eu1, fe-us]", "")
 	w := world(t, nil, text, state{})
 	s.Set(w)
@@ -273,8 +294,8 @@ func TestLoadStream(t *testing.T) {
 		return ""
 	})
 	eventually(t, patience, func() string {
-		if n := surges.Load(); n != 1 {
-			return fmt.Sprintf("%d surges were told, want 1", n)
+		if n := grown.Load(); n != 1 {
+			return fmt.Sprintf("growth was told %d times, want once", n)
 		}
 		return ""
 	})

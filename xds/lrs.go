@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -75,8 +77,8 @@ func (s *Server) report(r *reporter, list []*endpoint.ClusterStats) {
 		objects = w.objects
 	}
 	samples, faults := readReport(list, objects, r.pool)
-	if s.loads.take(r, samples, faults, s.o.Now()) && s.o.Surge != nil {
-		s.o.Surge()
+	if s.loads.take(r, samples, faults, s.o.Now()) && s.o.Grew != nil {
+		s.o.Grew()
 	}
 	for _, f := range faults {
 		s.log.Debug("load report", "proxy", r.id, "pool", r.pool, "fault", f)
@@ -92,11 +94,11 @@ type sampleKey struct {
 
 // sample is the load of one key over one interval.
 type sample struct {
-	rate, errors, success float64 // per second
-	dropped               float64 // per second; of the upstream, counted at the first of its keys
-	inProgress            float64
-	seconds               float64
-	metrics               map[string]float64 // means of what endpoints say of themselves (ORCA)
+	rate, errors float64 // per second
+	dropped      float64 // per second; of the upstream, counted at the first of its keys
+	inProgress   float64
+	seconds      float64
+	metrics      map[string]float64 // means of what endpoints say of themselves (ORCA)
 }
 
 // readReport reads a report from outside, of a proxy of that pool. Clusters that are none of
@@ -122,14 +124,15 @@ func readReport(list []*endpoint.ClusterStats, o *config.Objects, pool string) (
 			continue
 		}
 		seconds := interval.Seconds()
-		capped := func(what string, n uint64, most float64) float64 {
-			if v := float64(n); v <= most {
+		// more returns have and n more of the interval, in a unit of per seconds.
+		more := func(what string, have float64, n uint64, per, most float64) float64 {
+			if v := have + float64(n)/per; v <= most {
 				return v
 			}
-			fault("%s: %s %d in %v: capped to %.0f", name, what, n, interval, most)
+			fault("%s: %s %d in %v: capped to %.0f", name, what, n, interval, most*per)
 			return most
 		}
-		dropped := capped("dropped", cs.GetTotalDroppedRequests(), maxRate*seconds) / seconds
+		dropped := more("dropped", 0, cs.GetTotalDroppedRequests(), seconds, maxRate)
 		for _, l := range cs.GetUpstreamLocalityStats() {
 			to := l.GetLocality().GetSubZone()
 			if _, ok := u.Pools[to]; !ok {
@@ -146,15 +149,22 @@ func readReport(list []*endpoint.ClusterStats, o *config.Objects, pool string) (
 				priority = pools - 1
 			}
 			key := sampleKey{name, to, priority}
-			most := maxRate * seconds
-			sm := out[key]
+			sm := out[key] // one that is named before: both count
 			sm.seconds = seconds
-			sm.rate += capped("issued", l.GetTotalIssuedRequests(), most) / seconds
-			sm.errors += capped("errors", l.GetTotalErrorRequests(), most) / seconds
-			sm.success += capped("successes", l.GetTotalSuccessfulRequests(), most) / seconds
-			sm.inProgress += capped("in progress", l.GetTotalRequestsInProgress(), maxInProgress)
-			sm.dropped, dropped = dropped, 0
-			sm.metrics = readMetrics(l, func(format string, args ...any) { fault("%s: pool %s: "+format, append([]any{name, to}, args...)...) })
+			sm.rate = more("issued", sm.rate, l.GetTotalIssuedRequests(), seconds, maxRate)
+			sm.errors = more("errors", sm.errors, l.GetTotalErrorRequests(), seconds, maxRate)
+			sm.inProgress = more("in progress", sm.inProgress, l.GetTotalRequestsInProgress(), 1, maxInProgress)
+			sm.dropped, dropped = min(sm.dropped+dropped, maxRate), 0
+			if sm.metrics == nil {
+				sm.metrics = map[string]float64{}
+			}
+			maps.Copy(sm.metrics, readMetrics(l, func(format string, args ...any) { fault("%s: pool %s: "+format, append([]any{name, to}, args...)...) }))
+			out[key] = sm
+		}
+		if dropped > 0 && len(u.Pools) > 0 { // all was dropped, or what names the rest is not believed: demand all the same
+			key := sampleKey{upstream: name, to: slices.Min(slices.Collect(maps.Keys(u.Pools)))}
+			sm := out[key]
+			sm.seconds, sm.dropped = seconds, min(sm.dropped+dropped, maxRate)
 			out[key] = sm
 		}
 	}

@@ -63,9 +63,9 @@ type Options struct {
 
 	SendTimeout time.Duration // after which the connection of a client that takes nothing is closed; default DefaultSendTimeout
 
-	// Surge is called when the load of a proxy has grown by more than chance, so that a new
-	// world need not wait; nil: nobody is. It must not block.
-	Surge func()
+	// Grew is called when the load of a proxy has grown, so that a new world need not wait;
+	// nil: nobody is. It must not block.
+	Grew func()
 
 	// Services registers further services on the same address, for whoever may connect; nil: none.
 	Services func(grpc.ServiceRegistrar)

@@ -32,7 +32,7 @@ type proxies struct {
 	c      config.XDS
 	server *xds.Server   // serves only where c says so; on every node it knows the load of the fleet
 	kick   chan struct{} // there is a new offer
-	surge  chan struct{} // the load of some proxy has surged
+	grew   chan struct{} // the load of some proxy has grown
 	latest atomic.Pointer[offer]
 	load   atomic.Pointer[map[string]float64] // by pool, for the engine; nil: nobody reports
 	spills atomic.Pointer[[]api.Spill]        // what is over its capacity now
@@ -48,18 +48,19 @@ type offer struct {
 // How often the load, and the folder of certificates, are looked at.
 const (
 	loadEvery    = time.Second
-	surgeEvery   = 250 * time.Millisecond // at most, when load surges beyond a capacity
+	growthEvery  = 100 * time.Millisecond // at most, whether a load that grows is over a capacity
+	growthShare  = 20                     // and for at most this part of the time, however many proxies report
 	secretsEvery = 10 * time.Second
 )
 
 func newProxies(n *Node, c config.XDS) *proxies {
-	p := &proxies{n: n, c: c, kick: make(chan struct{}, 1), surge: make(chan struct{}, 1)}
+	p := &proxies{n: n, c: c, kick: make(chan struct{}, 1), grew: make(chan struct{}, 1)}
 	p.server = xds.New(xds.Options{
 		Addr: c.Listen.String(), TLS: xds.TLS{Cert: c.TLS.Cert, Key: c.TLS.Key, CA: c.TLS.CA},
 		Report: loadEvery, Log: n.log,
-		Surge: func() {
+		Grew: func() {
 			select {
-			case p.surge <- struct{}{}:
+			case p.grew <- struct{}{}:
 			default:
 			}
 		},
@@ -114,20 +115,22 @@ func (p *proxies) feed(ctx context.Context) {
 	var secrets map[string]xds.Secret
 	var loads []xds.PoolLoad
 	var looked time.Time      // at the load
-	var soon <-chan time.Time // when to look for what has surged
+	var took time.Duration    // to look, and to make what came of it
+	var soon <-chan time.Time // when to look for what has grown
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.kick:
-		case <-p.surge:
+		case <-p.grew:
 			if soon == nil {
-				soon = time.After(surgeEvery - time.Since(looked))
+				soon = time.After(max(growthEvery, growthShare*took) - time.Since(looked))
 			}
 			continue
 		case <-soon:
 			soon, looked = nil, time.Now()
-			if !p.overCapacity() {
+			if o := p.latest.Load(); o == nil || !outgrown(o.objects, loads, p.server.PoolLoads()) {
+				took = time.Since(looked)
 				continue
 			}
 		case <-tick.C:
@@ -146,8 +149,9 @@ func (p *proxies) feed(ctx context.Context) {
 			secrets = keepGood(secrets, next)
 			read = time.Now()
 		}
-		loads, looked = p.server.PoolLoads(), time.Now()
-		start, before := time.Now(), p.server.World()
+		looked = time.Now()
+		loads = p.server.PoolLoads()
+		start, before := looked, p.server.World()
 		w := xds.Build(before, xds.Inputs{Snapshot: o.snapshot, Objects: o.objects, Secrets: secrets, Loads: loads})
 		if old := p.server.World(); old == nil || !slices.EqualFunc(old.Faults, w.Faults, func(a, b error) bool { return a.Error() == b.Error() }) {
 			p.n.build.report("configuration of proxies", "their last good one stays", errors.Join(w.Faults...))
@@ -155,26 +159,35 @@ func (p *proxies) feed(ctx context.Context) {
 		p.tellEngine(o.objects, loads, w.Pressure)
 		p.noteSpills(o.objects, w)
 		p.server.Set(w)
+		took = time.Since(looked)
 		if before == nil || before.Revision != w.Revision {
 			p.n.cold.did("xds.push", start, attribute.Int64(tracing.AttrRevision, int64(w.Revision)))
 		}
 	}
 }
 
-// overCapacity reports whether a pool is asked for more than its capacity.
-func (p *proxies) overCapacity() bool {
-	o := p.latest.Load()
-	if o == nil {
-		return false
-	}
-	sums := map[string]float64{}
-	for _, l := range p.server.PoolLoads() {
-		sums[l.To] += l.Rate
-		if c := o.objects.Pools[l.To].Capacity; c > 0 && sums[l.To] > c {
+// outgrown reports whether a pool is asked for more than its capacity, and for more than by
+// before, the loads of the last world: less and the same can wait.
+func outgrown(o *config.Objects, before, now []xds.PoolLoad) bool {
+	was := asked(before)
+	for pool, rate := range asked(now) {
+		if c := o.Pools[pool].Capacity; c > 0 && rate > c && rate > was[pool]*(1+growth) {
 			return true
 		}
 	}
 	return false
+}
+
+// growth is by how much a load must grow to be more than it was.
+const growth = 0.02
+
+// asked returns the requests per second that each pool is asked for.
+func asked(loads []xds.PoolLoad) map[string]float64 {
+	sums := map[string]float64{}
+	for _, l := range loads {
+		sums[l.To] += l.Rate
+	}
+	return sums
 }
 
 // loadStep is the step in which the engine sees load: a change within one is noise to it.

@@ -161,6 +161,38 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestOutgrown says which growth is worth a world before the next tick.
+func TestOutgrown(t *testing.T) {
+	f, err := config.Parse("n1.yaml", []byte(proxiesConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fe := func(rates ...float64) (out []xds.PoolLoad) {
+		for i, r := range rates {
+			out = append(out, xds.PoolLoad{From: fmt.Sprint(i), Upstream: "upstream", To: "fe", Rate: r})
+		}
+		return out
+	}
+	for _, tt := range []struct {
+		name        string
+		before, now []xds.PoolLoad
+		want        bool
+	}{
+		{"over its capacity", fe(9), fe(10.1), true},
+		{"by all together", fe(5, 4), fe(5, 6), true},
+		{"within it", fe(2), fe(9), false},
+		{"over it as before", fe(12), fe(12.1), false},
+		{"over it and more", fe(12), fe(13), true},
+		{"over it and less", fe(20), fe(12), false},
+		{"at first", nil, fe(11), true},
+		{"without a capacity", nil, []xds.PoolLoad{{To: "gfe", Rate: 1e6}}, false},
+	} {
+		if got := outgrown(&f.Objects, tt.before, tt.now); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
 // TestLoadReachesEveryNode reports to one node, by LRS, twice of what a frontend has capacity
 // for: another node, which has no config server, hands on users by it, and both say so.
 func TestLoadReachesEveryNode(t *testing.T) {
