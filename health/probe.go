@@ -67,6 +67,7 @@ type Prober struct {
 	duties   chan duty                        // for them; never full
 	restored map[gslb.EndpointID]gslb.Verdict // guarded by mu; see Restore
 	programs int                              // guarded by mu: exec probes in flight
+	stalled  []*job                           // guarded by mu: exec probes that were due and found no room, the first to go on first
 	pools    map[string]*poolPace             // guarded by mu
 	idle     map[string]bool                  // guarded by mu: pools that nobody asks for
 
@@ -97,7 +98,7 @@ type job struct {
 	probed bool // once
 	pace   pace
 	due    time.Time
-	index  int                // in Prober.queue; -1 in flight or gone
+	index  int                // in Prober.queue; -1 in flight, stalled or gone
 	gone   bool               // the target was removed or replaced
 	cancel context.CancelFunc // ends the probe in flight; nil when there is none, or a knock
 }
@@ -360,8 +361,8 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) (wait time.Dura
 		}
 		if j.target.Probe.Exec != nil {
 			if p.programs >= maxPrograms { // its turn comes when a program ends
-				j.due = now.Add(programWait)
-				heap.Fix(&p.queue, 0)
+				heap.Pop(&p.queue)
+				p.stalled = append(p.stalled, j)
 				continue
 			}
 			p.programs++
@@ -476,6 +477,7 @@ func (p *Prober) finish(f flight, r Result, over bool) {
 	}
 	if j.target.Probe.Exec != nil {
 		p.programs--
+		p.resumeLocked()
 	}
 	j.cancel = nil
 	if j.gone {
@@ -488,6 +490,21 @@ func (p *Prober) finish(f flight, r Result, over bool) {
 	heap.Push(&p.queue, j)
 	if j.index == 0 {
 		nudge(p.wake)
+	}
+}
+
+// resumeLocked puts the exec probe that waits longest back in the queue, now that there is room.
+func (p *Prober) resumeLocked() {
+	for len(p.stalled) > 0 {
+		j := p.stalled[0]
+		p.stalled = p.stalled[1:]
+		if j.gone {
+			j.close()
+			continue
+		}
+		heap.Push(&p.queue, j) // first of its kind: none was due before it
+		nudge(p.wake)
+		return
 	}
 }
 
@@ -668,9 +685,6 @@ func (q *jobQueue) Pop() any {
 	j.index = -1
 	return j
 }
-
-// programWait is how soon an exec probe that found no room looks again.
-const programWait = 20 * time.Millisecond
 
 // connect opens a connection to t over "tcp" or "udp" that fails whatever is done on it once ctx ends. The
 // caller closes it.
