@@ -2,7 +2,6 @@ package dns
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"os"
 	"unsafe"
@@ -36,10 +35,7 @@ func (w *udpWorker) chooseQueue(workers int, listed []netip.Prefix) error {
 		return err
 	}
 	filter := unix.SockFprog{Len: uint16(len(program)), Filter: (*unix.SockFilter)(unsafe.Pointer(&program[0]))}
-	cerr := w.raw.Control(func(fd uintptr) {
-		err = os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF", unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &filter))
-	})
-	return errors.Join(cerr, err)
+	return os.NewSyscallError("setsockopt SO_ATTACH_REUSEPORT_CBPF", unix.SetsockoptSockFprog(w.socket.fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF, &filter))
 }
 
 // choice is the program: it returns workers for a source that is listed, else a number below that

@@ -212,7 +212,7 @@ func (s *Server) listenUDP(addr netip.AddrPort) (workers []*udpWorker, err error
 	defer func() {
 		if err != nil {
 			for _, w := range workers {
-				w.conn.Close()
+				w.close()
 			}
 			workers = nil
 		}
@@ -246,7 +246,7 @@ func network(proto string, addr netip.AddrPort) string {
 
 func (s *Server) close() {
 	for _, w := range s.udp {
-		w.conn.Close()
+		w.close()
 	}
 	for _, ln := range s.tcp.listeners {
 		ln.Close()

@@ -61,7 +61,7 @@ func BenchmarkTracedShare(b *testing.B) {
 			}
 			spent := cpuTime(unix.RUSAGE_THREAD)
 			for replies := 0; replies < batch; replies += w.replies {
-				if err := w.raw.Read(w.receive); err != nil {
+				if err := w.socket.read(w.receive); err != nil {
 					b.Fatal(err)
 				}
 				w.answer()

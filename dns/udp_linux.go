@@ -2,8 +2,6 @@ package dns
 
 import (
 	"context"
-	"errors"
-	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
@@ -48,8 +46,7 @@ type mmsghdr struct {
 // and its reply is written where the kernel takes it from.
 type udpWorker struct {
 	addr    netip.AddrPort
-	conn    *net.UDPConn
-	raw     syscall.RawConn
+	socket  *socket
 	data    *atomic.Pointer[Data]
 	a       *answerer
 	pktinfo bool // the socket is bound to a wildcard: replies name the address they leave from
@@ -71,28 +68,18 @@ type udpWorker struct {
 
 	steered bool // most queries of the batch before were answered by a decision
 
-	receive, send func(fd uintptr) bool // made once: a method value would be allocated at every call
+	receive func(uintptr) bool // recvmmsg, made once: a method value would be allocated at every call
 
 	_ [cacheLine]byte
 }
 
 func newUDPWorker(addr netip.AddrPort, data *atomic.Pointer[Data], a *answerer, receiveBuffer int) (*udpWorker, error) {
 	w := &udpWorker{addr: addr, data: data, a: a, pktinfo: addr.Addr().IsUnspecified()}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		cerr := c.Control(func(fd uintptr) { err = w.options(int(fd), receiveBuffer) })
-		return errors.Join(cerr, err)
-	}}
-	conn, err := lc.ListenPacket(context.Background(), network("udp", addr), addr.String())
+	socket, err := listenSocket(addr, func(fd int) error { return w.options(fd, receiveBuffer) })
 	if err != nil {
 		return nil, err
 	}
-	w.conn = conn.(*net.UDPConn)
-	a.local = addr
-	if w.raw, err = w.conn.SyscallConn(); err != nil {
-		w.conn.Close()
-		return nil, err
-	}
+	w.socket, a.local = socket, addr
 	w.in, w.out = make([]mmsghdr, batch), make([]mmsghdr, batch)
 	w.iovIn, w.iovOut = make([]unix.Iovec, batch), make([]unix.Iovec, batch)
 	w.names = make([]unix.RawSockaddrInet6, batch)
@@ -112,7 +99,7 @@ func newUDPWorker(addr netip.AddrPort, data *atomic.Pointer[Data], a *answerer, 
 		h.SetIovlen(1)
 	}
 	w.rearm(batch)
-	w.receive, w.send = w.recvmmsg, w.sendmmsg
+	w.receive = w.recvmmsg
 	return w, nil
 }
 
@@ -150,8 +137,8 @@ func (w *udpWorker) options(fd, receiveBuffer int) error {
 
 // run answers until stop is called, and then what the socket has received by then.
 func (w *udpWorker) run(ctx context.Context) error {
-	for {
-		if err := w.raw.Read(w.receive); err != nil {
+	for ctx.Err() == nil {
+		if err := w.socket.read(w.receive); err != nil {
 			if ctx.Err() != nil {
 				break
 			}
@@ -160,26 +147,21 @@ func (w *udpWorker) run(ctx context.Context) error {
 		if err := w.failed(); err != nil {
 			return err
 		}
+		if w.n == batch {
+			w.socket.busy()
+		}
 		w.answer()
 	}
-	for end := time.Now().Add(drainTime); time.Now().Before(end); {
-		if err := w.raw.Control(func(fd uintptr) { w.receive(fd) }); err != nil {
-			return err
-		}
-		if w.n == 0 {
-			return nil
-		}
+	for end := time.Now().Add(drainTime); time.Now().Before(end) && w.recvmmsg(0) && w.n > 0; {
 		w.answer()
 	}
 	return nil
 }
 
-// stop makes run end.
-func (w *udpWorker) stop() {
-	now := time.Now()
-	_ = w.conn.SetReadDeadline(now) // fails only on a closed socket, which stops run as well
-	_ = w.conn.SetWriteDeadline(now.Add(drainTime))
-}
+// stop makes run end, once its context has.
+func (w *udpWorker) stop() { w.socket.wake() }
+
+func (w *udpWorker) close() { w.socket.close() }
 
 // failed returns the error of a read that nothing can be done about. A socket reports errors
 // of packets that it sent earlier (an unreachable port, say) on its next read: no reason to stop.
@@ -192,11 +174,11 @@ func (w *udpWorker) failed() error {
 }
 
 // recvmmsg reads a batch; it is false when there is nothing to read yet.
-func (w *udpWorker) recvmmsg(fd uintptr) bool {
+func (w *udpWorker) recvmmsg(uintptr) bool {
 	w.rearm(w.n)
 	for {
 		// The call never blocks, so that the scheduler need not hear of it.
-		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&w.in[0])), batch, 0, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(w.socket.fd), uintptr(unsafe.Pointer(&w.in[0])), batch, 0, 0, 0)
 		switch errno {
 		case 0:
 			w.n, w.errno = int(n), 0
@@ -254,12 +236,7 @@ func (w *udpWorker) answer() {
 		w.replies++
 	}
 	w.steered = 2*int(w.a.made-made) > w.n
-	if w.replies == 0 {
-		return
-	}
-	if err := w.raw.Write(w.send); err != nil {
-		w.a.counters.unsent.Add(uint64(w.replies - w.sent))
-	}
+	w.sendmmsg()
 }
 
 // foresee reads for each packet what a decision reads of the map, by the client that the packet
@@ -309,22 +286,24 @@ func (w *udpWorker) replyFrom(in *mmsghdr, out *unix.Msghdr) {
 	}
 }
 
-// sendmmsg writes the replies that were not sent yet; it is false when the socket takes no more
-// for now. A reply that the kernel refuses is counted and left out.
-func (w *udpWorker) sendmmsg(fd uintptr) bool {
+// sendmmsg writes the replies. One that the kernel refuses is counted and left out, and so is the
+// rest of a batch when the socket has had no room for a while.
+func (w *udpWorker) sendmmsg() {
 	for w.sent < w.replies {
 		rest := w.replies - w.sent
-		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&w.out[w.sent])), uintptr(rest), 0, 0, 0)
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(w.socket.fd), uintptr(unsafe.Pointer(&w.out[w.sent])), uintptr(rest), 0, 0, 0)
 		switch errno {
 		case 0:
 			w.sent += int(n)
 		case unix.EINTR:
 		case unix.EAGAIN:
-			return false
+			if !w.socket.wait(unix.POLLOUT) {
+				w.a.counters.unsent.Add(uint64(rest))
+				return
+			}
 		default: // of the first message: ENOBUFS, EPERM of a packet filter, no route …
 			w.a.counters.unsent.Add(1)
 			w.sent++
 		}
 	}
-	return true
 }

@@ -21,8 +21,8 @@ func testWorker(t testing.TB) (*udpWorker, net.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { w.conn.Close() })
-	client, err := net.Dial("udp", w.conn.LocalAddr().String())
+	t.Cleanup(func() { w.close() })
+	client, err := net.Dial("udp", w.socket.local.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,9 +37,8 @@ func TestBatchAllocations(t *testing.T) {
 		w, c := testWorker(t)
 		if wildcard { // the way of a wildcard's socket, without one
 			w.pktinfo = true
-			var err error
-			if cerr := w.raw.Control(func(fd uintptr) { err = w.options(int(fd), 1<<20) }); cerr != nil || err != nil {
-				t.Fatal(cerr, err)
+			if err := w.options(w.socket.fd, 1<<20); err != nil {
+				t.Fatal(err)
 			}
 			for i := range w.in {
 				w.in[i].hdr.Control = &w.control[i][0]
@@ -63,7 +62,7 @@ func TestBatchAllocations(t *testing.T) {
 				}
 			}
 			for replies := 0; replies < len(queries); {
-				if err := w.raw.Read(w.receive); err != nil {
+				if err := w.socket.read(w.receive); err != nil {
 					t.Fatal(err)
 				}
 				w.answer()
@@ -179,7 +178,7 @@ func BenchmarkLoop(b *testing.B) {
 					}
 				}
 				for replies := 0; replies < batch; replies += w.replies {
-					if err := w.raw.Read(w.receive); err != nil {
+					if err := w.socket.read(w.receive); err != nil {
 						b.Fatal(err)
 					}
 					if name == "bare" {
@@ -207,7 +206,5 @@ func (w *udpWorker) echo(b *testing.B) {
 		w.out[i].hdr.Name, w.out[i].hdr.Namelen = w.in[i].hdr.Name, w.in[i].hdr.Namelen
 	}
 	w.replies, w.sent = w.n, 0
-	if err := w.raw.Write(w.send); err != nil {
-		b.Fatal(err)
-	}
+	w.sendmmsg()
 }

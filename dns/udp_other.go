@@ -62,3 +62,5 @@ func (w *udpWorker) run(ctx context.Context) error {
 func (w *udpWorker) stop() {
 	_ = w.conn.SetReadDeadline(time.Now().Add(drainTime / 10)) // fails only on a closed socket
 }
+
+func (w *udpWorker) close() { w.conn.Close() }

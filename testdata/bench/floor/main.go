@@ -1,12 +1,11 @@
 // Command floor is the least that a DNS server over the kernel's UDP can do: it reads and
-// writes in batches as package dns does, looks at nothing, and answers every query with
-// itself and one A record. What a server takes above it is its own.
+// writes in batches as package dns does, waits in the kernel, looks at nothing, and answers every
+// query with itself and one A record. What a server takes above it is its own.
 package main
 
 import (
 	"flag"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"unsafe"
@@ -15,8 +14,8 @@ import (
 )
 
 const (
-	batch  = 64   // as package dns
-	buffer = 4096 // octets
+	batch  = 32   // as package dns,
+	buffer = 4288 // and its slots, in octets
 )
 
 // record is an A record for the name of the question, to go behind everything else.
@@ -39,18 +38,17 @@ func serve(listen string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(addr))
-	if err != nil {
-		return err
+	if !addr.Addr().Is4() {
+		return fmt.Errorf("%v: expected an IPv4 address", addr)
 	}
-	raw, err := conn.SyscallConn()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return os.NewSyscallError("socket", err)
 	}
-	if err := raw.Control(func(fd uintptr) {
-		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20) // what the kernel gives
-	}); err != nil {
-		return err
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)                   // what the kernel gives
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE) // as package dns
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}); err != nil {
+		return os.NewSyscallError("bind", err)
 	}
 	var in, out [batch]mmsghdr
 	var iovIn, iovOut [batch]unix.Iovec
@@ -65,43 +63,20 @@ func serve(listen string) error {
 		out[i].hdr.SetIovlen(1)
 		in[i].hdr.Namelen = unix.SizeofSockaddrInet6
 	}
-	var n, sent, replies int
-	var errno unix.Errno
-	receive := func(fd uintptr) bool {
-		for i := range n {
+	fmt.Println("floor ready on", addr)
+	for {
+		for i := range in {
 			in[i].hdr.Namelen = unix.SizeofSockaddrInet6
 		}
-		var r uintptr
-		r, _, errno = unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&in[0])), batch, 0, 0, 0)
+		n, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(&in[0])), batch, unix.MSG_WAITFORONE, 0, 0)
+		if errno == unix.EINTR {
+			continue
+		}
 		if errno != 0 {
-			n = 0
-			return errno != unix.EAGAIN && errno != unix.EINTR
+			return os.NewSyscallError("recvmmsg", errno)
 		}
-		n = int(r)
-		return true
-	}
-	send := func(fd uintptr) bool {
-		for sent < replies {
-			r, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&out[sent])), uintptr(replies-sent), 0, 0, 0)
-			switch errno {
-			case 0:
-				sent += int(r)
-			case unix.EAGAIN:
-				return false
-			case unix.EINTR:
-			default:
-				sent++ // this one cannot be sent
-			}
-		}
-		return true
-	}
-	fmt.Println("floor ready on", conn.LocalAddr())
-	for {
-		if err := raw.Read(receive); err != nil {
-			return err
-		}
-		sent, replies = 0, 0
-		for i := range n {
+		replies := 0
+		for i := range int(n) {
 			b := bufs[i][:]
 			size := int(in[i].len)
 			if size < 12 {
@@ -115,8 +90,15 @@ func serve(listen string) error {
 			out[replies].hdr.Name, out[replies].hdr.Namelen = in[i].hdr.Name, in[i].hdr.Namelen
 			replies++
 		}
-		if err := raw.Write(send); err != nil {
-			return err
+		for sent := 0; sent < replies; {
+			n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&out[sent])), uintptr(replies-sent), 0, 0, 0)
+			switch errno {
+			case 0:
+				sent += int(n)
+			case unix.EINTR:
+			default:
+				sent++ // this one cannot be sent
+			}
 		}
 	}
 }
