@@ -137,6 +137,13 @@ type RetryPolicy struct {
 	PerTryTimeout Duration `json:"perTryTimeout,omitempty"` // default that of the route
 }
 
+// RetryConditions are what Envoy may try again after: those of requests, then those of gRPC.
+var RetryConditions = []string{
+	"5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "envoy-ratelimited", "retriable-4xx",
+	"refused-stream", "retriable-status-codes", "retriable-headers", "http3-post-connect-failure",
+	"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable",
+}
+
 // ProxyRaw holds raw fields of what the proxies of a pool are told.
 type ProxyRaw struct {
 	Listener Raw `json:"listener,omitempty"`              // merged into the Listener
@@ -170,6 +177,10 @@ func upstreamPath(pool, name string) path {
 
 // DefaultUpstream is the name of a pool's own upstream.
 const DefaultUpstream = "upstream"
+
+// ownClusters begins the names of clusters that proxies have beside upstreams: that of the config
+// server in their bootstrap, that of a collector of spans.
+const ownClusters = "gslb_"
 
 // EffectiveRegion returns the region of the site of that name.
 func (s Site) EffectiveRegion(name string) string { return cmp.Or(s.Region, name) }
@@ -317,36 +328,56 @@ func (c *checker) upstream(p path, u Upstream) {
 		c.fail(p.at("policy"), "orders pools beside mode %s, which does; expected stages of %s, or no mode", u.Mode, strings.Join(modal, ", "))
 	}
 	oneOf(c, p.at("lbPolicy"), u.LBPolicy, LBPolicies)
-	if u.ConnectTimeout != 0 {
-		c.span(p.at("connectTimeout"), u.ConnectTimeout, time.Millisecond, time.Minute)
-	}
+	c.timeout(p.at("connectTimeout"), u.ConnectTimeout, time.Minute)
 	if cb := u.CircuitBreakers; cb != nil {
 		at := p.at("circuitBreakers")
 		for _, f := range []struct {
 			name string
 			v    int
 		}{{"maxConnections", cb.MaxConnections}, {"maxPendingRequests", cb.MaxPendingRequests}, {"maxRequests", cb.MaxRequests}, {"maxRetries", cb.MaxRetries}} {
-			between(c, at.at(f.name), f.v, 0, 1<<30)
+			number(c, at.at(f.name), f.v, 1<<30)
 		}
 	}
 	if o := u.OutlierDetection; o != nil {
 		at := p.at("outlierDetection")
-		between(c, at.at("consecutive5xx"), o.Consecutive5xx, 0, 1<<20)
-		between(c, at.at("consecutiveGatewayFailure"), o.ConsecutiveGatewayFailure, 0, 1<<20)
-		between(c, at.at("maxEjectionPercent"), o.MaxEjectionPercent, 0, 100)
-		c.span(at.at("interval"), o.Interval, 0, time.Hour)
-		c.span(at.at("baseEjectionTime"), o.BaseEjectionTime, 0, time.Hour)
+		number(c, at.at("consecutive5xx"), o.Consecutive5xx, 1<<20)
+		number(c, at.at("consecutiveGatewayFailure"), o.ConsecutiveGatewayFailure, 1<<20)
+		number(c, at.at("maxEjectionPercent"), o.MaxEjectionPercent, 100)
+		c.timeout(at.at("interval"), o.Interval, time.Hour)
+		c.timeout(at.at("baseEjectionTime"), o.BaseEjectionTime, time.Hour)
 	}
 	if u.TLS != nil {
 		c.upstreamTLS(p.at("tls"), u.TLS)
 	}
-	if u.OOBPeriod != 0 {
+	if given(c, p.at("oobReportingPeriod"), u.OOBPeriod) {
 		c.span(p.at("oobReportingPeriod"), u.OOBPeriod, time.Second, time.Hour)
 	}
 	for i, m := range u.LoadMetrics {
 		if m == "" || strings.ContainsFunc(m, isSpaceOrControl) {
 			c.fail(p.at("lrsReportEndpointMetrics").item(i), "%q; expected a metric such as cpu_utilization or named_metrics.queue", m)
 		}
+	}
+}
+
+// urlPath checks the path of a request, or its begin.
+func (c *checker) urlPath(p path, v string) {
+	if v[0] != '/' || strings.ContainsAny(v, "?#") || strings.ContainsFunc(v, isSpaceOrControl) {
+		c.fail(p, "%q; expected / and no spaces, ? or #", v)
+	}
+}
+
+// timeout checks a duration of Envoy's, which counts milliseconds. Its 0 means never there, but
+// our objects have it for what is not written: it is said by raw fields.
+func (c *checker) timeout(p path, d Duration, most time.Duration) {
+	if given(c, p, d) {
+		c.span(p, d, time.Millisecond, most)
+	}
+}
+
+// number checks a number of Envoy's, whose 0 is something else than its default.
+func number(c *checker, p path, v, most int) {
+	if given(c, p, v) {
+		between(c, p, v, 1, most)
 	}
 }
 
@@ -399,8 +430,11 @@ func (c *checker) proxy(p path, pool Pool) {
 	for _, name := range slices.Sorted(maps.Keys(px.Upstreams)) {
 		at := p.at("upstreams").at(name)
 		c.name(at)
-		if name == DefaultUpstream {
+		switch {
+		case name == DefaultUpstream:
 			c.fail(at, "the name of the pool's own upstream; expected another")
+		case strings.HasPrefix(name, ownClusters):
+			c.fail(at, "the proxies have clusters of their own whose names begin with %s; expected another", ownClusters)
 		}
 		c.upstream(at, px.Upstreams[name])
 	}
@@ -427,8 +461,8 @@ func (c *checker) route(p path, r Route, upstreams map[string]Upstream) {
 			if _, err := regexp.Compile(m.v); err != nil {
 				c.fail(at, "%v; expected RE2", err)
 			}
-		case m.v[0] != '/' || strings.ContainsFunc(m.v, isSpaceOrControl):
-			c.fail(at, "%q; expected / and no spaces", m.v)
+		default:
+			c.urlPath(at, m.v)
 		}
 		set++
 	}
@@ -439,22 +473,35 @@ func (c *checker) route(p path, r Route, upstreams map[string]Upstream) {
 	if _, ok := upstreams[name]; !ok && (!r.HTTPSRedirect || r.Upstream != "") {
 		c.missing(p.at("upstream"), "no such upstream %q; %s", name, expected(slices.Sorted(maps.Keys(upstreams))))
 	}
-	if r.PrefixRewrite != "" && r.PrefixRewrite[0] != '/' {
-		c.fail(p.at("prefixRewrite"), "%q; expected /", r.PrefixRewrite)
+	if r.PrefixRewrite != "" {
+		c.urlPath(p.at("prefixRewrite"), r.PrefixRewrite)
 	}
-	c.span(p.at("timeout"), r.Timeout, 0, 24*time.Hour)
-	c.span(p.at("idleTimeout"), r.IdleTimeout, 0, 24*time.Hour)
+	if r.HTTPSRedirect {
+		for _, word := range []struct {
+			name  string
+			given bool
+		}{
+			{"upstream", r.Upstream != ""}, {"prefixRewrite", r.PrefixRewrite != ""}, {"timeout", r.Timeout != 0},
+			{"idleTimeout", r.IdleTimeout != 0}, {"retryPolicy", r.RetryPolicy != nil},
+		} {
+			if word.given {
+				c.fail(p.at(word.name), "given beside httpsRedirect, which sends no request on; expected one of the two")
+			}
+		}
+	}
+	c.timeout(p.at("timeout"), r.Timeout, 24*time.Hour)
+	c.timeout(p.at("idleTimeout"), r.IdleTimeout, 24*time.Hour)
 	if rp := r.RetryPolicy; rp != nil {
 		at := p.at("retryPolicy")
 		if len(rp.RetryOn) == 0 {
 			c.missing(at.at("retryOn"), "no value; expected conditions such as connect-failure")
 		}
 		for i, on := range rp.RetryOn {
-			if !isToken(on) {
-				c.fail(at.at("retryOn").item(i), "%q; expected a condition such as connect-failure", on)
+			if !slices.Contains(RetryConditions, on) { // Envoy goes on without what it does not know
+				c.fail(at.at("retryOn").item(i), "%q; %s", on, expected(RetryConditions))
 			}
 		}
-		between(c, at.at("numRetries"), rp.NumRetries, 0, 100)
-		c.span(at.at("perTryTimeout"), rp.PerTryTimeout, 0, 24*time.Hour)
+		number(c, at.at("numRetries"), rp.NumRetries, 100)
+		c.timeout(at.at("perTryTimeout"), rp.PerTryTimeout, 24*time.Hour)
 	}
 }
