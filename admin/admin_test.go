@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -649,6 +650,26 @@ func TestDelete(t *testing.T) {
 	n.call("DELETE", "/api/v1/objects/pools/bad?author=ann", "")
 	if c := n.changes()[before:]; len(c) != 1 || len(c[0].Delete) != 1 || c[0].Delete[0] != (store.Key{Kind: "pools", Name: "bad"}) {
 		t.Errorf("changes %+v; want the deletion of pools/bad", c)
+	}
+}
+
+// TestApplyIsChecked refuses, by a dry run as well, what only the node itself knows to be wrong.
+func TestApplyIsChecked(t *testing.T) {
+	n := newNode(t, func(o *Options) {
+		o.Check = func(before, next *config.Objects) error {
+			if len(before.Sites) == len(next.Sites) {
+				return nil
+			}
+			return errors.New("no further site is wanted")
+		}
+	})
+	for _, query := range []string{"author=ann", "dryRun=1"} {
+		if w := n.call("POST", "/api/v1/apply?"+query, "sites: {us-west: {lat: 45.6, lon: -121.2}}\n"); w.Code != 422 || !strings.Contains(w.Body.String(), "no further site is wanted") {
+			t.Errorf("%s: %d %s; want 422 with the reason", query, w.Code, w.Body)
+		}
+	}
+	if w := n.call("POST", "/api/v1/apply?author=ann", "sites: {eu-west: {lat: 51, lon: 8}}\n"); w.Code != 200 {
+		t.Errorf("another change: %d %s", w.Code, w.Body)
 	}
 }
 

@@ -397,6 +397,11 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, e edit, do func(
 	if err == nil {
 		err = config.Validate(next)
 	}
+	if err == nil && s.o.Check != nil {
+		if wrong := s.o.Check(v.Objects, next); wrong != nil {
+			err = &refusal{http.StatusUnprocessableEntity, wrong.Error(), "nothing was written"}
+		}
+	}
 	if err != nil {
 		s.refuse(w, err)
 		return

@@ -39,6 +39,7 @@ import (
 
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/gslb/store"
 	"github.com/meridian-gslb/meridian/health"
 	"github.com/meridian-gslb/meridian/tracing"
@@ -69,6 +70,7 @@ type Options struct {
 	At       func(name string) (*gslb.Snapshot, error) // a past snapshot by revision or ID, nil when it is not kept; nil: none is
 	Recent   func() []gslb.Sample                      // decisions that were made, to try changes on; nil: none are kept
 	View     func() store.View                         // the objects that it was made of
+	Check    func(before, next *config.Objects) error  // what else is wrong with a change than its validation finds; nil: nothing
 	Store    store.Store                               // nil: the objects are in a file, and changes are refused
 	Health   func() []health.View                      // ordered by pool, then address
 	Members  func() []api.Member                       // of the gossip, this node included

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -18,7 +19,7 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 	}
 	var rejected *Rejection
 	if req.ErrorDetail != nil {
-		rejected = &Rejection{Reason: clipTo(req.ErrorDetail.GetMessage(), maxReason), At: now}
+		rejected = &Rejection{Reason: strings.TrimSpace(clipTo(req.ErrorDetail.GetMessage(), maxReason)), At: now}
 	}
 	w.answered(req.ResponseNonce, rejected)
 

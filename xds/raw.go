@@ -2,8 +2,12 @@ package xds
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"reflect"
+	"regexp"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -11,8 +15,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	"github.com/meridian-gslb/meridian/gslb"
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
+
+// atLine is where a fault is in the text that mergeRaw makes, which nobody sees.
+var atLine = regexp.MustCompile(`\(line \d+:\d+\): `)
 
 // mergeRaw merges the raw fields into m and checks the result as Envoy would. Mappings are
 // merged, all else is replaced. where says whose they are, for faults. m may be half changed
@@ -24,7 +32,7 @@ func mergeRaw(m proto.Message, raw config.Raw, where string) error {
 	fail := func(err error) error {
 		// protojson varies the space after its prefix from build to build, on purpose.
 		text := strings.TrimLeft(strings.TrimPrefix(err.Error(), "proto:"), " \u00a0")
-		return fmt.Errorf("%s: %s", where, text)
+		return fmt.Errorf("%s: %s", where, atLine.ReplaceAllString(text, ""))
 	}
 	text, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 	if err != nil {
@@ -48,6 +56,29 @@ func mergeRaw(m proto.Message, raw config.Raw, where string) error {
 		}
 	}
 	return nil
+}
+
+// Check reports what proxies cannot be told of the pools that differ in next: raw fields that
+// Envoy has not, or would refuse. Certificates are not looked at: they are the node's own.
+func Check(before, next *config.Objects) error {
+	var faults []error
+	for _, name := range next.Names("pools") {
+		c := next.Pools[name]
+		if reflect.DeepEqual(c, before.Pools[name]) {
+			continue
+		}
+		b := builder{in: Inputs{Objects: next}, pool: &gslb.Pool{Name: name, Site: c.Site}, config: c}
+		upstreams := c.Upstreams()
+		for _, u := range slices.Sorted(maps.Keys(upstreams)) {
+			if _, err := b.cluster(u, upstreams[u], Envoy); err != nil {
+				faults = append(faults, fmt.Errorf("pool %s: %w", name, err))
+			}
+		}
+		if _, _, err := b.ingress(upstreams); err != nil {
+			faults = append(faults, fmt.Errorf("pool %s: %w", name, err))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // overlay merges over into base.

@@ -3,6 +3,7 @@ package xds
 import (
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -23,7 +24,7 @@ func (s *session) sotwRequest(req *discovery.DiscoveryRequest, now time.Time) {
 	} else {
 		var rejected *Rejection
 		if req.ErrorDetail != nil {
-			rejected = &Rejection{Reason: clipTo(req.ErrorDetail.GetMessage(), maxReason), At: now}
+			rejected = &Rejection{Reason: strings.TrimSpace(clipTo(req.ErrorDetail.GetMessage(), maxReason)), At: now}
 		}
 		if req.ResponseNonce != "" && req.ResponseNonce != nonceText(w.nonce) {
 			return // it answers what we have overtaken: the answer to the last one follows

@@ -286,7 +286,7 @@ pools:
 func TestFaultsKeepTheLastGood(t *testing.T) {
 	good := fleet("[fe-us], proxy: {upstreams: {gone: fe-ap}}", "")
 	tests := []struct{ name, upstream, want string }{
-		{"unknown field", "{pools: {fe-us: }, envoy: {no_such: 1}}", `pool gfe: upstream upstream: envoy: (line 1:`},
+		{"unknown field", "{pools: {fe-us: }, envoy: {no_such: 1}}", `pool gfe: upstream upstream: envoy: unknown field "no_such"`},
 		{"wrong type", "{pools: {fe-us: }, envoy: {connect_timeout: {a: b}}}", "pool gfe: upstream upstream: envoy:"},
 		{"invalid value", "{pools: {fe-us: }, envoy: {connect_timeout: -1s}}", "ConnectTimeout"},
 		{"unknown type", `{pools: {fe-us: }, envoy: {transport_socket: {name: x, typed_config: {"@type": type.googleapis.com/x.Y}}}}`, "x.Y"},
@@ -323,6 +323,31 @@ func TestFaultsKeepTheLastGood(t *testing.T) {
 				t.Errorf("without a good one before: view %v, want none", first.View("gfe"))
 			}
 		})
+	}
+}
+
+// TestCheck wants a change that brings raw fields which Envoy has not, or would refuse, to be
+// refused where it is written; but none that leaves those alone which are there.
+func TestCheck(t *testing.T) {
+	good := objects(t, fleet("[fe-us]", ""))
+	for name, tt := range map[string]struct{ pool, want string }{
+		"nothing raw":    {"[fe-us]", ""},
+		"a certificate":  {"{pools: {fe-us: }, tls: {ca: fe, certificate: gfe}}", ""}, // of each node's own
+		"good":           {"{pools: {fe-us: }, envoy: {connect_timeout: 1s}}", ""},
+		"cluster":        {"{pools: {fe-us: }, envoy: {no_such: 1}}", `pool gfe: upstream upstream: envoy: unknown field "no_such"`},
+		"route":          {"[fe-us], proxy: {routes: [{}, {envoy: {route: {timeout: soon}}}]}", "pool gfe: proxy.routes[1].envoy: "},
+		"listener":       {"[fe-us], proxy: {envoy: {listener: {nope: 1}}}", "pool gfe: proxy.envoy.listener: "},
+		"http":           {"[fe-us], proxy: {envoy: {httpConnectionManager: {stat_prefix: 1}}}", "pool gfe: proxy.envoy.httpConnectionManager: "},
+		"further, twice": {"[fe-us], proxy: {upstreams: {x: {pools: {fe-us: }, envoy: {a: 1}}, y: {pools: {fe-us: }, envoy: {b: 1}}}}", `upstream y: envoy: unknown field "b"`},
+	} {
+		next := objects(t, fleet(tt.pool, ""))
+		err := Check(good, next)
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: %v, want %q", name, err, tt.want)
+		}
+		if err := Check(next, objects(t, fleet(tt.pool, "")+"# another reason to write\n")); err != nil {
+			t.Errorf("%s: %v, of what is there already", name, err)
+		}
 	}
 }
 

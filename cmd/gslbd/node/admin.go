@@ -14,6 +14,7 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/store"
 	"github.com/meridian-gslb/meridian/health"
 	"github.com/meridian-gslb/meridian/tracing"
+	"github.com/meridian-gslb/meridian/xds"
 )
 
 // adminOptions shows the running node to the admin API.
@@ -36,6 +37,7 @@ func (n *Node) adminOptions() admin.Options {
 			}
 			return store.View{} // unlike a store without objects
 		},
+		Check:       xds.Check,
 		Store:       n.store,
 		Health:      n.health.Views,
 		Members:     n.members,
