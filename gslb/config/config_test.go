@@ -505,6 +505,25 @@ func TestDefaultsDoNotMutate(t *testing.T) {
 	}
 }
 
+// TestShortProbes wants each kind of probe to do with the keys that have no default.
+func TestShortProbes(t *testing.T) {
+	for _, probe := range []string{
+		"{http: {}}", "{http: {json: {path: a}}}", "{tcp: {port: 1}}", "{tls: {}}", "{grpc: {port: 1}}", "{dns: {name: a.example}}", "{icmp: {}}", "{udp: {port: 1, send: x}}",
+		"{postgres: {}}", "{mysql: {}}", "{redis: {}}", "{exec: {command: x}}", "{import: {file: x}}", "{import: {url: 'http://192.0.2.1/'}}",
+		"{calculated: {pools: [p]}}", "{calculated: {probes: [q]}}", "{http: {}, brownout: {limit: 2}, slow: {relative: 3}, quorum: {}, damping: {}}",
+	} {
+		_, err := Parse("x.yaml", []byte(`
+node: {name: n, site: s, dns: ["127.0.0.1:53"], health: {exec: x}}
+sites: {s: {lat: 0, lon: 0}}
+probes: {q: {icmp: {}}, x: `+probe+`}
+pools: {p: {site: s, probe: q, endpoints: [{address: 192.0.2.1}]}, x: {site: s, probe: x, endpoints: [{address: 192.0.2.2}]}}
+`))
+		if err != nil {
+			t.Errorf("%s: %v", probe, err)
+		}
+	}
+}
+
 func TestProbeAddr(t *testing.T) {
 	addr, elsewhere := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("127.0.0.1")
 	https := Probe{HTTP: &HTTPProbe{TLS: true}}

@@ -170,8 +170,7 @@ type RedisProbe struct {
 }
 
 // ExecProbe runs a program of the node's own folder (node.health.exec), which tells by its
-// exit status: 0 is success. It ends with the timeout, and with it what it started, unless that
-// has made itself a session of its own (setsid).
+// exit status: 0 is success. It ends with the timeout, and with it all that it started.
 type ExecProbe struct {
 	Command string   `json:"command"` // name of a file in the folder
 	Args    []string `json:"args,omitempty"`
@@ -421,10 +420,10 @@ func (c *checker) probeKind(p path, pr Probe) {
 	}
 	if d := pr.DNS; d != nil {
 		c.domain(p.at("dns").at("name"), CanonicalName(d.Name))
-		if _, ok := dns.StringToType[d.Type]; !ok {
+		if _, ok := dns.StringToType[d.Type]; !ok && d.Type != "" {
 			c.fail(p.at("dns").at("type"), "%q; expected a type such as A or SOA", d.Type)
 		}
-		if _, ok := dns.StringToRcode[d.Rcode]; !ok {
+		if _, ok := dns.StringToRcode[d.Rcode]; !ok && d.Rcode != "" {
 			c.fail(p.at("dns").at("rcode"), "%q; expected an rcode such as NOERROR or NXDOMAIN", d.Rcode)
 		}
 	}
