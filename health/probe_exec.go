@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -19,13 +21,20 @@ const (
 	maxOutput = 64 << 10
 )
 
+var programRuns atomic.Uint64 // by this process
+
 // probeExec runs a program of folder. It has the timeout of the probe to end, alone with
 // whatever it starts, and an environment that says what to test.
 func probeExec(ctx context.Context, folder string, t Target) Result {
 	if folder == "" {
 		return Result{Class: Local, Detail: "node.health.exec is not set: no program may run"}
 	}
-	e, start := t.Probe.Exec, time.Now()
+	e, start, run := t.Probe.Exec, time.Now(), strconv.FormatUint(programRuns.Add(1), 10)
+	folder, err := filepath.Abs(folder) // the program starts there
+	if err != nil {
+		return Result{Class: Local, Detail: detail(err)}
+	}
+	adopt()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	out := &bounded{over: cancel}
@@ -34,14 +43,15 @@ func probeExec(ctx context.Context, folder string, t Target) Result {
 	c.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "MERIDIAN_POOL=" + t.ID.Pool, "MERIDIAN_ENDPOINT=" + t.ID.Addr.String(),
 		"MERIDIAN_ADDRESS=" + t.Addr.Addr().String(), fmt.Sprintf("MERIDIAN_PORT=%d", t.Addr.Port()),
-		"MERIDIAN_TIMEOUT=" + t.Probe.Timeout.String(),
+		"MERIDIAN_TIMEOUT=" + t.Probe.Timeout.String(), runEnv + run,
 	}
 	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	c.Cancel = func() error { return syscall.Kill(-c.Process.Pid, syscall.SIGKILL) }
 	c.WaitDelay = 200 * time.Millisecond // for a child that kept the output open
-	err := c.Run()
+	err = c.Run()
 	if c.Process != nil {
 		_ = syscall.Kill(-c.Process.Pid, syscall.SIGKILL) // what it left behind
+		bury(run, c.Process.Pid)
 	}
 	r := Result{Latency: time.Since(start), Detail: printable(strings.TrimSpace(out.text.String()), maxDetail)}
 	var status *exec.ExitError

@@ -29,8 +29,10 @@ type imports struct {
 
 // imported is one source.
 type imported struct {
-	turn chan struct{} // capacity 1: holds a token while nobody reads, or looks at what is below
+	turn  chan struct{} // capacity 1: holds a token while nobody reads
+	first chan struct{} // closed after the first reading
 
+	mu       sync.Mutex        // guards all below
 	looked   time.Time         // when the last reading ended
 	written  time.Time         // by the file's own word
 	good     time.Time         // when what is there was written or answered
@@ -38,32 +40,42 @@ type imported struct {
 	err      error
 }
 
-// probeImport looks t up in its source, which is read again once it is half an interval old.
-// While one reads the others wait, but not beyond their time: a source may hang.
-func (i *imports) probeImport(ctx context.Context, t Target) Result {
-	conf, start := t.Probe.Import, time.Now()
-	name := conf.File + conf.URL
+// source returns what there is of a file or URL.
+func (i *imports) source(name string) *imported {
 	i.mu.Lock()
+	defer i.mu.Unlock()
 	s := i.sources[name]
 	if s == nil {
 		if i.sources == nil {
 			i.sources = make(map[string]*imported)
 		}
-		s = &imported{turn: make(chan struct{}, 1)}
+		s = &imported{turn: make(chan struct{}, 1), first: make(chan struct{})}
 		s.turn <- struct{}{}
 		i.sources[name] = s
 	}
-	i.mu.Unlock()
+	return s
+}
 
+// probeImport looks t up in its source, which is read again once it is half an interval old.
+// While one reads, the others take what is known: a source may hang. Only for the first reading
+// all wait, but not beyond their time.
+func (i *imports) probeImport(ctx context.Context, t Target) Result {
+	conf, start := t.Probe.Import, time.Now()
+	name := conf.File + conf.URL
+	s := i.source(name)
 	select {
 	case <-s.turn:
-		defer func() { s.turn <- struct{}{} }()
-	case <-ctx.Done():
-		return Result{Class: Local, Latency: time.Since(start), Detail: printable(name+": still being read", maxDetail)}
+		s.refresh(ctx, conf, time.Duration(t.Probe.Interval)/2)
+		s.turn <- struct{}{}
+	default:
+		select {
+		case <-s.first:
+		case <-ctx.Done():
+			return Result{Class: Local, Latency: time.Since(start), Detail: printable(name+": still being read", maxDetail)}
+		}
 	}
-	if time.Since(s.looked) >= time.Duration(t.Probe.Interval)/2 {
-		s.read(ctx, conf)
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	r := Result{Latency: time.Since(start)}
 	maxAge := time.Duration(conf.MaxAge)
 	if maxAge == 0 {
@@ -86,8 +98,15 @@ func (i *imports) probeImport(ctx context.Context, t Target) Result {
 	return r
 }
 
-// read reads the source. One that cannot be read keeps what it said, for its time.
-func (s *imported) read(ctx context.Context, conf *config.ImportProbe) {
+// refresh reads the source if the last reading is at least so long ago. One that cannot be read
+// keeps what it said, for its time. It is for whoever has the turn.
+func (s *imported) refresh(ctx context.Context, conf *config.ImportProbe, age time.Duration) {
+	s.mu.Lock()
+	looked := s.looked
+	s.mu.Unlock()
+	if !looked.IsZero() && time.Since(looked) < age {
+		return
+	}
 	var data []byte
 	var written time.Time
 	var err error
@@ -96,11 +115,16 @@ func (s *imported) read(ctx context.Context, conf *config.ImportProbe) {
 	} else {
 		data, err = fetchImport(ctx, conf.URL)
 	}
-	s.looked = time.Now()
 	var verdicts map[string]string
 	if err == nil {
 		verdicts, err = parseImport(data)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.looked.IsZero() {
+		defer close(s.first)
+	}
+	s.looked = time.Now()
 	if s.err = err; err != nil {
 		return
 	}

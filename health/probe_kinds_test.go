@@ -451,10 +451,20 @@ func TestProbeExec(t *testing.T) {
 	for name, text := range map[string]string{
 		"ok": "exit 0", "fail": "echo no $MERIDIAN_POOL $MERIDIAN_ADDRESS $MERIDIAN_PORT $1; exit 2", "hang": "sleep 60 & sleep 60",
 		"loud": "yes", "child": "sleep 60 & exit 0",
+		"escape":  "setsid sleep 4911 &\n(setsid sh -c 'sleep 4911 & sleep 4911' &)\nexec env -i setsid sleep 4911 &\nwait; sleep 60",
+		"escaped": "setsid sh -c 'sleep 4911 & sleep 4911' & exit 0",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relative, err := filepath.Rel(here, dir)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, tc := range []struct {
 		command string
@@ -464,7 +474,8 @@ func TestProbeExec(t *testing.T) {
 	}{
 		{"ok", dir, OK, ""}, {"fail", dir, WrongStatus, "no gfe 127.0.0.1 80 arg"}, {"hang", dir, Timeout, "no end within"},
 		{"loud", dir, Protocol, "output over"}, {"child", dir, OK, ""}, {"gone", dir, Local, "no such file"},
-		{"../" + filepath.Base(dir) + "/ok", dir, OK, ""}, {"ok", "", Local, "node.health.exec"},
+		{"../" + filepath.Base(dir) + "/ok", dir, OK, ""}, {"ok", "", Local, "node.health.exec"}, {"ok", relative, OK, ""},
+		{"escape", dir, Timeout, "no end within"}, {"escaped", dir, OK, ""},
 	} {
 		x := target(netip.MustParseAddrPort("127.0.0.1:80"), config.Probe{Exec: &config.ExecProbe{Command: tc.command, Args: []string{"arg"}}})
 		x.ID.Pool, x.Probe.Timeout = "gfe", config.Duration(20*time.Second)
@@ -475,6 +486,9 @@ func TestProbeExec(t *testing.T) {
 		r := probe(t.Context())
 		t.Logf("%s: %v", tc.command, r)
 		wants(t, r, tc.class, tc.detail)
+		if left := children(); len(left) != 0 {
+			t.Errorf("%s left processes %v behind", tc.command, left)
+		}
 	}
 }
 
@@ -602,6 +616,36 @@ func TestProbeImportHangs(t *testing.T) {
 	wants(t, second(t.Context()), Local, "still being read")
 	cancel()
 	<-done
+}
+
+// TestProbeImportHangsLater wants what is known of a source to be told at once while one waits
+// for it to answer again.
+func TestProbeImportHangsLater(t *testing.T) {
+	asked, hang := make(chan struct{}, 1), false
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if hang {
+			asked <- struct{}{}
+			<-r.Context().Done()
+			return
+		}
+		_, _ = io.WriteString(w, "192.0.2.1 down\n")
+	}))
+	defer s.Close()
+	x := Target{ID: gslb.EndpointID{Pool: "gfe", Addr: netip.MustParseAddr("192.0.2.1")}, Probe: config.Probe{
+		Import: &config.ImportProbe{URL: s.URL, MaxAge: config.Duration(time.Hour)}, Interval: 2, Timeout: config.Duration(time.Hour)}}
+	p := NewProber(ProberOptions{})
+	probe, _ := p.prepare(x)
+	wants(t, probe(t.Context()), WrongStatus, "outside verdict")
+	hang = true
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan Result, 1)
+	go func() { done <- probe(ctx) }()
+	<-asked
+	for range 100 {
+		wants(t, probe(t.Context()), WrongStatus, "outside verdict")
+	}
+	cancel()
+	wants(t, <-done, WrongStatus, "outside verdict")
 }
 
 // TestImportFuture wants a file of the future to grow old like any other.
