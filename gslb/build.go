@@ -414,9 +414,19 @@ func (p *Pool) list(index []int, config []config.Endpoint, ramps []float64) endp
 }
 
 // steering compiles a list of pools with a policy; where says whose it is, for faults, and
-// name what match stages compare with. seen returns a pool as the steering sees it.
-func (b *builder) steering(where, name string, c config.Steering, s steering, seen func(*Pool) *Pool) steering {
-	for _, name := range slices.Sorted(maps.Keys(c.Pools)) {
+// name what match stages compare with. was, which may be nil, is what the same objects compiled to
+// before. seen returns a pool as the steering sees it.
+func (b *builder) steering(where, name string, c config.Steering, s steering, was *steering, seen func(*Pool) *Pool) steering {
+	var names []string
+	if was != nil {
+		s.candidates = slices.Clone(was.candidates)
+		for i, c := range s.candidates {
+			s.candidates[i].pool = seen(b.s.Pools[c.pool.Index])
+		}
+	} else {
+		names = slices.Sorted(maps.Keys(c.Pools))
+	}
+	for _, name := range names {
 		p := b.s.Pool(name)
 		if p == nil {
 			b.fail("%s: pool %q: no such pool", where, name)
@@ -443,7 +453,7 @@ func (b *builder) upstream(p *Pool) {
 		if name != config.DefaultUpstream {
 			where += " " + name
 		}
-		s := b.steering(where, p.Name, all[name].Steering, steering{failOpen: true}, func(p *Pool) *Pool { return p })
+		s := b.steering(where, p.Name, all[name].Steering, steering{failOpen: true}, nil, func(p *Pool) *Pool { return p })
 		for _, t := range s.changes {
 			b.due(t)
 		}
@@ -479,7 +489,11 @@ func (b *builder) service(name string, index int, c config.Service) *Service {
 	}
 	mode := c.AllDown.EffectiveMode()
 	empty := steering{failOpen: mode == "open" || mode == "last", lastGood: mode == "last", targets: c.Targets()}
-	svc.steering = b.steering("service "+name, name, c.Steering, empty, func(p *Pool) *Pool { return b.seenBy(name, p) })
+	var was *steering
+	if b.alike() {
+		was = &b.prev.Services[index].steering
+	}
+	svc.steering = b.steering("service "+name, name, c.Steering, empty, was, func(p *Pool) *Pool { return b.seenBy(name, p) })
 	for _, cand := range svc.steering.candidates {
 		svc.Pools = append(svc.Pools, cand.pool)
 	}
@@ -502,6 +516,7 @@ func (b *builder) outcomes(svc *Service, c config.Service) {
 	floor := b.floor(c)
 	ttl := b.ttl(svc, c.EffectiveTTL(), floor)
 	_, apex := b.in.Objects.Zones[svc.Name]
+	svc.outcomes = make([]outcome, 0, len(svc.routing.choices))
 	for _, ch := range svc.routing.choices {
 		o := svc.outcome(ch, c.AllDown, apex)
 		o.ttl = ttl
@@ -683,6 +698,7 @@ func (svc *Service) outcome(ch choice, allDown config.AllDown, apex bool) outcom
 			return o
 		}
 	}
+	o.shares = make([]share, 0, len(ch.picks)+len(ch.lost))
 	add := func(p pick, lost bool) {
 		c := &svc.steering.candidates[p.i]
 		list := &c.pool.view(ch.shape.strict).up

@@ -70,7 +70,7 @@ func (k *compiler) fence(f *config.FenceStage) stage {
 func (k *compiler) health(h *config.HealthStage) stage {
 	strict := h.Unknown == "down"
 	all := k.fitness(h, "")
-	plan := fmt.Sprint(all.down, all.degraded, strict)
+	plan := fmt.Sprint(all, strict)
 	var by map[string]*fitness // the regions that see something else
 	var around *regions
 	if h.By == "region" {
@@ -85,7 +85,7 @@ func (k *compiler) health(h *config.HealthStage) stage {
 				plan += fmt.Sprint(*around)
 			}
 			by[region] = f
-			plan += fmt.Sprint(region, f.down, f.degraded)
+			plan += fmt.Sprint(region, f)
 		}
 	}
 	as := func(at *locus) *fitness {
@@ -118,6 +118,15 @@ func (k *compiler) health(h *config.HealthStage) stage {
 type fitness struct {
 	down, degraded []bool
 	notes          []string
+}
+
+// String returns one digit for each candidate: what health says of it.
+func (f *fitness) String() string {
+	b := make([]byte, len(f.down))
+	for i := range b {
+		b[i] = '0' + flags(f.down[i], f.degraded[i])
+	}
+	return string(b)
 }
 
 // fitness judges the candidates as all vantages see them, or those of a region.
