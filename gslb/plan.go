@@ -90,7 +90,7 @@ func Compare(before, after *Snapshot, samples []Sample) *Plan {
 			for _, km := range x.km {
 				p.Km[i] += km / float64(len(x.km))
 			}
-			p.Far[i] = x.km[(len(x.km)-1)*95/100]
+			p.Far[i] = x.km[(len(x.km)*95+99)/100-1]
 		}
 	}
 	p.shift(&sides, n)

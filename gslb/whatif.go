@@ -81,6 +81,9 @@ func suppose(in *Inputs, term string) error {
 	number := func(least, most float64) (float64, error) {
 		v, err := strconv.ParseFloat(value, 64)
 		if err != nil || !(v >= least && v <= most) {
+			if most == math.MaxFloat64 {
+				return 0, fmt.Errorf("%q: expected a number from %v on", value, least)
+			}
 			return 0, fmt.Errorf("%q: expected a number from %v to %v", value, least, most)
 		}
 		return v, nil

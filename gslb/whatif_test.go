@@ -25,7 +25,7 @@ func TestWhatIf(t *testing.T) {
 		{"unknown state", "", "pool.eu=asleep", "expected down, up, drain or auto"},
 		{"unknown kind", "", "zone.x=1", "expected pool, endpoint"},
 		{"no value", "", "pool.eu", "expected a term such as"},
-		{"a wrong number", "", "load.eu=much", "expected a number"},
+		{"a wrong number", "", "load.eu=much", "expected a number from 0 on"},
 		{"a pool of another service", "", "weight.w.example/uk=1", "not of service w.example"},
 		{"a wrong time", "", "time=noon", "expected a time"},
 	}
@@ -108,6 +108,10 @@ func TestCompare(t *testing.T) {
 	}
 	if p := Compare(s, after, samples); len(p.Pools) != 2 || p.Pools[1].Load != 0.9 || math.Abs(p.Pools[1].Expected-1.8) > 1e-9 {
 		t.Errorf("pools %+v; want twice the load that is supposed of us", p.Pools)
+	}
+	few := []Sample{samples[0], samples[1]} // eu, us
+	if p := Compare(s, after, few); p.Far[1] < 6000 {
+		t.Errorf("far %v of two users, one of whom is moved; want 6204 at the 95th percentile", p.Far)
 	}
 	if p := Compare(s, s, samples); p.Moved != 0 || len(p.Moves) != 0 {
 		t.Errorf("nothing changed: %+v", p)

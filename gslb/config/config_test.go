@@ -406,6 +406,8 @@ func randomObjects(r *rand.Rand) *Objects {
 			*m.Cases[0].Then[0].Chain = "1"
 		}
 	}
+	one := ChainStage("null")
+	put("chains", "of-one", Chain{Policy: []Stage{{Chain: &one}}})
 	put("chains", "null", Chain{Policy: []Stage{{Nearest: &NearestStage{Bias: map[string]float64{"a": -99 + r.Float64()}}}}})
 	r.Shuffle(len(stages), func(i, j int) { stages[i], stages[j] = stages[j], stages[i] })
 	downs := []AllDown{{}, {Mode: "open"}, {Mode: "servfail"}, {Mode: "fallback", Fallback: []string{"2001:db8::1", "192.0.2.1"}}, {Mode: "fallback", Fallback: []string{"x.test"}}}

@@ -88,8 +88,12 @@ func yamlNode(v reflect.Value) (*yaml.Node, error) {
 			return yamlNode(reflect.ValueOf(string(*x[0].Chain)))
 		}
 	case Chain:
-		if len(x.Policy) > 0 {
-			return yamlNode(reflect.ValueOf(x.Policy))
+		if len(x.Policy) > 0 { // a list, even of one chain
+			stages := make([]any, len(x.Policy))
+			for i, s := range x.Policy {
+				stages[i] = s
+			}
+			return yamlNode(reflect.ValueOf(stages))
 		}
 	case FailoverStage:
 		order := make([]any, len(x.Order))
