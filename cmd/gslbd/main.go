@@ -16,10 +16,10 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
+	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/app"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/demo"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/node"
@@ -155,8 +155,5 @@ func version() string {
 	if release != "" {
 		return release
 	}
-	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" && bi.Main.Version != "(devel)" {
-		return bi.Main.Version
-	}
-	return "devel"
+	return api.Version()
 }

@@ -3,6 +3,7 @@ package bootstrap
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -61,10 +62,23 @@ func EdgePool(o *config.Objects, site string) (string, error) {
 	return "", fmt.Errorf("site %s: no pool with an upstream; expected one whose proxies users reach", site)
 }
 
+// check names what is missing.
+func (b Proxy) check() error {
+	switch {
+	case b.ID == "" || b.Pool == "" || len(b.Servers) == 0:
+		return fmt.Errorf("bootstrap of %q in pool %q with %d config servers: expected all of them", b.ID, b.Pool, len(b.Servers))
+	case (b.Cert == "") != (b.Key == ""):
+		return fmt.Errorf("certificate %q with key %q: expected both, or none", b.Cert, b.Key)
+	case b.CA == "" && (b.Cert != "" || b.Name != ""):
+		return errors.New("no CA: expected who signs the config servers' certificates, without which there is no TLS")
+	}
+	return nil
+}
+
 // YAML returns the bootstrap file of an Envoy. Its error names what is missing.
 func (b Proxy) YAML() (string, error) {
-	if b.ID == "" || b.Pool == "" || len(b.Servers) == 0 {
-		return "", fmt.Errorf("bootstrap of %q in pool %q with %d config servers: expected all of them", b.ID, b.Pool, len(b.Servers))
+	if err := b.check(); err != nil {
+		return "", err
 	}
 	var out strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&out, format, args...) }
@@ -167,8 +181,8 @@ func sanType(name string) string {
 // are xds:///NAME, for the name of an upstream of the pool: xds:///upstream for the pool's
 // own.
 func (b Proxy) GRPC() (string, error) {
-	if b.ID == "" || b.Pool == "" || len(b.Servers) == 0 {
-		return "", fmt.Errorf("bootstrap of %q in pool %q with %d config servers: expected all of them", b.ID, b.Pool, len(b.Servers))
+	if err := b.check(); err != nil {
+		return "", err
 	}
 	creds := `{"type": "insecure"}`
 	if b.CA != "" {

@@ -21,13 +21,15 @@ func TestYAML(t *testing.T) {
 		fault   string
 	}{
 		{"full", func(*Proxy) {}, []string{`cluster: "gfe-eu"`, `region: "eu", zone: "eu-west", sub_zone: "gfe-eu"`, "DELTA_GRPC", "load_stats_config", "type: STATIC", `filename: "/gfe.key"`, "san_type: DNS", "port_value: 9901"}, nil, ""},
-		{"plain text", func(p *Proxy) { p.CA = "" }, nil, []string{"UpstreamTlsContext"}, ""},
+		{"plain text", func(p *Proxy) { p.CA, p.Cert, p.Key, p.Name = "", "", "", "" }, nil, []string{"UpstreamTlsContext"}, ""},
 		{"no admin", func(p *Proxy) { p.Admin = "" }, nil, []string{"admin:"}, ""},
 		{"names", func(p *Proxy) { p.Servers = []string{"xds.example.com:18000"} }, []string{"type: STRICT_DNS"}, nil, ""},
 		{"the server's address is its name", func(p *Proxy) { p.Name = "" }, []string{"san_type: IP_ADDRESS", `sni: "192.0.2.1"`}, nil, ""},
 		{"a site is its own region", func(p *Proxy) { p.Region = "" }, []string{`region: "eu-west"`}, nil, ""},
 		{"no server", func(p *Proxy) { p.Servers = nil }, nil, nil, "0 config servers"},
 		{"no pool", func(p *Proxy) { p.Pool = "" }, nil, nil, `in pool ""`},
+		{"a certificate without a key", func(p *Proxy) { p.Key = "" }, nil, nil, `certificate "/gfe.crt" with key "": expected both`},
+		{"a certificate in plain text", func(p *Proxy) { p.CA = "" }, nil, nil, "no CA: expected who signs"},
 		{"not a server", func(p *Proxy) { p.Servers = []string{"xds"} }, nil, nil, `config server: "xds": expected host:port`},
 	}
 	for _, tt := range tests {

@@ -81,7 +81,10 @@ func (a *ADS) Close() error {
 
 // node is who asks, for pool.
 func (a *ADS) node(pool string) *core.Node {
-	return &core.Node{Id: a.c.Name, Cluster: pool, UserAgentName: agent, Locality: &core.Locality{Zone: a.c.Site, SubZone: pool}}
+	return &core.Node{
+		Id: a.c.Name, Cluster: pool, UserAgentName: agent, UserAgentVersionType: &core.Node_UserAgentVersion{UserAgentVersion: api.Version()},
+		Locality: &core.Locality{Zone: a.c.Site, SubZone: pool},
+	}
 }
 
 // Follow asks for the pool's own upstream, and then for its endpoints. An assignment that

@@ -97,6 +97,9 @@ func TestADS(t *testing.T) {
 	w := adsWorld(t, nil, 5, adsObjects)
 	server.Set(w)
 	want(5, "0:fe-eu@eu×1000 10.0.0.1:81×1 10.0.0.2:81×2 10.0.0.3:81×1, 1:fe-us@us×1000 [2001:db8::1]:82×1")
+	if c := server.Clients(); len(c) != 1 || c[0].Agent != "meridian-gfe" || c[0].Version == "" {
+		t.Errorf("clients %+v: want one that says what it is, and of which version", c)
+	}
 	w = adsWorld(t, w, 6, adsObjects, "10.0.0.3")
 	server.Set(w)
 	want(6, "0:fe-eu@eu×1000 10.0.0.1:81×1 10.0.0.2:81×2 10.0.0.3:81×1-down, 1:fe-us@us×1000 [2001:db8::1]:82×1")

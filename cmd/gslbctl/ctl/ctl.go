@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/user"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -314,25 +313,8 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Say which gslbctl this is",
 		Args:  args(),
 		RunE: func(*cobra.Command, []string) error {
-			v := map[string]string{"version": Version()}
+			v := map[string]string{"version": api.Version()}
 			return a.show(v, func() { fmt.Fprintln(a.out, "gslbctl "+v["version"]) })
 		},
 	}
-}
-
-// Version returns the version that the build recorded: a tag, or a commit, or devel.
-func Version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "devel"
-	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		return v
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			return s.Value[:min(len(s.Value), 12)]
-		}
-	}
-	return "devel"
 }
