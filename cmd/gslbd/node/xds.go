@@ -35,6 +35,7 @@ type proxies struct {
 	grew   chan struct{} // the load of some proxy has grown
 	latest atomic.Pointer[offer]
 	load   atomic.Pointer[map[string]float64] // by pool, for the engine; nil: nobody reports
+	damped map[string]*damper                 // by pool that sheds; only feed
 	spills atomic.Pointer[[]api.Spill]        // what is over its capacity now
 	untold atomic.Int64                       // flows whose load did not fit into what other nodes are told
 }
@@ -215,12 +216,64 @@ func (p *proxies) tellEngine(o *config.Objects, loads []xds.PoolLoad, pressure m
 		return
 	}
 	now := shares(o, loads, pressure)
+	p.settle(o, now)
 	if old := p.load.Swap(&now); old == nil && len(now) > 0 || old != nil && !maps.Equal(*old, now) {
 		p.n.build.wake()
 	}
 }
 
-// shares returns the load of pools in whole steps: of a pool of endpoints the share of its
+// settle puts in place of the load of each pool the one to shed by; of pools that nobody hands on
+// from, the load in whole steps.
+func (p *proxies) settle(o *config.Objects, load map[string]float64) {
+	damped := map[string]*damper{}
+	for pool, l := range load {
+		stages, ttl := shedding(o, pool)
+		if stages == nil {
+			load[pool] = math.Round(l/loadStep) * loadStep
+			continue
+		}
+		d := p.damped[pool]
+		if d == nil {
+			d = &damper{}
+		}
+		damped[pool] = d
+		load[pool] = d.settle(l, func(load float64) float64 {
+			sum := 0.0
+			for _, s := range stages {
+				if s == nil {
+					sum++
+				} else {
+					sum += s.Keeps(load)
+				}
+			}
+			return sum / float64(len(stages))
+		}, ttl, time.Now())
+	}
+	p.damped = damped
+}
+
+// shedding returns by which stage each service hands on users of a pool, nil for one that does
+// not, and how long the longest of their answers is good for. It is nil where none does.
+func shedding(o *config.Objects, pool string) (stages []*config.ShedStage, ttl time.Duration) {
+	sheds := false
+	for _, name := range o.Names("services") {
+		s := o.Services[name]
+		if _, ok := s.Pools[pool]; !ok {
+			continue
+		}
+		stage := o.Shed(name)
+		stages = append(stages, stage)
+		if stage != nil {
+			sheds, ttl = true, max(ttl, s.EffectiveTTL())
+		}
+	}
+	if !sheds {
+		return nil, 0
+	}
+	return stages, ttl
+}
+
+// shares returns the load of pools: of a pool of endpoints the share of its
 // capacity that all proxies ask of it; of a pool of proxies the share of its own that they send
 // on, or the pressure on the pools behind it, whichever is more: users are as badly off where
 // the frontends are full as where the proxies are.
@@ -232,12 +285,12 @@ func shares(o *config.Objects, loads []xds.PoolLoad, pressure map[string]float64
 	}
 	now := map[string]float64{}
 	for pool, v := range pressure {
-		now[pool] = math.Round(v/loadStep) * loadStep
+		now[pool] = v
 	}
 	for _, rates := range []map[string]float64{in, out} {
 		for pool, rate := range rates {
 			if c := o.Pools[pool].Capacity; c > 0 {
-				now[pool] = max(now[pool], math.Round(rate/c/loadStep)*loadStep)
+				now[pool] = max(now[pool], rate/c)
 			}
 		}
 	}
