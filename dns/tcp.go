@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -298,6 +299,7 @@ func (c *tcpConn) run() {
 			return
 		}
 		n = copy(c.in[:], c.in[used:n])
+		runtime.Gosched() // this client may have sent much more, and others wait for their first answer
 	}
 }
 
