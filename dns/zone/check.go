@@ -124,11 +124,11 @@ func besideCNAME(rtype uint16) bool {
 	return false
 }
 
-// checkTarget reports a host that r names, that this zone should know, and that has no
-// address: for an NS glue, where it is below the delegation.
+// checkTarget reports a host that r names, that this zone should know, and that is an alias or has
+// no address: for an NS glue, where it is below the delegation.
 func (b *builder) checkTarget(z *Zone, r *record) {
-	if r.rtype != dns.TypeNS && r.rtype != dns.TypeMX {
-		return // an SRV's host is often a service, which the zone does not know
+	if r.rtype != dns.TypeNS && r.rtype != dns.TypeMX && r.rtype != dns.TypeSRV {
+		return
 	}
 	var low [MaxName]byte
 	host := AppendLower(low[:0], rdataTarget(r.rtype, r.rdata))
@@ -138,7 +138,8 @@ func (b *builder) checkTarget(z *Zone, r *record) {
 	n, delegated := z.lookup(host)
 	switch {
 	case n != nil && n.RRset(dns.TypeCNAME) != nil:
-		b.warnAt(r, "%s %s is an alias (RFC 2181, section 10.3)", dns.Type(r.rtype), ToString(host))
+		b.warnAt(r, "%s %s is an alias (%s)", dns.Type(r.rtype), ToString(host), noAlias[r.rtype])
+	case r.rtype == dns.TypeSRV: // its host is often a service, which the zone does not know
 	case n != nil && (n.RRset(dns.TypeA) != nil || n.RRset(dns.TypeAAAA) != nil):
 	case r.rtype == dns.TypeNS && r.node != 0 && under(host, AppendLower(nil, b.nodes[r.node].Owner)):
 		b.warnAt(r, "NS %s is below its own delegation and has no glue here (RFC 1034, section 4.2.1)", ToString(host))
@@ -150,6 +151,9 @@ func (b *builder) checkTarget(z *Zone, r *record) {
 		}
 	}
 }
+
+// noAlias is what says that the host of such an RR is none.
+var noAlias = map[uint16]string{dns.TypeNS: "RFC 2181, section 10.3", dns.TypeMX: "RFC 2181, section 10.3", dns.TypeSRV: "RFC 2782"}
 
 // lookup returns the node that answers for host, its own or the wildcard's that covers it,
 // and whether host is at or below a zone cut or below a DNAME.

@@ -409,6 +409,12 @@ func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]by
 		p.fault(file, line, "a parenthesis is left open")
 		return false
 	}
+	for _, part := range parts {
+		if escape := badEscape(part); escape != "" {
+			p.fault(file, line, "escape %q: expected three digits, from 000 to 255 (RFC 1035, section 5.1)", escape)
+			return false
+		}
+	}
 	generated := parts[0][0] == '$'
 	zp := dns.NewZoneParser(&partsReader{parts: parts}, c.origin, "")
 	zp.SetDefaultTTL(c.ttl)
@@ -456,6 +462,7 @@ func (p *parser) rr(rr dns.RR, file string, line int, c *context) {
 	if !c.explicit {
 		c.ttl = h.Ttl
 	}
+	given := int(h.Rdlength) // in the form of RFC 3597, else 0
 	n, err := dns.PackRR(rr, p.wire, 0, nil, false)
 	if err != nil {
 		p.fault(file, line, "%s: %s: %s", show(h.Name), dns.Type(h.Rrtype), strings.ReplaceAll(err.Error(), "dns: ", ""))
@@ -467,25 +474,11 @@ func (p *parser) rr(rr dns.RR, file string, line int, c *context) {
 		p.fault(file, line, "%s: an owner name of %d octets: expected at most %d", show(h.Name), owner, MaxName)
 		return
 	}
-	if reason := badRData(*h, rdata); reason != "" {
+	if reason := badRData(rr, given, rdata); reason != "" {
 		p.fault(file, line, "%s: %s: %s", show(h.Name), dns.Type(h.Rrtype), reason)
 		return
 	}
 	p.builder.add(p.wire[:owner], h.Rrtype, h.Ttl, rdata, file, line)
-}
-
-// badRData says what is wrong with rdata that dns.PackRR has let pass, or nothing.
-func badRData(h dns.RR_Header, rdata []byte) string {
-	if len(rdata) == 0 && dns.TypeToRR[h.Rrtype] != nil && h.Rrtype != dns.TypeNULL && h.Rrtype != dns.TypeAPL {
-		return "no rdata"
-	}
-	if len(rdata) > MaxName { // only then may a name in it be too long
-		h.Rdlength = uint16(len(rdata))
-		if _, _, err := dns.UnpackRRWithHeader(h, rdata, 0); err != nil {
-			return strings.ReplaceAll(err.Error(), "dns: ", "")
-		}
-	}
-	return ""
 }
 
 // ttl returns ttl, or 0 in the place of one that is over 2^31-1 (RFC 2181, section 8).
@@ -520,6 +513,9 @@ func syntax(err error, line int) string {
 		if n, _ := strconv.Atoi(m[1]); n > 1 && line > 0 {
 			at = " in line " + strconv.Itoa(line+n-1)
 		}
+	}
+	if strings.HasPrefix(s, ": ") { // of a parameter of SVCB
+		s = "bad parameter" + s
 	}
 	s = badField.ReplaceAllString(s, "$1: bad rdata, field $2: ")
 	s = strings.Replace(s, "not a TTL: ", "expected a TTL, a class or a type that is known: ", 1)
