@@ -23,17 +23,15 @@ var adopt = sync.OnceFunc(func() { _ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1
 // bury kills what the program of a run, which has ended and led the process group, left
 // behind, and takes its exit. What it kills may have children, who are then ours.
 func bury(run string, group int) {
-	for range 1000 { // a process that is killed ends within some milliseconds
-		found := false
+	killed := make(map[int]bool)
+	for none, tries := 0, 0; none < 2 && tries < 1000; tries++ { // a process that is killed ends within some milliseconds
+		none++ // twice, since the list may miss one while another ends (proc(5))
 		for _, pid := range children() {
-			if leftBehind(pid, run, group) {
-				found = true
+			if killed[pid] || leftBehind(pid, run, group) {
+				none, killed[pid] = 0, true
 				_ = unix.Kill(pid, unix.SIGKILL)
 				_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			}
-		}
-		if !found {
-			return
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -53,8 +51,9 @@ func children() (pids []int) {
 	return pids
 }
 
-// leftBehind reports whether a child of ours is of that run. One in a session that is not ours
-// is an orphan, since we start no sessions: of that run unless its environment says another.
+// leftBehind reports whether a child of ours is of that run: of its process group, or with its
+// name in the environment. One in a session that is not ours is an orphan, since we start no
+// sessions: of that run, unless its environment says another.
 func leftBehind(pid int, run string, group int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -72,9 +71,7 @@ func leftBehind(pid int, run string, group int) bool {
 		return false
 	case pgrp == group:
 		return true
-	case session == ours:
-		return false
 	}
 	env, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // nothing of one that ended, or emptied it
-	return !bytes.Contains(env, []byte(runEnv)) || bytes.Contains(env, []byte(runEnv+run+"\x00"))
+	return bytes.Contains(env, []byte(runEnv+run+"\x00")) || session != ours && !bytes.Contains(env, []byte(runEnv))
 }

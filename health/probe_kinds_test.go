@@ -451,6 +451,7 @@ func TestProbeExec(t *testing.T) {
 	for name, text := range map[string]string{
 		"ok": "exit 0", "fail": "echo no $MERIDIAN_POOL $MERIDIAN_ADDRESS $MERIDIAN_PORT $1; exit 2", "hang": "sleep 60 & sleep 60",
 		"loud": "yes", "child": "sleep 60 & exit 0",
+		"group":   "timeout 4912 sleep 4912 & sleep 60", // timeout(1) makes a process group
 		"escape":  "setsid sleep 4911 &\n(setsid sh -c 'sleep 4911 & sleep 4911' &)\nexec env -i setsid sleep 4911 &\nwait; sleep 60",
 		"escaped": "setsid sh -c 'sleep 4911 & sleep 4911' & exit 0",
 	} {
@@ -475,7 +476,7 @@ func TestProbeExec(t *testing.T) {
 		{"ok", dir, OK, ""}, {"fail", dir, WrongStatus, "no gfe 127.0.0.1 80 arg"}, {"hang", dir, Timeout, "no end within"},
 		{"loud", dir, Protocol, "output over"}, {"child", dir, OK, ""}, {"gone", dir, Local, "no such file"},
 		{"../" + filepath.Base(dir) + "/ok", dir, OK, ""}, {"ok", "", Local, "node.health.exec"}, {"ok", relative, OK, ""},
-		{"escape", dir, Timeout, "no end within"}, {"escaped", dir, OK, ""},
+		{"group", dir, Timeout, "no end within"}, {"escape", dir, Timeout, "no end within"}, {"escaped", dir, OK, ""},
 	} {
 		x := target(netip.MustParseAddrPort("127.0.0.1:80"), config.Probe{Exec: &config.ExecProbe{Command: tc.command, Args: []string{"arg"}}})
 		x.ID.Pool, x.Probe.Timeout = "gfe", config.Duration(20*time.Second)
