@@ -162,6 +162,7 @@ func (a *ask) pack() []byte {
 // soak is a run.
 type soak struct {
 	server  string
+	port    int // its own
 	packets [][]byte
 	reloads atomic.Uint32
 
@@ -292,45 +293,53 @@ func (s *soak) write(dir string, n uint32) error {
 	return os.Rename(file+".new", file)
 }
 
+// start runs a node in dir, which answers to a soak.
+func start(dir string, port int) (s *soak, node *run.Node, err error) {
+	bin, err := run.Build(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	if port == 0 {
+		if port, err = run.FreePort(); err != nil {
+			return nil, nil, err
+		}
+	}
+	s = &soak{server: fmt.Sprintf("127.0.0.1:%d", port), port: port}
+	for i := range asks {
+		s.packets = append(s.packets, asks[i].pack())
+	}
+	if err := s.write(dir, 1); err != nil {
+		return nil, nil, err
+	}
+	config := filepath.Join(dir, "gslb.yaml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, world, dir, port), 0o644); err != nil {
+		return nil, nil, err
+	}
+	if node, err = run.Start(bin, config); err != nil {
+		return nil, nil, err
+	}
+	if err := node.Ready(time.Minute); err != nil {
+		return nil, nil, errors.Join(err, node.Stop())
+	}
+	return s, node, nil
+}
+
 func hold(length time.Duration, port int, out string) (err error) {
 	dir, err := os.MkdirTemp("", "soak")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	bin, err := run.Build(dir)
-	if err != nil {
-		return err
-	}
 	build := exec.Command("go", "build", "-o", dir+"/", "./testdata/bench/load")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build load: %w", err)
 	}
-	if port == 0 {
-		if port, err = run.FreePort(); err != nil {
-			return err
-		}
-	}
-	s := &soak{server: fmt.Sprintf("127.0.0.1:%d", port)}
-	for i := range asks {
-		s.packets = append(s.packets, asks[i].pack())
-	}
-	if err := s.write(dir, 1); err != nil {
-		return err
-	}
-	config := filepath.Join(dir, "gslb.yaml")
-	if err := os.WriteFile(config, fmt.Appendf(nil, world, dir, port), 0o644); err != nil {
-		return err
-	}
-	node, err := run.Start(bin, config)
+	s, node, err := start(dir, port)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, node.Stop()) }()
-	if err := node.Ready(time.Minute); err != nil {
-		return err
-	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), length)
 	defer cancel()
@@ -373,7 +382,7 @@ func hold(length time.Duration, port int, out string) (err error) {
 	}
 	wg.Wait()
 	load := strings.Fields(string(<-saturated))
-	drops := dropped(port)
+	drops := dropped(s.port)
 	final, err := dns.Exchange(new(dns.Msg).SetQuestion("stamp.example.com.", dns.TypeTXT), s.server)
 	if err != nil {
 		return fmt.Errorf("after the soak: %w", err)
