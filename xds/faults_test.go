@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -490,4 +492,56 @@ func TestEnvoyMTLS(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// TestEnvoyRenewsItsCertificate has an Envoy connect by a certificate that is moved into the place
+// of another while it runs, to a config server that trusts only that by then.
+func TestEnvoyRenewsItsCertificate(t *testing.T) {
+	envoyBinary(t)
+	dir := t.TempDir()
+	cert, key := writeCert(t, dir, "server", testCert(t, "xds.test"))
+	gfeCert, gfeKey := writeCert(t, dir, "gfe", testCert(t, "gfe"))
+	o := Options{TLS: TLS{Cert: cert, Key: key, CA: concat(t, dir, "clients.ca", gfeCert)}, Addr: fmt.Sprintf("127.0.0.1:%d", freePort(t))}
+	b := bootstrap.Proxy{
+		ID: "gfe-1", Pool: "gfe", Site: "eu-1", Region: "eu", Servers: []string{o.Addr},
+		CA: cert, Name: "xds.test", Cert: gfeCert, Key: gfeKey, SDS: filepath.Join(dir, "sds.yaml"),
+	}
+	text, err := b.Secret()
+	if err == nil {
+		err = os.WriteFile(b.SDS, []byte(text), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	connected := func(s *Server) {
+		t.Helper()
+		eventually(t, patience, func() string {
+			if list := s.Clients(); len(list) != 1 || list[0].ID != "gfe-1" {
+				return fmt.Sprintf("clients %+v, want the Envoy", list)
+			}
+			return ""
+		})
+	}
+	w := world(t, nil, three(1, ""), state{})
+	s := New(o)
+	stop := start(t, s)
+	s.Set(w)
+	runEnvoy(t, b)
+	connected(s)
+
+	next := filepath.Join(dir, "next")
+	if err := os.Mkdir(next, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	nextCert, nextKey := writeCert(t, next, "gfe", testCert(t, "gfe"))
+	o.TLS.CA = concat(t, next, "clients.ca", nextCert)
+	for from, to := range map[string]string{nextCert: gfeCert, nextKey: gfeKey} {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	s = serve(t, o)
+	s.Set(w)
+	connected(s)
 }

@@ -29,6 +29,7 @@ type Proxy struct {
 
 	Cert, Key string // PEM files, for config servers with TLS: the certificate is for the name of the pool
 	CA        string // PEM file: who signs the config servers' certificates; empty: no TLS
+	SDS       string // file with what Secret returns, by which Envoy takes up a renewed certificate; empty: it reads it once
 	Name      string // that the config servers' certificates hold; default the host of the first
 }
 
@@ -69,7 +70,7 @@ func (b Proxy) check() error {
 		return fmt.Errorf("bootstrap of %q in pool %q with %d config servers: expected all of them", b.ID, b.Pool, len(b.Servers))
 	case (b.Cert == "") != (b.Key == ""):
 		return fmt.Errorf("certificate %q with key %q: expected both, or none", b.Cert, b.Key)
-	case b.CA == "" && (b.Cert != "" || b.Name != ""):
+	case b.CA == "" && (b.Cert != "" || b.Name != "" || b.SDS != ""):
 		return errors.New("no CA: expected who signs the config servers' certificates, without which there is no TLS")
 	}
 	return nil
@@ -163,11 +164,35 @@ cluster_manager:
             trusted_ca: {filename: %[2]q}
             match_typed_subject_alt_names: [{san_type: %[3]s, matcher: {exact: %[1]q}}]
 `, cmp.Or(b.Name, first), b.CA, sanType(cmp.Or(b.Name, first)))
-		if b.Cert != "" {
+		switch {
+		case b.Cert == "":
+		case b.SDS != "":
+			p("          tls_certificate_sds_secret_configs: [{name: %s, sds_config: {resource_api_version: V3, path_config_source: {path: %q}}}]\n", secretName, b.SDS)
+		default:
 			p("          tls_certificates: [{certificate_chain: {filename: %q}, private_key: {filename: %q}}]\n", b.Cert, b.Key)
 		}
 	}
 	return out.String(), nil
+}
+
+// secretName is the name of what Secret returns.
+const secretName = "gslb_certificate"
+
+// Secret returns the file from which an Envoy reads its certificate (SDS): it watches the files
+// that it names, and takes up what is moved into their place.
+func (b Proxy) Secret() (string, error) {
+	if err := b.check(); err != nil {
+		return "", err
+	}
+	if b.Cert == "" {
+		return "", errors.New("no certificate: expected that of the proxy, and its key")
+	}
+	return fmt.Sprintf(`# The certificate of an Envoy towards the config servers. Move a renewed one, and its key, into their place (mv).
+resources:
+- "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret
+  name: %s
+  tls_certificate: {certificate_chain: {filename: %q}, private_key: {filename: %q}}
+`, secretName, b.Cert, b.Key), nil
 }
 
 func sanType(name string) string {

@@ -28,6 +28,7 @@ func TestYAML(t *testing.T) {
 		{"a site is its own region", func(p *Proxy) { p.Region = "" }, []string{`region: "eu-west"`}, nil, ""},
 		{"no server", func(p *Proxy) { p.Servers = nil }, nil, nil, "0 config servers"},
 		{"no pool", func(p *Proxy) { p.Pool = "" }, nil, nil, `in pool ""`},
+		{"a certificate that is watched", func(p *Proxy) { p.SDS = "/sds.yaml" }, []string{`path: "/sds.yaml"`, `trusted_ca: {filename: "/ca.pem"}`}, []string{"/gfe.key"}, ""},
 		{"a certificate without a key", func(p *Proxy) { p.Key = "" }, nil, nil, `certificate "/gfe.crt" with key "": expected both`},
 		{"a certificate in plain text", func(p *Proxy) { p.CA = "" }, nil, nil, "no CA: expected who signs"},
 		{"not a server", func(p *Proxy) { p.Servers = []string{"xds"} }, nil, nil, `config server: "xds": expected host:port`},

@@ -28,13 +28,15 @@ func (a *app) gfeCommand() *cobra.Command {
 
 func (a *app) gfeBootstrapCommand() *cobra.Command {
 	var p bootstrap.Proxy
-	var grpc bool
+	var grpc, secrets bool
 	c := &cobra.Command{
 		Use:   "bootstrap",
 		Short: "Print the bootstrap of a new proxy",
 		Long: `Print the bootstrap file of an Envoy that joins a pool: who it is, and whom to ask. All else it asks of the
 config server. With --grpc, that of a gRPC client: its targets are xds:///upstream, or another upstream's name.`,
 		Example: "  gslbctl gfe bootstrap --site eu-west > envoy.yaml && envoy -c envoy.yaml\n" +
+			"  gslbctl gfe bootstrap --site eu-west --ca ca.pem --cert gfe.crt --key gfe.key --print-sds > sds.yaml\n" +
+			"  gslbctl gfe bootstrap --site eu-west --ca ca.pem --cert gfe.crt --key gfe.key --sds sds.yaml > envoy.yaml\n" +
 			"  gslbctl gfe bootstrap --pool fe-eu --grpc > grpc.json && GRPC_XDS_BOOTSTRAP=grpc.json ./frontend",
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -59,9 +61,14 @@ config server. With --grpc, that of a gRPC client: its targets are xds:///upstre
 				}
 				p.Servers = []string{st.Listen}
 			}
-			text, err := p.YAML()
-			if grpc {
+			text, err := "", error(nil)
+			switch {
+			case secrets:
+				text, err = p.Secret()
+			case grpc:
 				text, err = p.GRPC()
+			default:
+				text, err = p.YAML()
 			}
 			if err != nil {
 				return usage("%w", err)
@@ -80,6 +87,8 @@ config server. With --grpc, that of a gRPC client: its targets are xds:///upstre
 	f.StringVar(&p.Cert, "cert", "", "PEM file, there, with the proxy's certificate: for the DNS name that is its pool's")
 	f.StringVar(&p.Key, "key", "", "PEM file, there, with its key")
 	f.StringVar(&p.Name, "server-name", "", "name that the config servers' certificates hold (default the host of the first)")
+	f.StringVar(&p.SDS, "sds", "", "file, there, with what --print-sds prints: Envoy reads its certificate by it, and a renewed one without a restart")
+	f.BoolVar(&secrets, "print-sds", false, "print that file, rather than the bootstrap")
 	f.BoolVar(&grpc, "grpc", false, "the bootstrap of a gRPC client, as JSON")
 	return c
 }
