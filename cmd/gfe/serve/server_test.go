@@ -103,24 +103,34 @@ func TestTraceSpans(t *testing.T) {
 		w.WriteHeader(http.StatusEarlyHints)
 		w.WriteHeader(http.StatusBadGateway)
 	})
-	mux.HandleFunc("GET /panic", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	mux.HandleFunc("GET /panic", func(http.ResponseWriter, *http.Request) { panic("a bug") })
+	mux.HandleFunc("GET /abort", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "half")
+		panic(http.ErrAbortHandler)
+	})
 	mux.HandleFunc("GET "+Health, func(http.ResponseWriter, *http.Request) {})
 	for _, test := range []struct {
 		path, name, route, status string
 		code                      codes.Code
+		err                       string // error.type
 	}{
-		{"/counters/visits?x=1", "GET /counters/{name}", "/counters/{name}", "200", codes.Unset},
-		{"/", "GET /", "/", "200", codes.Unset},
-		{"/late", "GET /late", "/late", "502", codes.Error},
-		{"/panic", "GET /panic", "/panic", "200", codes.Unset},
-		{"/nowhere", "GET", "", "404", codes.Unset},
-		{Health, "", "", "", codes.Unset},
+		{"/counters/visits?x=1", "GET /counters/{name}", "/counters/{name}", "200", codes.Unset, ""},
+		{"/", "GET /", "/", "200", codes.Unset, ""},
+		{"/late", "GET /late", "/late", "502", codes.Error, "502"},
+		{"/panic", "GET /panic", "/panic", "", codes.Error, "panic"}, // nothing was sent
+		{"/abort", "GET /abort", "/abort", "200", codes.Error, "abort"},
+		{"/nowhere", "GET", "", "404", codes.Unset, ""},
+		{Health, "", "", "", codes.Unset, ""},
 	} {
 		t.Run(test.path, func(t *testing.T) {
 			out := tracetest.NewInMemoryExporter()
 			h := Trace(sdktrace.NewTracerProvider(sdktrace.WithSyncer(out)), mux)
 			func() {
-				defer func() { recover() }() // of /panic
+				defer func() {
+					if broken := recover(); (broken != nil) != (test.err == "panic" || test.err == "abort") {
+						t.Errorf("the server gets panic %v", broken)
+					}
+				}()
 				h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "https://www.example.com:8443"+test.path, nil))
 			}()
 			spans := out.GetSpans()
@@ -139,7 +149,7 @@ func TestTraceSpans(t *testing.T) {
 			}
 			set := attribute.NewSet(s.Attributes...)
 			for key, want := range map[string]string{
-				"http.response.status_code": test.status, "http.route": test.route,
+				"http.response.status_code": test.status, "http.route": test.route, "error.type": test.err,
 				"server.address": "www.example.com", "server.port": "8443", "url.scheme": "https", "network.protocol.version": "1.1",
 			} {
 				v, _ := set.Value(attribute.Key(key))

@@ -58,14 +58,21 @@ func Trace(tp trace.TracerProvider, h http.Handler) http.Handler {
 		span.SetAttributes(serverAttributes(r)...)
 		sw := &statusWriter{ResponseWriter: w}
 		r = r.WithContext(ctx)
-		defer func() { // also when h panics, as a proxy does whose client went away
-			if sw.status == 0 {
+		defer func() {
+			broken := recover() // goes on below: net/http closes the connection
+			if sw.status == 0 && broken == nil {
 				sw.status = http.StatusOK
 			}
-			span.SetAttributes(semconv.HTTPResponseStatusCode(sw.status))
-			if sw.status >= 500 {
-				span.SetStatus(codes.Error, http.StatusText(sw.status))
-				span.SetAttributes(semconv.ErrorTypeKey.String(strconv.Itoa(sw.status)))
+			if sw.status != 0 {
+				span.SetAttributes(semconv.HTTPResponseStatusCode(sw.status))
+			}
+			switch {
+			case broken == http.ErrAbortHandler: // as a proxy does whose client or backend went away
+				fail(span, "the response was broken off", "abort")
+			case broken != nil:
+				fail(span, "the handler panicked", "panic")
+			case sw.status >= 500:
+				fail(span, http.StatusText(sw.status), strconv.Itoa(sw.status))
 			}
 			if r.Pattern != "" { // the mux below wrote it into r
 				_, route, ok := strings.Cut(r.Pattern, " ")
@@ -77,9 +84,18 @@ func Trace(tp trace.TracerProvider, h http.Handler) http.Handler {
 				span.SetAttributes(semconv.HTTPRoute(route))
 			}
 			span.End()
+			if broken != nil {
+				panic(broken)
+			}
 		}()
 		h.ServeHTTP(sw, r)
 	})
+}
+
+// fail gives span the status of an error, and its error.type.
+func fail(span trace.Span, description, errorType string) {
+	span.SetStatus(codes.Error, description)
+	span.SetAttributes(semconv.ErrorTypeKey.String(errorType))
 }
 
 // serverAttributes describes a request as its server sees it. The query string stays out:
