@@ -90,7 +90,7 @@ var (
 	mLogWritten     = counter("decision_log_written", "Decisions that were written down, by where: lines or dnstap.", "sink")
 	mLogDropped     = counter("decision_log_dropped", "Decisions that were dropped rather than waited for, by where and cause.", "sink", "cause")
 	mTraceParents   = counter("trace_parents", "Queries with an EDNS TRACEPARENT option, by what became of it: taken, malformed, refused.", "result")
-	mLinks          = counter("trace_links", "Requests of proxies, by how they were linked to decisions: exact, guessed, unsure, forged; the last two are not.", "result")
+	mLinks          = counter("trace_links", "Requests of proxies, by how they were linked to decisions: exact, guessed, unsure, stale, forged; the last three are not.", "result")
 	mMembers        = gauge("gossip_members", "Members of the gossip by state.", "state")
 	mOtherPlan      = gauge("gossip_member_other_plan", "1 for a member that serves another plan than this node.", "member")
 	mAbstains       = gauge("health_abstains", "1 while what this node finds is not believed.")
@@ -194,6 +194,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		send(mLinks, float64(t.Links.Exact), "exact")
 		send(mLinks, float64(t.Links.Guessed), "guessed")
 		send(mLinks, float64(t.Links.Unsure), "unsure")
+		send(mLinks, float64(t.Links.Stale), "stale")
 		send(mLinks, float64(t.Links.Forged), "forged")
 	}
 	members := map[string]int{}

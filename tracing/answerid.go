@@ -85,12 +85,20 @@ func (a *AnswerIDs) epochAt(at time.Time) uint16 {
 }
 
 // since returns when the epoch of id began, taking it for the last one of that number that
-// began before now: 65536 epochs, 45 days at the default length, are told apart.
+// began before now: 65536 epochs, 45 days at the default length, are told apart. One that begins
+// within maxSkew, or is the next, is of a node whose clock is ahead.
 func (a *AnswerIDs) since(id AnswerID, now time.Time) time.Time {
 	seconds := int64(a.length / time.Second)
 	current := now.Unix() / seconds
-	return time.Unix((current-int64(uint16(current)-id.epoch()))*seconds, 0)
+	ago := int64(uint16(current) - id.epoch())
+	if ahead := 1<<16 - ago; ahead <= max(1, int64(maxSkew/a.length)) {
+		ago = -ahead
+	}
+	return time.Unix((current-ago)*seconds, 0)
 }
+
+// maxSkew is how far apart the clocks of a fleet are taken to be at most.
+const maxSkew = 10 * time.Second
 
 // Signer does the cryptography of AnswerIDs with memory of its own, so that it does not
 // allocate. One goroutine at a time may use it.

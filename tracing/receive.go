@@ -11,12 +11,15 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/netip"
 	"regexp"
+	"sync"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
@@ -29,7 +32,8 @@ const (
 
 	maxRequest   = 4 << 20 // octets of a request, as sent and again unpacked
 	maxJSON      = 1 << 20 // octets of one in JSON, unpacked: read, it takes a hundred times that
-	maxReceiving = 32      // requests that are read at once, over HTTP and again over gRPC
+	maxReceiving = 32      // requests that are read at once, over HTTP and again over gRPC,
+	maxOfPeer    = 8       // and of those from one address, or one IPv6 /64: who is slow keeps nobody else out
 
 	maxReading = 10 * time.Second // until a request over gRPC has come; over HTTP the server says
 )
@@ -41,18 +45,17 @@ const (
 // not concern the sender and is counted here. With Options.Linker it is a relay that adds the
 // link to the decision which led to a request, where that is beyond doubt.
 //
-// What senders have it hold is bounded: of more than 32 requests at once the rest is told to come
-// back, and JSON, which may be 1 MiB, is read one request at a time.
+// What senders have it hold is bounded: of more than 32 requests at once, or 8 of one address, the
+// rest is told to come back, and JSON, which may be 1 MiB, is read one request at a time.
 func (r *Recorder) Receiver() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
-		select {
-		case r.receiving <- struct{}{}:
-			defer func() { <-r.receiving }()
-		default:
-			errBusy.write(w, kind)
+		sender := peerOf(req.RemoteAddr)
+		if err := r.receiving.enter(sender); err != nil {
+			(&fault{http.StatusServiceUnavailable, err}).write(w, kind)
 			return
 		}
+		defer r.receiving.leave(sender)
 		sent, message, fault := r.readRequest(w, req, kind)
 		if fault == nil {
 			var n int
@@ -72,7 +75,7 @@ func (r *Recorder) Receiver() http.Handler {
 }
 
 // ReceiverGRPC registers OTLP/gRPC's TraceService on g: Receiver for those who speak that, with
-// the same rules, and 32 requests of its own. Export is declared as a stream, of one request, as
+// the same rules, and a bound of its own. Export is declared as a stream, of one request, as
 // gRPC reads a unary one whole before anybody can say that there are too many.
 func (r *Recorder) ReceiverGRPC(g grpc.ServiceRegistrar) {
 	g.RegisterService(&grpc.ServiceDesc{
@@ -85,12 +88,14 @@ func (r *Recorder) ReceiverGRPC(g grpc.ServiceRegistrar) {
 // export takes one call. The request is read as a message without fields, which keeps all of
 // its octets as unknown ones, in their order: they are passed on as they came.
 func (r *Recorder) export(_ any, stream grpc.ServerStream) error {
-	select {
-	case r.receivingGRPC <- struct{}{}:
-		defer func() { <-r.receivingGRPC }()
-	default:
-		return status.Error(codes.Unavailable, errBusy.err.Error())
+	var sender netip.Addr
+	if p, ok := peer.FromContext(stream.Context()); ok {
+		sender = peerOf(p.Addr.String())
 	}
+	if err := r.receivingGRPC.enter(sender); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	defer r.receivingGRPC.leave(sender)
 	var request emptypb.Empty
 	read := make(chan error, 1)
 	go func() { read <- stream.RecvMsg(&request) }() // ends with the stream, which ends with this call
@@ -147,8 +152,57 @@ func badRequest(err error) *fault { return &fault{http.StatusBadRequest, err} }
 
 var (
 	errTooLarge = fmt.Errorf("request of more than %d octets", maxRequest)
-	errBusy     = &fault{http.StatusServiceUnavailable, fmt.Errorf("%d requests are being read: come back in a second", maxReceiving)}
+	errBusy     = fmt.Errorf("%d requests are being read: come back in a second", maxReceiving)
+	errYourself = fmt.Errorf("%d requests of this address are being read: come back in a second", maxOfPeer)
 )
+
+// turnstile bounds the requests that are being read at once, of all and of each peer. The zero
+// turnstile is empty. It is safe for concurrent use.
+type turnstile struct {
+	mu sync.Mutex // guards what follows
+	in int        // the sum of of
+	of map[netip.Addr]int
+}
+
+// enter lets a request of peer in, or says why not.
+func (t *turnstile) enter(peer netip.Addr) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.of[peer] >= maxOfPeer:
+		return errYourself
+	case t.in >= maxReceiving:
+		return errBusy
+	}
+	if t.of == nil {
+		t.of = make(map[netip.Addr]int)
+	}
+	t.in++
+	t.of[peer]++
+	return nil
+}
+
+// leave lets another in.
+func (t *turnstile) leave(peer netip.Addr) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.in--
+	if t.of[peer]--; t.of[peer] == 0 {
+		delete(t.of, peer)
+	}
+}
+
+// peerOf returns who sends from an address with a port: of IPv6 the /64, of which one host may
+// have every address. It is the zero Addr for what is no address.
+func peerOf(addrPort string) netip.Addr {
+	from, _ := netip.ParseAddrPort(addrPort)
+	addr := from.Addr().Unmap().WithZone("")
+	if addr.Is6() {
+		network, _ := addr.Prefix(64) // fails only for more bits than there are
+		return network.Addr()
+	}
+	return addr
+}
 
 // write sends the fault as a google.rpc.Status, as OTLP wants, in the request's own encoding,
 // or as text if that is unknown.

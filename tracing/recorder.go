@@ -143,8 +143,8 @@ type Recorder struct {
 	made    atomic.Uint64
 	// Of the receiver.
 	received      atomic.Uint64
-	receiving     chan struct{}      // holds a token for each request that is being read over HTTP,
-	receivingGRPC chan struct{}      // and for each over gRPC
+	receiving     turnstile          // of requests that are being read over HTTP,
+	receivingGRPC turnstile          // and over gRPC
 	patience      time.Duration      // maxReading
 	readingJSON   sync.Mutex         // held for one request
 	asked         chan chan struct{} // whom to tell once the rings have been drained
@@ -162,10 +162,8 @@ func New(o Options) *Recorder {
 		sampler:  newSampler(o.Sample, o.Slow, float64(max(o.Interesting, 0))),
 		maker:    newSpanMaker(o.Node, o.Describe),
 
-		receiving:     make(chan struct{}, maxReceiving),
-		receivingGRPC: make(chan struct{}, maxReceiving),
-		patience:      maxReading,
-		asked:         make(chan chan struct{}),
+		patience: maxReading,
+		asked:    make(chan chan struct{}),
 	}
 	r.origin = r.memory.origin(r.resource)
 	for range o.Workers {

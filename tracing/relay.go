@@ -68,13 +68,15 @@ func (l *Linker) cause(span []byte, guesses *int) []byte {
 	return appendLink(b, &link)
 }
 
+// What a link is known by: the values of gslb.link.by.
+const (
+	linkedByAddress = "address"
+	linkedByLedger  = "ledger"
+)
+
 // Link returns the link from a request to c.
 func (c *Cause) Link() Link {
-	by := "address"
-	if c.Confidence < 1 {
-		by = "ledger"
-	}
-	return Link{TraceID: c.TraceID, SpanID: c.SpanID, Attributes: map[string]any{AttrConfidence: c.Confidence, AttrLinkedBy: by}}
+	return Link{TraceID: c.TraceID, SpanID: c.SpanID, Attributes: map[string]any{AttrConfidence: c.Confidence, AttrLinkedBy: c.by}}
 }
 
 // addrOf reads an address with or without a port, with or without brackets.

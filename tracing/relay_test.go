@@ -116,6 +116,47 @@ func TestRelayAddsLinks(t *testing.T) {
 	}
 }
 
+// An address can be used long after it was answered: by who keeps it, and by who found it in a log. Up
+// to its epoch, the TTL and five minutes the link is sure, past them less and less, and past twice that
+// there is none. A clock that lags behind the name server's makes no answer of today one of the last
+// time around.
+func TestLinksOfOldAnswers(t *testing.T) {
+	ids := testIDs(t, keyA) // of a minute
+	s := ids.Signer()
+	answered := time.Unix(1_700_000_040, 0) // when an epoch begins
+	addr := s.Addr(s.ID(answered, "www.example.com", "gfe-eu", "1f2e", 0), netip.MustParseAddr("2001:db8:2::"))
+	l := NewLinker(ids, nil)
+	l.SetTTL(4 * time.Minute) // so that ten are beyond doubt
+	for _, tc := range []struct {
+		after      time.Duration
+		confidence float64 // 0: not linked
+		age        time.Duration
+	}{
+		{0, 1, 0},
+		{10 * time.Minute, 1, 10 * time.Minute},
+		{16 * time.Minute, 0.625, 16 * time.Minute},
+		{20 * time.Minute, 0.5, 20 * time.Minute},
+		{20*time.Minute + time.Second, 0, 0},
+		{44 * 24 * time.Hour, 0, 0},
+		{-time.Second, 1, 0}, // a clock that is behind
+		{-time.Minute, 1, 0},
+		{-2 * time.Minute, 0, 0},
+	} {
+		before := l.Stats()
+		c, ok := l.Cause(addr, netip.Addr{}, answered.Add(tc.after))
+		if ok != (tc.confidence > 0) || c.Confidence != tc.confidence || c.Age != tc.age || ok && c.Link().Attributes[AttrLinkedBy] != "address" {
+			t.Errorf("after %v: %+v, linked %v, want confidence %v at an age of %v", tc.after, c, ok, tc.confidence, tc.age)
+		}
+		want := LinkStats{Exact: before.Exact, Stale: before.Stale + 1}
+		if ok {
+			want = LinkStats{Exact: before.Exact + 1, Stale: before.Stale}
+		}
+		if got := l.Stats(); got != want {
+			t.Errorf("after %v: counted %+v, want %+v", tc.after, got, want)
+		}
+	}
+}
+
 // A relayed request goes to the memory and to the collector with its link, and what the drain
 // makes of the answer is the span that it links to.
 // TestRelayGuessesAreBounded sends more spans than are guessed at: those past the bound go on as they are.

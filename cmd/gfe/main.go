@@ -47,7 +47,7 @@ func code(err error) int {
 func command(out, logs io.Writer) *cobra.Command {
 	var c proxy.Config
 	var admin, token, otlp, configServer, ca, keys string
-	var epoch time.Duration
+	var epoch, ttl time.Duration
 	var sample float64
 	cmd := &cobra.Command{
 		Use:   "gfe --pool NAME --admin URL --listen ADDRESS",
@@ -83,7 +83,7 @@ func command(out, logs io.Writer) *cobra.Command {
 				defer ads.Close()
 			}
 			if keys != "" {
-				if c.Linker, err = linker(keys, epoch); err != nil {
+				if c.Linker, err = linker(keys, epoch, ttl); err != nil {
 					return fmt.Errorf("--answer-keys: %w", err)
 				}
 			}
@@ -105,6 +105,7 @@ func command(out, logs io.Writer) *cobra.Command {
 	f.Float64Var(&sample, "sample", 1, "share of requests traced whose caller did not decide, 0..1")
 	f.StringVar(&keys, "answer-keys", "", "`FILE` with the keys of node.tracing.answerIds, one a line: requests are linked to the answers that led to them")
 	f.DurationVar(&epoch, "answer-epoch", tracing.DefaultEpoch, "the epoch of node.tracing.answerIds")
+	f.DurationVar(&ttl, "answer-ttl", tracing.DefaultLinkTTL, "the longest TTL of the services with answerIds: requests much later are linked with less confidence, then not at all")
 	f.BoolVar(&c.H2C, "upstream-h2c", false, "speak HTTP/2 in the clear to upstreams")
 	f.DurationVar(&c.Connect, "connect-timeout", 0, "to reach an upstream (default 2s)")
 	f.DurationVar(&c.Header, "header-timeout", 0, "for an upstream to start its answer (default 15s)")
@@ -117,7 +118,7 @@ func command(out, logs io.Writer) *cobra.Command {
 
 // linker returns what links requests to answers, with the keys in a file, in base64, one a
 // line; lines that begin with # say nothing.
-func linker(file string, epoch time.Duration) (*tracing.Linker, error) {
+func linker(file string, epoch, ttl time.Duration) (*tracing.Linker, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
@@ -137,7 +138,9 @@ func linker(file string, epoch time.Duration) (*tracing.Linker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return tracing.NewLinker(ids, nil), nil
+	l := tracing.NewLinker(ids, nil)
+	l.SetTTL(ttl)
+	return l, nil
 }
 
 // fromConfigServer makes a config server the source of c. The load is told to also as well.

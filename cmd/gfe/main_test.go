@@ -170,12 +170,12 @@ func TestLinkerKeys(t *testing.T) {
 		if err := os.WriteFile(file, []byte(tc.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		l, err := linker(file, time.Minute)
+		l, err := linker(file, time.Minute, time.Minute)
 		if tc.wrong == "" && (err != nil || l == nil) || tc.wrong != "" && (err == nil || !strings.Contains(err.Error(), tc.wrong) || strings.Contains(err.Error(), "secret!")) {
 			t.Errorf("%s: %v, %v, want error %q, without the line", tc.name, l, err, tc.wrong)
 		}
 	}
-	if _, err := linker("/nonexistent", time.Minute); err == nil {
+	if _, err := linker("/nonexistent", time.Minute, time.Minute); err == nil {
 		t.Error("no file: no error")
 	}
 }

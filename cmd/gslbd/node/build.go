@@ -259,6 +259,9 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 	b.revision++
 	n.data.Store(&dns.Data{Snapshot: s, Zones: set})
 	b.archive.Put(s)
+	if n.linker != nil {
+		n.linker.SetTTL(longestTTL(v.Objects))
+	}
 	n.health.SetInfo(s.Plan)
 	n.log.Debug("snapshot", "revision", s.Revision, "plan", s.Plan, "took", time.Since(start))
 	if prev == nil {
@@ -270,6 +273,14 @@ func (b *builder) rebuild(v *store.View) (*gslb.Snapshot, error) {
 		b.changed(s)
 	}
 	return s, nil
+}
+
+// longestTTL returns the longest TTL of a service.
+func longestTTL(o *config.Objects) (longest time.Duration) {
+	for _, s := range o.Services {
+		longest = max(longest, s.EffectiveTTL())
+	}
+	return longest
 }
 
 // readZones reads the zones that changed, or with forced all of them. A zone that has a fault

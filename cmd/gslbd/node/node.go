@@ -54,6 +54,7 @@ type Node struct {
 	dns       *dns.Server
 	traces    *tracing.Recorder
 	decisions *tracing.DecisionLog
+	linker    *tracing.Linker // nil: no answer has an id
 	cold      coldPaths
 	admin     *admin.Server
 	build     *builder
@@ -104,6 +105,7 @@ func New(opts Options) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("node.tracing: %w", err)
 	}
+	n.linker = follow.linker
 	n.decisions = tracing.NewDecisionLog(nc.Name, nc.Site, opts.Version, n.log)
 	if err := n.decisions.Configure(decisionLog(nc.Decisions)); err != nil {
 		return nil, fmt.Errorf("node.decisionLog: %w", err)
