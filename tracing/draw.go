@@ -34,9 +34,8 @@ type ahead struct {
 	last   draw
 	kinds  [kindSlots]recorded
 
-	most    uint64 // decisions with flags to record in an epoch
-	flagged uint64 // that were recorded in the epoch since
-	since   uint32
+	unusual quota // of decisions that the policy's first choice did not make, and of SERVFAIL
+	flagged quota // of decisions with flags
 
 	epoch atomic.Uint32 // counted by the consumer, about once a second: by then, a kind is worth another record
 }
@@ -47,10 +46,30 @@ type recorded struct {
 	epoch uint32
 }
 
-// init readies a for a sampler of that bound that takes at most so many decisions with flags a
-// second.
-func (a *ahead) init(bound, most uint64, all bool, log *DecisionLog) {
-	a.bound, a.most, a.all, a.log, a.random = bound, most, all, log, rand.Uint64()
+// quota is so many records in an epoch.
+type quota struct {
+	most  uint64
+	taken uint64 // in the epoch since
+	since uint32
+}
+
+// take reports whether another is worth a record in that epoch.
+func (q *quota) take(epoch uint32) bool {
+	if q.since != epoch {
+		q.since, q.taken = epoch, 0
+	}
+	if q.taken >= q.most {
+		return false
+	}
+	q.taken++
+	return true
+}
+
+// init readies a for s.
+func (a *ahead) init(s *sampler, all bool, log *DecisionLog) {
+	a.bound, a.all, a.log, a.random = s.bound, all, log, rand.Uint64()
+	a.unusual.most = 2 * uint64(s.interesting.rate) // what a full bucket and a second more can let through
+	a.flagged.most = uint64(s.standing.rate)
 	a.epoch.Store(1)
 }
 
@@ -83,18 +102,18 @@ func (a *ahead) drawLog() {
 
 // Notable tells whether a query that was not drawn may become spans by its rcode or by what was
 // decided; service and pool are indices as in Query, or -1. Of a kind of decision that is nothing
-// out of the ordinary, one a second is. What flags speak for may stand for good, so that in a
-// second no more of it is than could become spans. Only the producer calls it.
+// out of the ordinary, one a second is. What is may be so of every query, in an outage or for good,
+// so that in a second no more of it is than could become spans. Only the producer calls it.
 func (w *Worker) Notable(service, pool int32, reason, flags, rcode uint8) bool {
-	if reason != reasonPolicy || rcode == rcodeServfail {
+	a := &w.ahead
+	epoch := a.epoch.Load()
+	if (reason != reasonPolicy || rcode == rcodeServfail) && a.unusual.take(epoch) {
 		return true
 	}
 	if service < 0 {
 		return false
 	}
-	a := &w.ahead
-	epoch := a.epoch.Load()
-	if flags != 0 && a.takeFlagged(epoch) {
+	if flags != 0 && a.flagged.take(epoch) {
 		return true
 	}
 	kind := uint64(uint32(service))<<32 | uint64(uint32(pool))
@@ -103,18 +122,6 @@ func (w *Worker) Notable(service, pool int32, reason, flags, rcode uint8) bool {
 		return false
 	}
 	*slot = recorded{kind, epoch}
-	return true
-}
-
-// takeFlagged reports whether another decision with flags is worth a record in that epoch.
-func (a *ahead) takeFlagged(epoch uint32) bool {
-	if a.since != epoch {
-		a.since, a.flagged = epoch, 0
-	}
-	if a.flagged >= a.most {
-		return false
-	}
-	a.flagged++
 	return true
 }
 

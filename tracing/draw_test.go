@@ -59,7 +59,7 @@ func TestDraw(t *testing.T) {
 
 // TestNotable checks what is worth a record though it was not drawn.
 func TestNotable(t *testing.T) {
-	w := New(Options{Interesting: 20}).Worker(0) // 2 of fences and overrides
+	w := New(Options{Interesting: 20}).Worker(0) // 2 of fences and overrides, and 40 of the unusual
 	for _, step := range []struct {
 		what          string
 		service, pool int32
@@ -85,7 +85,19 @@ func TestNotable(t *testing.T) {
 			t.Errorf("%s: got %t, want %t", step.what, got, step.want)
 		}
 	}
+	recorded := 0
+	for range 1000 { // an outage
+		if w.Notable(3, 5, 1, 0, 0) {
+			recorded++
+		}
+	}
+	if recorded != 40-3 {
+		t.Errorf("of 1000 failovers more %d are recorded, want what is left of 40", recorded)
+	}
 	w.ahead.epoch.Add(1)
+	if !w.Notable(3, 5, 1, 0, 0) {
+		t.Error("a failover in the next epoch: got false, want true")
+	}
 	if !w.Notable(3, 5, reasonPolicy, 0, 0) {
 		t.Error("the first of a kind in the next epoch: got false, want true")
 	}

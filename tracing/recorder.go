@@ -73,8 +73,11 @@ const serviceName = "gslbd"
 const (
 	batchOctets = 256 << 10 // a batch is sent when it is as large,
 	batchSpans  = 1024      // or has as many spans
-	maxSleep    = 20 * time.Millisecond
 	minSleep    = time.Millisecond
+	maxSleep    = 20 * time.Millisecond
+	// lightSleep is maxSleep where few queries are recorded: each look costs as much as several
+	// of them, for what it has to fetch into the caches.
+	lightSleep = 100 * time.Millisecond
 )
 
 func (o Options) withDefaults() Options {
@@ -168,7 +171,7 @@ func New(o Options) *Recorder {
 	r.origin = r.memory.origin(r.resource)
 	for range o.Workers {
 		w := newWorker(o.RingSize)
-		w.ahead.init(r.sampler.bound, uint64(r.sampler.standing.rate), o.Ledger != nil, o.Log)
+		w.ahead.init(r.sampler, o.Ledger != nil, o.Log)
 		if o.Log != nil {
 			w.wire = make([]packets, len(w.cells))
 		}
@@ -230,7 +233,7 @@ func (r *Recorder) drainUntil(ctx context.Context) {
 			close(asked)
 			continue // the pause goes on
 		}
-		pause = nextPause(pause, most, len(r.workers[0].cells))
+		pause = nextPause(pause, r.longest(), most, len(r.workers[0].cells))
 		timer.Reset(pause)
 	}
 }
@@ -249,14 +252,27 @@ func (r *Recorder) settle() {
 	<-done // a drain is not interrupted
 }
 
-// nextPause returns how long to sleep so that the fullest ring, which took most records in the
-// last pause, is about a quarter full at the next drain.
-func nextPause(last time.Duration, most, size int) time.Duration {
-	if most == 0 {
+// longest returns how long the drain may sleep: until a ring would be full if the worker had as
+// much to do as it can from now on.
+func (r *Recorder) longest() time.Duration {
+	share := r.sampler.bound
+	if r.options.Log != nil {
+		share = max(share, r.options.Log.bound.Load())
+	}
+	if r.options.Ledger != nil || len(r.options.Sources) > 0 || share > 1<<63/20 {
 		return maxSleep
 	}
+	return lightSleep
+}
+
+// nextPause returns how long to sleep, longest at most, so that the fullest ring, which took most
+// records in the last pause, is about a quarter full at the next drain.
+func nextPause(last, longest time.Duration, most, size int) time.Duration {
+	if most == 0 {
+		return longest
+	}
 	ideal := time.Duration(float64(last) * float64(size) / 4 / float64(most))
-	return min(max(ideal, minSleep), maxSleep)
+	return min(max(ideal, minSleep), longest)
 }
 
 // drain empties every ring once and returns the most records that one had.

@@ -22,7 +22,7 @@ func TestNextPause(t *testing.T) {
 		{"full", 20 * time.Millisecond, 4096, 5 * time.Millisecond},
 		{"full at once", time.Millisecond, 4096, minSleep},
 	} {
-		if got := nextPause(tc.last, tc.most, 4096); got != tc.want {
+		if got := nextPause(tc.last, maxSleep, tc.most, 4096); got != tc.want {
 			t.Errorf("%s: %v, want %v", tc.name, got, tc.want)
 		}
 	}
