@@ -27,7 +27,7 @@ const (
 	AttrTransport       = "network.transport"    // string: udp or tcp
 	AttrNetworkType     = "network.type"         // string: ipv4 or ipv6, between resolver and server
 	AttrClientAddress   = "client.address"       // string: of the ECS option, otherwise the resolver's
-	AttrErrorType       = "error.type"           // string: the rcode of an answer that failed
+	AttrErrorType       = "error.type"           // string: the rcode of an answer that failed; of a request the status, panic or abort
 	AttrContinent       = "geo.continent.code"   // string: continent, two letters
 	AttrCountry         = "geo.country.iso_code" // string: country, ISO 3166-1 alpha-2
 	AttrRegion          = "geo.region.iso_code"  // string: subdivision, ISO 3166-2
@@ -65,7 +65,7 @@ const (
 	AttrAnswerAge    = "gslb.answer_age"    // double: seconds, at most, from the answer to the request that it led to
 
 	// Of the link from a request to a decision.
-	AttrConfidence = "gslb.link.confidence" // double: how sure the link is; 1 where the address says so
+	AttrConfidence = "gslb.link.confidence" // double: how sure the link is; 1 where the address says so and is not an old one
 	AttrLinkedBy   = "gslb.link.by"         // string: address or ledger
 
 	// Of the daemon's own work.
