@@ -22,6 +22,7 @@ import (
 
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/cmd/gfe/gfetest"
+	"github.com/meridian-gslb/meridian/tracing"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/app"
 )
 
@@ -132,6 +133,8 @@ func TestDemo(t *testing.T) {
 			wantTrace(t, p, page.Trace)
 		}
 	}
+
+	wantDocumented(t, p)
 
 	// The pool in Frankfurt stops, and starts again. Either way every node says so.
 	eu := regions[1]
@@ -377,6 +380,33 @@ func visit(t *testing.T, p ports, addr string) (page app.Page) {
 		t.Fatalf("%s: status %d, %v", req.URL, res.StatusCode, err)
 	}
 	return page
+}
+
+// wantDocumented wants every attribute of the spans of all services to be in the documentation, and a
+// proxy's among them.
+func wantDocumented(t *testing.T, p ports) {
+	t.Helper()
+	list, err := client(p).Traces(t.Context(), api.TraceFilter{Limit: 200})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := make(map[string]string)
+	for _, s := range list.Traces {
+		if tr, err := client(p).Trace(t.Context(), s.TraceID.String()); err == nil { // it may be forgotten
+			gfetest.Sent(sent, tr.Spans...)
+		}
+	}
+	table, text := gfetest.Attributes(t)
+	for name, span := range sent {
+		if !table[name] && !text[name] {
+			t.Errorf("%s of span %q: not documented", name, span)
+		}
+	}
+	for _, name := range []string{tracing.AttrUpstreamPool, tracing.AttrUpstreamSite, tracing.AttrServiceVersion} {
+		if sent[name] == "" {
+			t.Errorf("%s: documented, and not sent", name)
+		}
+	}
 }
 
 // wantTrace waits for a trace with a span of every tier down to the database.

@@ -5,10 +5,12 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ import (
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/cmd/gfe/gfetest"
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/tracing"
 )
@@ -136,6 +139,117 @@ func TestTracingEndToEnd(t *testing.T) {
 		}
 		return len(want) == 0
 	})
+}
+
+const attributesConfig = `
+node:
+  name: ns1
+  site: eu
+  dns: ["127.0.0.1:0"]
+  admin: 127.0.0.1:0
+  xds: {listen: 127.0.0.1:0}
+  otlp: {sample: 1}
+  tracing: {answerIds: {keys: [%q]}}
+  geo:
+    city: %q
+    overrides: [{prefix: 203.0.113.0/24, site: us}]
+sites: {eu: {lat: 50, lon: 8}, us: {lat: 40, lon: -74}}
+zones:
+  - name: example.com
+    records: |
+      @ 60 IN SOA ns hostmaster 1 60 60 60 60
+      @ 60 IN NS ns
+      ns 60 IN A 192.0.2.53
+probes: {closed: {tcp: {port: 1}, interval: 200ms}}
+pools:
+  down: {site: eu, probe: closed, endpoints: [{address: 127.0.0.1}]}
+  gfe-eu: {site: eu, answerIds: true, endpoints: [{address: "2001:db8:2::11"}]}
+  gfe-us: {site: us, answerIds: true, endpoints: [{address: "2001:db8:3::11"}]}
+services:
+  none.example.com: {pools: {down: {}}, policy: [health], allDown: servfail}
+  www.example.com: {pools: {down: {}, gfe-eu: {}, gfe-us: {}}, policy: [health, nearest]}
+`
+
+// What the documentation says that spans have is what they have. Of the names in its table those that
+// other tests see sent are the exception.
+func TestAttributesAreDocumented(t *testing.T) {
+	key := []byte("sixteen octets!!")
+	city, err := filepath.Abs("../../../testdata/geo/demo.mmdb")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := fmt.Sprintf(attributesConfig, base64.StdEncoding.EncodeToString(key), city)
+	n, path := runFile(t, config)
+	ask := func(name, subnet string) *dns.Msg {
+		q := new(dns.Msg)
+		q.SetQuestion(name, dns.TypeAAAA)
+		q.SetEdns0(1232, false)
+		q.IsEdns0().Option = append(q.IsEdns0().Option, &dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.ParseIP(subnet)})
+		r, err := dns.Exchange(q, n.DNSAddrs()[0].String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	eventually(t, "the pool that is down", func() bool { return ask("none.example.com.", "192.0.2.0").Rcode == dns.RcodeServerFailure })
+	ask("www.example.com.", "203.0.113.0") // pinned to a site
+	r := ask("www.example.com.", "198.51.100.0")
+	if len(r.Answer) != 1 {
+		t.Fatalf("%v, want one answer", r)
+	}
+	base := "http://" + n.AdminAddr().String()
+	provider, shutdown, err := tracing.SDK(t.Context(), "gfe", base, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, span := provider.Tracer("gfe").Start(t.Context(), "GET /", trace.WithSpanKind(trace.SpanKindServer),
+		trace.WithAttributes(attribute.String(tracing.AttrVIP, r.Answer[0].(*dns.AAAA).AAAA.String())))
+	span.End()
+	if err := shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(config, "lat: 50", "lat: 51", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.reload(false)
+
+	table, text := gfetest.Attributes(t)
+	missing := func(sent map[string]string) (names []string) {
+		for name := range table {
+			if sent[name] == "" {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	want := []string{
+		tracing.AttrClientASN,      // wants a database of them
+		tracing.AttrUpstreamPool,   // of a proxy, see the test of the demo
+		tracing.AttrUpstreamSite,   // likewise
+		tracing.AttrServiceVersion, // of a program that was built
+	}
+	slices.Sort(want)
+	sent := make(map[string]string)
+	defer func() {
+		if t.Failed() {
+			t.Logf("documented, and not sent: %v", missing(sent))
+		}
+	}()
+	eventually(t, "spans with all the rest", func() bool {
+		for _, s := range n.traces.Memory().Traces(tracing.Filter{}) {
+			gfetest.Sent(sent, n.traces.Memory().Trace(s.TraceID)...)
+		}
+		return len(missing(sent)) <= len(want)
+	})
+	if got := missing(sent); !slices.Equal(got, want) {
+		t.Errorf("not sent are %v, want %v", got, want)
+	}
+	for name, span := range sent {
+		if !table[name] && !text[name] {
+			t.Errorf("%s of span %q: not documented", name, span)
+		}
+	}
 }
 
 // runFile runs a node with the configuration text until the test ends; path is where that is
