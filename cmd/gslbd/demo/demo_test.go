@@ -22,8 +22,8 @@ import (
 
 	"github.com/meridian-gslb/meridian/admin/api"
 	"github.com/meridian-gslb/meridian/cmd/gfe/gfetest"
-	"github.com/meridian-gslb/meridian/tracing"
 	"github.com/meridian-gslb/meridian/cmd/gslbd/app"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // patience bounds every wait: long, since it is only ever used up by a failure.
