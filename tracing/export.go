@@ -89,6 +89,7 @@ func newExporter(o *Options) *exporter {
 	transport.MaxConnsPerHost = 1
 	transport.MaxIdleConnsPerHost = 1
 	transport.DisableCompression = true
+	transport.MaxResponseHeaderBytes = maxResponse
 	to := o.Endpoint
 	if !isGRPC(to) {
 		to = strings.TrimSuffix(to, "/") + "/v1/traces"
@@ -327,7 +328,7 @@ func accepted(kind string, body []byte) verdict {
 	if rejected <= 0 {
 		return verdict{}
 	}
-	return verdict{cause: DropPartial, rejected: rejected, err: fmt.Errorf("%d spans rejected: %q", rejected, message)}
+	return verdict{cause: DropPartial, rejected: rejected, err: fmt.Errorf("%d spans rejected: %.200q", rejected, message)}
 }
 
 // denied judges a response that is not of class 2xx, by the OTLP specification's table of
@@ -367,7 +368,7 @@ func (e *exporter) report(ctx context.Context, v verdict) {
 	}
 	e.failing = failing
 	if failing {
-		e.log.Warn("span export fails; answers are not affected", "endpoint", e.url, "cause", v.cause, "err", v.err)
+		e.log.Warn("span export fails; answers are not affected", "endpoint", e.url, "cause", v.cause, "err", fmt.Sprintf("%.500s", v.err))
 	} else {
 		e.log.Info("span export works again", "endpoint", e.url)
 	}

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -389,5 +391,18 @@ func TestNobodyListens(t *testing.T) {
 	check(t, s)
 	if s.Dropped[DropUnreachable] != 3 || r.Memory().Stats().Traces != 1 {
 		t.Errorf("dropped %v, %d traces remembered, want 3 unreachable, 1", s.Dropped, r.Memory().Stats().Traces)
+	}
+}
+
+// What a collector says goes into the log, and no more of it than is read there.
+func TestReportIsBounded(t *testing.T) {
+	var log strings.Builder
+	r := New(Options{Endpoint: "grpc://collector:4317", Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	long := strings.Repeat("x", 3<<20)
+	r.exporter.report(t.Context(), accepted(protobufType, appendBytes(nil, 1, appendBytes(appendVarint(nil, 1, 7), 2, long))))
+	r.exporter.report(t.Context(), verdict{})
+	r.exporter.report(t.Context(), judgeStatus(status.New(codes.Internal, long), true))
+	if n := strings.Count(log.String(), "level=WARN"); n != 2 || log.Len() > 3000 || !strings.Contains(log.String(), "7 spans rejected") {
+		t.Errorf("%d warnings in %d octets, want 2 in a few hundred: %.300s", n, log.Len(), log.String())
 	}
 }

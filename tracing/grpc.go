@@ -65,6 +65,7 @@ func dial(endpoint string) (*grpc.ClientConn, error) {
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: again, MinConnectTimeout: maxBackoff}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(octets{})),
+		grpc.WithMaxHeaderListSize(maxResponse),
 		grpc.WithUserAgent("meridian"))
 }
 
