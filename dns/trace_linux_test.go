@@ -28,16 +28,15 @@ import (
 // in the same round, the mean of two, is one sample; their median is told with its 95 % interval. The
 // difference of the second, "off again", to the first is what the method makes up.
 //
-// To that comes the variant's drain, which has a thread of its own here, and for "1%", which exports,
-// what no other thread of worker, drains and sink used. The latter in runs that leave the
-// process out of the network: a thread that waits for it would show instead. "all" records every
-// query, for a ledger that has no use for them, and samples none.
+// To that comes, by runs of one variant alone, what its drain uses, which has a thread of its own here,
+// and what all other threads do more than without tracing, but for the sink's: the exporter. "all"
+// records every query, for a ledger that has no use for them, and samples none.
 //
 //	go test ./dns -run '^$' -bench TracedShare -benchtime 4000x
 func BenchmarkTracedShare(b *testing.B) {
 	endpoint, sink := threadSink(b)
 	w, _ := testWorker(b)
-	client := rawClient(b, w.conn.LocalAddr())
+	client := rawClient(b, w.socket.local)
 	pkts := [][]byte{ask(b, "www.example.com", "A", withECS("198.51.100.0/24")), ask(b, "www.example.com", "A", withECS("192.0.2.0/24"))}
 
 	type variant struct {
@@ -114,24 +113,13 @@ func BenchmarkTracedShare(b *testing.B) {
 		}
 	}
 
-	runs, queries, apart := 5, 1<<18, 1<<20
+	runs, queries := 5, 1<<18
 	if b.N < 100 { // no measurement
-		runs, queries, apart = 1, 1<<12, 1<<14
+		runs, queries = 1, 1<<12
 	}
-	drain := func(v *variant) float64 {
+	// beside returns what v's drain and the threads that are none of those known use a query.
+	beside := func(v *variant) (drain, others float64) {
 		w.a = v.a
-		start := threadTime(b, v.drain)
-		for range queries / batch {
-			answerBatch()
-		}
-		time.Sleep(linger)
-		return float64(threadTime(b, v.drain)-start) / float64(queries)
-	}
-	send := w.send
-	others := func(v *variant) float64 {
-		w.a, w.n = v.a, batch
-		w.send = func(uintptr) bool { w.sent = w.replies; return true }
-		defer func() { w.send = send }()
 		known := func() time.Duration {
 			t := threadTime(b, 0) + threadTime(b, sink)
 			for _, v := range variants {
@@ -141,15 +129,19 @@ func BenchmarkTracedShare(b *testing.B) {
 			}
 			return t
 		}
-		process, start := cpuTime(unix.RUSAGE_SELF), known()
-		for range apart / batch {
-			for i := range batch {
-				w.in[i].len = uint32(copy(w.bufIn[i][:], pkts[i&1]))
-			}
-			w.answer()
+		process, start, drained := cpuTime(unix.RUSAGE_SELF), known(), time.Duration(0)
+		if v.trace != nil {
+			drained = threadTime(b, v.drain)
+		}
+		for range queries / batch {
+			answerBatch()
 		}
 		time.Sleep(linger)
-		return float64(process()-(known()-start)) / float64(apart)
+		others = float64(process()-(known()-start)) / float64(queries)
+		if v.trace != nil {
+			drain = float64(threadTime(b, v.drain)-drained) / float64(queries)
+		}
+		return drain, others
 	}
 	off := median(variants[0].cost)
 	b.ReportMetric(off, "off-ns/query")
@@ -167,10 +159,9 @@ func BenchmarkTracedShare(b *testing.B) {
 		if v.trace != nil {
 			var drains, rest []float64
 			for range runs {
-				drains = append(drains, drain(v))
-				if v.trace.Endpoint != "" {
-					rest = append(rest, others(v)-others(variants[0]))
-				}
+				drain, others := beside(v)
+				_, none := beside(variants[0])
+				drains, rest = append(drains, drain), append(rest, others-none)
 			}
 			b.Logf("%-9s drain %.0f of %.0f, others %.0f of %.0f ns", v.name, median(drains), drains, median(rest), rest)
 			mid += median(drains) + median(rest)
@@ -248,11 +239,10 @@ func threadSink(tb testing.TB) (url string, tid int) {
 	return "http://" + l.Addr().String(), <-thread
 }
 
-// rawClient returns a socket connected to addr that Go's poller does not know: its waking up would
+// rawClient returns a socket connected to an address that Go's poller does not know: its waking up would
 // be in the time of whoever sends to it.
-func rawClient(tb testing.TB, addr net.Addr) (fd int) {
+func rawClient(tb testing.TB, to netip.AddrPort) (fd int) {
 	tb.Helper()
-	to := addr.(*net.UDPAddr).AddrPort()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err == nil {
 		tb.Cleanup(func() { unix.Close(fd) })
