@@ -118,6 +118,9 @@ func (m *Monitor) hearPacket(b []byte, now time.Time, outer bool) error {
 		return err
 	}
 	if err := m.verify(r.Node, &e); err != nil {
+		if m.untrusted.pass() {
+			m.log.Warn("what a node says is not believed", "peer", printable(r.Node, maxName), "cause", err)
+		}
 		return err
 	}
 	return m.take(r, e, now)

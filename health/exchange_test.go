@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
@@ -140,7 +141,8 @@ func TestHearForged(t *testing.T) {
 }
 
 func testHearForged(t *testing.T) {
-	m := New(Options{Node: "ns1", Site: "a", Key: keyOf("ns1")})
+	var log strings.Builder
+	m := New(Options{Node: "ns1", Site: "a", Key: keyOf("ns1"), Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	m.Configure(keyedPools("ns1", "ns2", "ns3"))
 	say := func(node string, seq uint64, key ed25519.PrivateKey) []byte {
 		v := Version{5, seq}
@@ -164,6 +166,9 @@ func testHearForged(t *testing.T) {
 		if got := m.Stats().GossipDropped[tc.dropped]; got != before+1 || len(m.table.Names()) != 0 {
 			t.Errorf("%s: %d dropped as %s, want %d; nodes %v", tc.name, got, tc.dropped, before+1, m.table.Names())
 		}
+	}
+	if got := log.String(); strings.Count(got, "not believed") != 1 || !strings.Contains(got, "peer=ns2") {
+		t.Errorf("logged %q, want one warning that names ns2", got)
 	}
 	first := say("ns2", 9, keyOf("ns2"))
 	m.hear(first)

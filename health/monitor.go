@@ -102,6 +102,7 @@ type Monitor struct {
 	forgot    time.Time                // when the table was last told to forget
 	warned    seldom
 	faulty    seldom
+	untrusted seldom
 }
 
 // judgement is what the table says of one target.
