@@ -56,7 +56,8 @@ func BenchmarkTracedShare(b *testing.B) {
 			continue
 		}
 		v.trace.Logger, v.trace.RingSize = slog.New(slog.DiscardHandler), 1<<13
-		v.trace.Brief = briefly(w.data.Load())
+		s, again := w.data.Load().Snapshot, new(gslb.Decision)
+		v.trace.Brief = func(q *tracing.Query) tracing.Facts { return DescribeBriefly(s, q, again) }
 		r := tracing.New(*v.trace)
 		v.a.trace = r.Worker(0)
 		ctx, cancel := context.WithCancel(b.Context())
@@ -174,22 +175,6 @@ func BenchmarkTracedShare(b *testing.B) {
 		}
 		b.Logf("%-9s %+.0f ± %.0f ns of %.0f: %+.1f ± %.1f %%", v.name, mid, within, off, 100*mid/off, 100*within/off)
 		b.ReportMetric(100*mid/off, strings.ReplaceAll(v.name, " ", "-")+"-more-%")
-	}
-}
-
-// briefly names what a record stands for, at about the cost that it has in a node.
-func briefly(d *Data) func(*tracing.Query) tracing.Facts {
-	again := new(gslb.Decision)
-	return func(q *tracing.Query) tracing.Facts {
-		s, addr := d.Snapshot, netip.AddrFrom16(q.Client).Unmap()
-		s.Decide(s.Services[q.Service], gslb.Client{Addr: addr, Source: q.Source}, again)
-		p, scope := s.Geo.Lookup(addr)
-		f := tracing.Facts{Service: again.Service.Name, Pool: again.Pool.Name, Reason: again.Reason.String(), Plan: s.Plan,
-			Place: tracing.Place{Site: p.Site, Lat: p.Lat, Lon: p.Lon, Located: p.Located, Scope: scope}}
-		for _, a := range again.V4 {
-			f.Answers = append(f.Answers, a.String())
-		}
-		return f
 	}
 }
 

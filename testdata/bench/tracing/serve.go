@@ -270,49 +270,15 @@ func (p *sdkPipeline) end() (made, lost float64) {
 	return made, made - float64(p.sent.Load())
 }
 
-// describe names a record's indices as the node does.
+// describe says what a record stands for.
 func describe(s *gslb.Snapshot) func(*tracing.Query) tracing.Facts {
-	return func(q *tracing.Query) tracing.Facts {
-		if q.Service < 0 {
-			return tracing.Facts{}
-		}
-		e := s.Explain(s.Services[q.Service], gslb.Client{Addr: netip.AddrFrom16(q.Client).Unmap(), Source: q.Source})
-		f := tracing.Facts{Service: e.Service, Pool: e.Pool, Reason: e.Reason, Plan: e.Plan,
-			Place: tracing.Place{Site: e.Place.Site, Lat: e.Place.Lat, Lon: e.Place.Lon, Located: e.Place.Located}}
-		for _, a := range e.Answers {
-			f.Answers = append(f.Answers, a.String())
-		}
-		for i, st := range e.Stages {
-			if i == 0 {
-				for _, c := range st.Kept {
-					f.Candidates = append(f.Candidates, c.Pool)
-				}
-			}
-			for _, c := range st.Lost {
-				f.Rejected = append(f.Rejected, tracing.Rejection{Pool: c.Pool, Reason: st.Stage + ": " + c.Note})
-			}
-		}
-		return f
-	}
+	return func(q *tracing.Query) tracing.Facts { return dns.Describe(s, q) }
 }
 
-// brief is describe for what is nothing out of the ordinary, as the node has it.
+// brief is describe for what is nothing out of the ordinary.
 func brief(s *gslb.Snapshot) func(*tracing.Query) tracing.Facts {
 	d := new(gslb.Decision)
-	return func(q *tracing.Query) tracing.Facts {
-		if q.Service < 0 {
-			return tracing.Facts{}
-		}
-		addr := netip.AddrFrom16(q.Client).Unmap()
-		s.Decide(s.Services[q.Service], gslb.Client{Addr: addr, Source: q.Source}, d)
-		p, scope := s.Geo.Lookup(addr)
-		f := tracing.Facts{Service: d.Service.Name, Pool: d.Pool.Name, Reason: d.Reason.String(), Plan: s.Plan,
-			Place: tracing.Place{Site: p.Site, Lat: p.Lat, Lon: p.Lon, Located: p.Located, Scope: scope}}
-		for _, a := range d.V4 {
-			f.Answers = append(f.Answers, a.String())
-		}
-		return f
-	}
+	return func(q *tracing.Query) tracing.Facts { return dns.DescribeBriefly(s, q, d) }
 }
 
 // world is eight sites with a pool each, nearest by distance, and clients everywhere.
