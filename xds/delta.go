@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -17,11 +16,7 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 	if w.names == nil {
 		w.names, w.have = map[string]bool{}, map[string]*Resource{}
 	}
-	var rejected *Rejection
-	if req.ErrorDetail != nil {
-		rejected = &Rejection{Reason: strings.TrimSpace(clipTo(req.ErrorDetail.GetMessage(), maxReason)), At: now}
-	}
-	w.answered(req.ResponseNonce, rejected)
+	w.answered(req.ResponseNonce, req.ErrorDetail, now)
 
 	first := !w.asked
 	w.asked = true

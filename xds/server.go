@@ -183,7 +183,7 @@ func (s *Server) Run(ctx context.Context) error {
 		opts = append(opts, grpc.Creds(credentials.NewTLS(&tls.Config{
 			MinVersion:         tls.VersionTLS12,
 			NextProtos:         []string{"h2"},
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return serverTLS(files) },
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return files.Server("h2") },
 		})))
 	}
 	g := grpc.NewServer(opts...)
@@ -208,19 +208,6 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Register(g grpc.ServiceRegistrar) {
 	discovery.RegisterAggregatedDiscoveryServiceServer(g, s)
 	loadstats.RegisterLoadReportingServiceServer(g, s)
-}
-
-// serverTLS is how a connection is taken, with what the files hold now.
-func serverTLS(files *certs.Files) (*tls.Config, error) {
-	m, err := files.Now()
-	if err != nil {
-		return nil, err
-	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"}, GetCertificate: files.Certificate}
-	if m.CA != nil {
-		c.ClientCAs, c.ClientAuth = m.CA, tls.RequireAndVerifyClientCert
-	}
-	return c, nil
 }
 
 // client is one stream of ADS.

@@ -3,7 +3,6 @@ package xds
 import (
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
@@ -22,14 +21,10 @@ func (s *session) sotwRequest(req *discovery.DiscoveryRequest, now time.Time) {
 		w.names, w.have = map[string]bool{}, map[string]*Resource{}
 		w.asked = true
 	} else {
-		var rejected *Rejection
-		if req.ErrorDetail != nil {
-			rejected = &Rejection{Reason: strings.TrimSpace(clipTo(req.ErrorDetail.GetMessage(), maxReason)), At: now}
-		}
 		if req.ResponseNonce != "" && req.ResponseNonce != nonceText(w.nonce) {
 			return // it answers what we have overtaken: the answer to the last one follows
 		}
-		w.answered(req.ResponseNonce, rejected)
+		w.answered(req.ResponseNonce, req.ErrorDetail, now)
 	}
 	names := req.ResourceNames
 	same := !first && len(names) == len(w.names)

@@ -8,6 +8,7 @@ import (
 
 	endpoint "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -78,21 +79,20 @@ type session struct {
 	matched string // version of the clusters whose endpoints are all asked for; empty: not known
 }
 
-// answered takes the answer to a response: nonce is the one that it names. It says whether
-// it answers the last one.
-func (w *watch) answered(nonce string, rejected *Rejection) bool {
+// answered takes the answer to a response, if to the last one: nonce is the one that it names, and
+// refused why the client did not take it; nil: it did.
+func (w *watch) answered(nonce string, refused *rpcstatus.Status, now time.Time) {
 	if nonce == "" || nonce != strconv.FormatUint(w.nonce, 10) || !w.waiting {
-		return false
+		return
 	}
 	w.waiting = false
-	if rejected != nil {
-		rejected.Version, rejected.Resources = w.version, w.sent
-		w.rejected = rejected
+	if refused != nil {
+		reason := strings.TrimSpace(clipTo(refused.GetMessage(), maxReason))
+		w.rejected = &Rejection{Version: w.version, Resources: w.sent, Reason: reason, At: now}
 	} else {
 		w.acked, w.rejected = w.version, nil
 	}
 	w.sent = nil
-	return true
 }
 
 // wants reports whether the client asked for that name.

@@ -135,6 +135,28 @@ func (f *Files) fail(ca bool, err error) error {
 // errNoPair is the fault of who listens with TLS without a certificate.
 var errNoPair = errors.New("tls: no certificate is named")
 
+// Server returns how a connection is taken, with what the files hold now: where a CA is named, of
+// those who show a certificate of it.
+func (f *Files) Server(protocols ...string) (*tls.Config, error) {
+	m, err := f.Now()
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, Certificates: m.certificates()}
+	if m.CA != nil {
+		c.ClientCAs, c.ClientAuth = m.CA, tls.RequireAndVerifyClientCert
+	}
+	return c, nil
+}
+
+// certificates are those to show.
+func (m *Material) certificates() []tls.Certificate {
+	if m.Pair == nil {
+		return nil
+	}
+	return []tls.Certificate{*m.Pair}
+}
+
 // Certificate is for tls.Config.GetCertificate.
 func (f *Files) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	m, err := f.Now()
@@ -165,10 +187,7 @@ func (c client) ClientHandshake(ctx context.Context, authority string, conn net.
 	if err != nil {
 		return nil, nil, err
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: m.CA}
-	if m.Pair != nil {
-		t.Certificates = []tls.Certificate{*m.Pair}
-	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: m.CA, Certificates: m.certificates()}
 	return credentials.NewTLS(t).ClientHandshake(ctx, authority, conn)
 }
 
