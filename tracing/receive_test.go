@@ -135,34 +135,42 @@ func TestReceiverReadsResourcesOnce(t *testing.T) {
 // Beyond so many requests at once senders are told to come back, by what OTLP lets them retry.
 func TestReceiverIsBounded(t *testing.T) {
 	r := New(Options{})
-	body, w := io.Pipe() // a request that does not end
-	var senders sync.WaitGroup
-	for i := range maxReceiving {
-		senders.Go(func() {
-			req := httptest.NewRequest("POST", "/v1/traces", body)
-			req.RemoteAddr = fmt.Sprintf("192.0.2.%d:1234", 100+i)
-			req.Header.Set("Content-Type", protobufType)
-			r.Receiver().ServeHTTP(httptest.NewRecorder(), req)
-		})
-	}
-	r.receiving.await(maxReceiving)
-	post := func() *httptest.ResponseRecorder {
-		req := httptest.NewRequest("POST", "/v1/traces", strings.NewReader("{}"))
-		req.Header.Set("Content-Type", jsonType)
-		w := httptest.NewRecorder()
-		r.Receiver().ServeHTTP(w, req)
-		return w
-	}
+	end := r.sendSlowly(maxReceiving, func(i int) string { return fmt.Sprintf("192.0.2.%d:1234", 100+i) })
+	post := func() *httptest.ResponseRecorder { return r.post("192.0.2.1:1234", jsonType, strings.NewReader("{}")) }
 	if w := post(); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"code":14`) {
 		t.Errorf("status %d, %v, %q, want 503, Retry-After and code 14", w.Code, w.Header(), w.Body)
 	}
-	w.Close()
-	senders.Wait()
+	end()
 	if w := post(); w.Code != 200 {
 		t.Errorf("later: status %d, %q, want 200", w.Code, w.Body)
 	}
 	if r.receiving.in != 0 || len(r.receiving.of) != 0 {
 		t.Errorf("in the end %d requests are being read, of %v", r.receiving.in, r.receiving.of)
+	}
+}
+
+// post hands in a request from an address, and returns the response.
+func (r *Recorder) post(from, kind string, body io.Reader) *httptest.ResponseRecorder {
+	req := httptest.NewRequest("POST", "/v1/traces", body)
+	req.RemoteAddr = from
+	req.Header.Set("Content-Type", kind)
+	w := httptest.NewRecorder()
+	r.Receiver().ServeHTTP(w, req)
+	return w
+}
+
+// sendSlowly begins so many requests, whose bodies do not come before end is called. It returns once
+// all are being read.
+func (r *Recorder) sendSlowly(n int, from func(i int) string) (end func()) {
+	body, w := io.Pipe()
+	var senders sync.WaitGroup
+	for i := range n {
+		senders.Go(func() { r.post(from(i), protobufType, body) })
+	}
+	r.receiving.await(n)
+	return func() {
+		w.Close()
+		senders.Wait()
 	}
 }
 
@@ -183,29 +191,13 @@ func (t *turnstile) await(want int) {
 func TestReceiverIsBoundedByPeer(t *testing.T) {
 	for _, slow := range []string{"192.0.2.1:%d", "[2001:db8::%d]:1234", "[::ffff:192.0.2.1]:%d"} {
 		r := New(Options{})
-		body, w := io.Pipe() // a request that does not end
-		var senders sync.WaitGroup
-		for i := range maxOfPeer {
-			senders.Go(func() {
-				req := httptest.NewRequest("POST", "/v1/traces", body)
-				req.RemoteAddr = fmt.Sprintf(slow, i+1)
-				req.Header.Set("Content-Type", protobufType)
-				r.Receiver().ServeHTTP(httptest.NewRecorder(), req)
-			})
-		}
-		r.receiving.await(maxOfPeer)
+		end := r.sendSlowly(maxOfPeer, func(i int) string { return fmt.Sprintf(slow, i+1) })
 		for from, want := range map[string]int{fmt.Sprintf(slow, 99): 503, "192.0.2.2:1234": 200, "[2001:db8:0:1::1]:1234": 200} {
-			req := httptest.NewRequest("POST", "/v1/traces", strings.NewReader("{}"))
-			req.RemoteAddr = from
-			req.Header.Set("Content-Type", jsonType)
-			w := httptest.NewRecorder()
-			r.Receiver().ServeHTTP(w, req)
-			if w.Code != want {
+			if w := r.post(from, jsonType, strings.NewReader("{}")); w.Code != want {
 				t.Errorf("beside %d slow requests of %s, %s: status %d, %q, want %d", maxOfPeer, slow, from, w.Code, w.Body, want)
 			}
 		}
-		w.Close()
-		senders.Wait()
+		end()
 	}
 }
 
@@ -213,11 +205,7 @@ func TestReceiverIsBoundedByPeer(t *testing.T) {
 func TestReceiverFault(t *testing.T) {
 	r := New(Options{})
 	post := func(kind string) *httptest.ResponseRecorder {
-		req := httptest.NewRequest("POST", "/v1/traces", strings.NewReader("\xff"))
-		req.Header.Set("Content-Type", kind)
-		w := httptest.NewRecorder()
-		r.Receiver().ServeHTTP(w, req)
-		return w
+		return r.post("192.0.2.1:1234", kind, strings.NewReader("\xff"))
 	}
 	w := post(jsonType)
 	var status struct {
