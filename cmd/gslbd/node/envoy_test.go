@@ -146,13 +146,7 @@ node:
   otlp: {sample: 1}
   tracing: {answerIds: {keys: ["c2l4dGVlbiBvY3RldHMhIQ=="], ledger: 64}}
 sites: {eu: {lat: 50, lon: 8}}
-zones:
-  - name: example.com
-    records: |
-      @ 60 IN SOA ns hostmaster 1 60 60 60 60
-      @ 60 IN NS ns
-      ns 60 IN A 192.0.2.53
-pools:
+` + exampleZone + `pools:
   gfe-eu:
     site: eu
     port: 8080

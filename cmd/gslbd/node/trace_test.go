@@ -27,6 +27,15 @@ import (
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
+// exampleZone is the part of a configuration that has the zone of the services.
+const exampleZone = `zones:
+  - name: example.com
+    records: |
+      @ 60 IN SOA ns hostmaster 1 60 60 60 60
+      @ 60 IN NS ns
+      ns 60 IN A 192.0.2.53
+`
+
 const traceConfig = `
 node:
   name: ns1
@@ -37,13 +46,7 @@ node:
   otlp: {sample: 0}
   tracing: {answerIds: {keys: [%q]}}
 sites: {eu: {lat: 50, lon: 8}}
-zones:
-  - name: example.com
-    records: |
-      @ 60 IN SOA ns hostmaster 1 60 60 60 60
-      @ 60 IN NS ns
-      ns 60 IN A 192.0.2.53
-probes: {closed: {tcp: {port: 1}, interval: 200ms}}
+` + exampleZone + `probes: {closed: {tcp: {port: 1}, interval: 200ms}}
 pools:
   other: {site: eu, probe: closed, endpoints: [{address: 127.0.0.1}]}
   gfe-eu: {site: eu, answerIds: true, endpoints: [{address: "2001:db8:2::11"}]}
@@ -154,13 +157,7 @@ node:
     city: %q
     overrides: [{prefix: 203.0.113.0/24, site: us}]
 sites: {eu: {lat: 50, lon: 8}, us: {lat: 40, lon: -74}}
-zones:
-  - name: example.com
-    records: |
-      @ 60 IN SOA ns hostmaster 1 60 60 60 60
-      @ 60 IN NS ns
-      ns 60 IN A 192.0.2.53
-probes: {closed: {tcp: {port: 1}, interval: 200ms}}
+` + exampleZone + `probes: {closed: {tcp: {port: 1}, interval: 200ms}}
 pools:
   down: {site: eu, probe: closed, endpoints: [{address: 127.0.0.1}]}
   gfe-eu: {site: eu, answerIds: true, endpoints: [{address: "2001:db8:2::11"}]}
