@@ -19,7 +19,7 @@ const (
 // Attributes of the OpenTelemetry semantic conventions.
 const (
 	AttrServiceName     = "service.name"         // resource, string: gslbd, gfe, frontend, backend …
-	AttrServiceInstance = "service.instance.id"  // resource, string: the node's name
+	AttrServiceInstance = "service.instance.id"  // resource, string: the node's or the proxy's name
 	AttrServiceVersion  = "service.version"      // resource, string: of the program
 	AttrQuestionName    = "dns.question.name"    // string: qname as asked, without the trailing dot
 	AttrAnswers         = "dns.answers"          // string[]: the addresses answered

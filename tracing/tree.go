@@ -410,8 +410,8 @@ func title(s *Span) string {
 	return clean(strings.TrimSpace(s.Name + " " + about))
 }
 
-// serviceText is the service of a span and which instance of it. Envoy says that in a tag of each
-// span, node_id: it has no resource detector that knows it.
+// serviceText is the service of a span and which instance of it. An Envoy that others configured says
+// that in a tag of each span alone, node_id: it has no resource detector that knows it.
 func serviceText(s *Span) string {
 	instance := cmp.Or(stringOf(s.Resource, AttrServiceInstance), stringOf(s.Attributes, "node_id"))
 	return clean(strings.TrimSpace(s.Service + " " + instance))

@@ -77,13 +77,16 @@ func (s *session) deltaRequest(req *discovery.DeltaDiscoveryRequest, now time.Ti
 }
 
 // deltaResponse is u as the incremental protocol carries it.
-func deltaResponse(t Type, u update, version, nonce string) *discovery.DeltaDiscoveryResponse {
+func (s *session) deltaResponse(t Type, u update, version, nonce string) *discovery.DeltaDiscoveryResponse {
 	res := &discovery.DeltaDiscoveryResponse{
 		SystemVersionInfo: version, TypeUrl: t.URL(), RemovedResources: u.removed, Nonce: nonce,
 		Resources: make([]*discovery.Resource, len(u.resources)),
 	}
 	for i, r := range u.resources {
 		res.Resources[i] = r.delta
+		if told := s.told(t, r); told != r.any {
+			res.Resources[i] = &discovery.Resource{Name: r.Name, Version: r.Version, Resource: told}
+		}
 	}
 	return res
 }

@@ -238,7 +238,7 @@ type incoming[T any] struct {
 func (s *Server) DeltaAggregatedResources(st discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
 	c := s.newClient(st.Context(), "delta")
 	c.send = func(t Type, _ *View, u update, version, nonce string) error {
-		return st.Send(deltaResponse(t, u, version, nonce))
+		return st.Send(c.session.deltaResponse(t, u, version, nonce))
 	}
 	return run(c, st.Recv, (*discovery.DeltaDiscoveryRequest).GetNode, c.session.deltaRequest)
 }
@@ -345,13 +345,13 @@ func (c *client) identify(ctx context.Context, n *core.Node) error {
 	if err := authorise(ctx, n.GetCluster()); err != nil {
 		return err
 	}
-	c.pool = strings.Clone(n.GetCluster())
+	c.pool, c.session.id = strings.Clone(n.GetCluster()), clip(n.GetId())
 	if strings.HasPrefix(strings.ToLower(n.GetUserAgentName()), "grpc") {
 		c.session.client = GRPC
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.status.ID, c.status.Pool = clip(n.GetId()), clip(n.GetCluster())
+	c.status.ID, c.status.Pool = c.session.id, clip(n.GetCluster())
 	c.status.Site = clip(n.GetLocality().GetZone())
 	c.status.Agent = clip(n.GetUserAgentName())
 	if v := n.GetUserAgentBuildVersion().GetVersion(); v != nil {

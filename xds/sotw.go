@@ -70,7 +70,7 @@ func (s *session) sotwResponse(v *View, t Type, u update, version, nonce string)
 		Resources: make([]*anypb.Any, len(list)),
 	}
 	for i, r := range list {
-		res.Resources[i] = r.any
+		res.Resources[i] = s.told(t, r)
 	}
 	return res
 }

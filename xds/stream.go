@@ -74,6 +74,7 @@ func (u *update) empty() bool { return len(u.resources) == 0 && len(u.removed) =
 // a client kind is a stream that has not asked for anything.
 type session struct {
 	client  Client
+	id      string // node.id
 	sotw    bool
 	watches [numTypes]watch
 	matched string // version of the clusters whose endpoints are all asked for; empty: not known

@@ -1,9 +1,11 @@
 package xds
 
 import (
+	"bytes"
 	"cmp"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	tags "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	envoytype "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -53,14 +56,9 @@ func (b *builder) tracer() *hcm.HttpConnectionManager_Tracing {
 		return nil
 	}
 	otel := &trace.OpenTelemetryConfig{
-		ServiceName:  cmp.Or(t.ServiceName, defaultServiceName),
-		MaxCacheSize: wrapperspb.UInt32(uint32(cmp.Or(t.MaxCacheSize, defaultCache))),
-		ResourceDetectors: []*core.TypedExtensionConfig{{
-			Name: "envoy.tracers.opentelemetry.resource_detectors.static_config",
-			TypedConfig: anyOf(&detectors.StaticConfigResourceDetectorConfig{
-				Attributes: map[string]string{tracing.AttrSite: b.pool.Site},
-			}),
-		}},
+		ServiceName:       cmp.Or(t.ServiceName, defaultServiceName),
+		MaxCacheSize:      wrapperspb.UInt32(uint32(cmp.Or(t.MaxCacheSize, defaultCache))),
+		ResourceDetectors: []*core.TypedExtensionConfig{staticResource(tracing.AttrSite, b.pool.Site)},
 	}
 	to, http := bootstrap.Cluster, false
 	if t.Collector != "" {
@@ -95,7 +93,7 @@ func (b *builder) tracer() *hcm.HttpConnectionManager_Tracing {
 		// The query string stays out: it may hold what no trace should. The path is a tag.
 		MaxPathTagLength: wrapperspb.UInt32(0),
 		Provider: &trace.Tracing_Http{
-			Name:       "envoy.tracers.opentelemetry",
+			Name:       otelTracer,
 			ConfigType: &trace.Tracing_Http_TypedConfig{TypedConfig: anyOf(otel)},
 		},
 	}
@@ -147,6 +145,12 @@ func (b *builder) tags() []*tags.CustomTag {
 // (protobuf.dev, Encoding, "Last One Wins"). To be called when nothing else changes l: what
 // reads and writes it again keeps the format alone.
 func olderTags(l *listener.Listener) error {
+	return finishTracers(l, func(*trace.OpenTelemetryConfig) {})
+}
+
+// finishTracers has change see the OpenTelemetry tracer of each HTTP connection manager of l, and
+// does as olderTags says.
+func finishTracers(l *listener.Listener, change func(*trace.OpenTelemetryConfig)) error {
 	for _, chain := range l.FilterChains {
 		for _, f := range chain.Filters {
 			var m hcm.HttpConnectionManager
@@ -156,6 +160,14 @@ func olderTags(l *listener.Listener) error {
 			if err := f.GetTypedConfig().UnmarshalTo(&m); err != nil {
 				return err
 			}
+			var otel trace.OpenTelemetryConfig
+			if p := m.GetTracing().GetProvider(); p.GetTypedConfig().MessageIs(&otel) {
+				if err := p.GetTypedConfig().UnmarshalTo(&otel); err != nil {
+					return err
+				}
+				change(&otel)
+				p.ConfigType = &trace.Tracing_Http_TypedConfig{TypedConfig: anyOf(&otel)}
+			}
 			for _, t := range m.GetTracing().GetCustomTags() {
 				olderTag(t)
 			}
@@ -163,6 +175,39 @@ func olderTags(l *listener.Listener) error {
 		}
 	}
 	return nil
+}
+
+// told returns r, of type t, as the client of s is told it. A pool's resources say the same to all of
+// its proxies but for this: which one it is, in the resource of the spans that it exports. Envoy has
+// no resource detector that knows that, so each gets a listener that names it, under the
+// version of what all are told. What the configuration says of service.instance.id comes later, and
+// wins.
+func (s *session) told(t Type, r *Resource) *anypb.Any {
+	if t != Listeners || s.client != Envoy || s.id == "" || !bytes.Contains(r.any.GetValue(), []byte(otelTracer)) {
+		return r.any
+	}
+	var l listener.Listener
+	err := r.any.UnmarshalTo(&l)
+	if err == nil {
+		err = finishTracers(&l, func(c *trace.OpenTelemetryConfig) {
+			c.ResourceDetectors = slices.Insert(c.ResourceDetectors, 0, staticResource(tracing.AttrServiceInstance, s.id))
+		})
+	}
+	if err != nil {
+		return r.any // cannot be: it was made here
+	}
+	return anyOf(&l)
+}
+
+// otelTracer is the name of Envoy's OpenTelemetry tracer.
+const otelTracer = "envoy.tracers.opentelemetry"
+
+// staticResource makes the detector of one attribute of the resource.
+func staticResource(key, value string) *core.TypedExtensionConfig {
+	return &core.TypedExtensionConfig{
+		Name:        "envoy.tracers.opentelemetry.resource_detectors.static_config",
+		TypedConfig: anyOf(&detectors.StaticConfigResourceDetectorConfig{Attributes: map[string]string{key: value}}),
+	}
 }
 
 // olderTag does so with one tag. The format becomes a field that is unknown to the message,

@@ -3,6 +3,7 @@ package xds
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	listener "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	trace "github.com/envoyproxy/go-control-plane/envoy/config/trace/v3"
 	hcm "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	detectors "github.com/envoyproxy/go-control-plane/envoy/extensions/tracers/opentelemetry/resource_detectors/v3"
 	runtime "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
 	tags "github.com/envoyproxy/go-control-plane/envoy/type/tracing/v3"
 	"google.golang.org/protobuf/proto"
@@ -115,7 +117,10 @@ func TestNoTracer(t *testing.T) {
 func TestOlderTags(t *testing.T) {
 	for _, raw := range []string{"", ", envoy: {httpConnectionManager: {server_name: gfe}, listener: {enable_reuse_port: false}}"} {
 		w := world(t, nil, traced("tracing: {}"+raw), state{})
-		l := message(t, w, "gfe", Envoy, Listeners, "ingress", &listener.Listener{})
+		l := new(listener.Listener)
+		if err := (&session{id: "gfe-1"}).told(Listeners, w.View("gfe").Resource(Envoy, Listeners, "ingress")).UnmarshalTo(l); err != nil {
+			t.Fatal(err)
+		}
 		config := l.FilterChains[0].Filters[0].GetTypedConfig()
 		var m hcm.HttpConnectionManager
 		if err := config.UnmarshalTo(&m); err != nil {
@@ -149,6 +154,76 @@ func TestOlderTags(t *testing.T) {
 		if formats == 0 || m.Tracing.CustomTags[0].Tag != tracing.AttrVIP {
 			t.Errorf("%d tags of a format in %v", formats, m.Tracing)
 		}
+	}
+}
+
+// Each proxy is told who it is, for the resource of its spans, in what is the same for all but for
+// that; what the configuration says of itself wins. Nobody else's listener is touched.
+func TestTracerNamesTheProxy(t *testing.T) {
+	w := world(t, nil, traced("tracing: {}"), state{})
+	r := w.View("gfe").Resource(Envoy, Listeners, "ingress")
+	tracer := func(id string) *trace.OpenTelemetryConfig {
+		t.Helper()
+		var l listener.Listener
+		m, otel := new(hcm.HttpConnectionManager), new(trace.OpenTelemetryConfig)
+		if err := (&session{id: id}).told(Listeners, r).UnmarshalTo(&l); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.FilterChains[0].Filters[0].GetTypedConfig().UnmarshalTo(m); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Tracing.Provider.GetTypedConfig().UnmarshalTo(otel); err != nil {
+			t.Fatal(err)
+		}
+		return otel
+	}
+	resource := func(otel *trace.OpenTelemetryConfig) string { // as Envoy merges it
+		out := map[string]string{}
+		for _, d := range otel.ResourceDetectors {
+			var c detectors.StaticConfigResourceDetectorConfig
+			if err := d.GetTypedConfig().UnmarshalTo(&c); err != nil {
+				t.Fatal(err)
+			}
+			maps.Copy(out, c.Attributes)
+		}
+		return fmt.Sprint(out)
+	}
+	for _, id := range []string{"gfe-1", "gfe-2"} {
+		otel := tracer(id)
+		expect(t, "the resource of "+id, resource(otel), "map[gslb.site:eu-1 service.instance.id:"+id+"]")
+		common := tracer("")
+		otel.ResourceDetectors = otel.ResourceDetectors[1:]
+		if !proto.Equal(otel, common) {
+			t.Errorf("the tracer of %s is %v; want, but for its name, %v", id, otel, common)
+		}
+	}
+	s := session{id: "gfe-1"}
+	u := update{resources: []*Resource{r}}
+	if got := s.deltaResponse(Listeners, u, "1", "1").Resources[0]; got.Version != r.Version || !proto.Equal(got.Resource, s.told(Listeners, r)) {
+		t.Errorf("told version %s, want that of all, %s, and the proxy's own listener", got.Version, r.Version)
+	}
+	grpc := session{id: "gfe-1", client: GRPC}
+	for name, same := range map[string]bool{
+		"a proxy without a name": (&session{}).told(Listeners, r) == r.any,
+		"a gRPC client":          grpc.told(Listeners, r) == r.any,
+		"another type":           s.told(Routes, r) == r.any,
+	} {
+		if !same {
+			t.Errorf("%s is told something of its own", name)
+		}
+	}
+	quiet := world(t, nil, traced("listen: 0.0.0.0:80"), state{}).View("gfe").Resource(Envoy, Listeners, "ingress")
+	if s.told(Listeners, quiet) != quiet.any {
+		t.Error("a proxy that does not trace is told something of its own")
+	}
+
+	own := `tracing: {}, envoy: {httpConnectionManager: {tracing: {provider: {name: envoy.tracers.opentelemetry, typed_config: {
+  "@type": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig, resource_detectors: [{name: envoy.tracers.opentelemetry.resource_detectors.static_config,
+  typed_config: {"@type": type.googleapis.com/envoy.extensions.tracers.opentelemetry.resource_detectors.v3.StaticConfigResourceDetectorConfig, attributes: {service.instance.id: mine}}}]}}}}}`
+	r = world(t, nil, traced(own), state{}).View("gfe").Resource(Envoy, Listeners, "ingress")
+	otel := tracer("gfe-1")
+	if got := resource(otel); !strings.Contains(got, "service.instance.id:mine") {
+		t.Errorf("the resource is %s; want the configuration's own service.instance.id", got)
 	}
 }
 
@@ -235,6 +310,11 @@ pools:
 	eventually(t, 30*time.Second, func() string {
 		spans := recorder.Memory().Trace(id)
 		if len(spans) == 2 { // of the request, and of the one to the endpoint
+			for _, s := range spans {
+				if s.Resource[tracing.AttrServiceInstance] != "gfe-1" || s.Resource[tracing.AttrSite] != "eu-1" {
+					t.Errorf("the resource of span %s is %v; want service.instance.id gfe-1 and gslb.site eu-1", s.Name, s.Resource)
+				}
+			}
 			return ""
 		}
 		return fmt.Sprintf("%d spans of the caller's trace: %+v", len(spans), spans)
