@@ -2,6 +2,7 @@ package tracing
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/base64"
 	"encoding/hex"
@@ -13,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,9 +35,10 @@ const (
 	maxRequest   = 4 << 20 // octets of a request, as sent and again unpacked
 	maxJSON      = 1 << 20 // octets of one in JSON, unpacked: read, it takes a hundred times that
 	maxReceiving = 32      // requests that are read at once, over HTTP and again over gRPC,
-	maxOfPeer    = 8       // and of those from one address, or one IPv6 /64: who is slow keeps nobody else out
+	maxOfPeer    = 8       // and of those from one address, or one IPv6 /64
 
-	maxReading = 10 * time.Second // until a request over gRPC has come; over HTTP the server says
+	maxReading  = 10 * time.Second // until a request over gRPC has come; over HTTP the server says
+	undisturbed = time.Second      // that any request has to come before another may have its place
 )
 
 // Receiver returns the handler of POST /v1/traces (OTLP/HTTP, protobuf and JSON, plain or
@@ -46,17 +49,20 @@ const (
 // link to the decision which led to a request, where that is beyond doubt.
 //
 // What senders have it hold is bounded: of more than 32 requests at once, or 8 of one address, the
-// rest is told to come back, and JSON, which may be 1 MiB, is read one request at a time.
+// rest is told to come back, and JSON, which may be 1 MiB, is read one request at a time. Whoever
+// is slow keeps nobody out, from however many addresses: see turnstile.
 func (r *Recorder) Receiver() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		kind, _, _ := mime.ParseMediaType(req.Header.Get("Content-Type"))
-		sender := peerOf(req.RemoteAddr)
-		if err := r.receiving.enter(sender); err != nil {
+		in, err := r.receiving.enter(peerOf(req.RemoteAddr), func() {
+			http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) // what is read fails at once
+		})
+		if err != nil {
 			(&fault{http.StatusServiceUnavailable, err}).write(w, kind)
 			return
 		}
-		defer r.receiving.leave(sender)
-		sent, message, fault := r.readRequest(w, req, kind)
+		defer r.receiving.leave(in)
+		sent, message, fault := r.readRequest(w, req, kind, in)
 		if fault == nil {
 			var n int
 			if n, fault = checkRequest(message); fault == nil {
@@ -92,10 +98,11 @@ func (r *Recorder) export(_ any, stream grpc.ServerStream) error {
 	if p, ok := peer.FromContext(stream.Context()); ok {
 		sender = peerOf(p.Addr.String())
 	}
-	if err := r.receivingGRPC.enter(sender); err != nil {
+	in, err := r.receivingGRPC.enter(sender, func() {})
+	if err != nil {
 		return status.Error(codes.Unavailable, err.Error())
 	}
-	defer r.receivingGRPC.leave(sender)
+	defer r.receivingGRPC.leave(in)
 	var request emptypb.Empty
 	read := make(chan error, 1)
 	go func() { read <- stream.RecvMsg(&request) }() // ends with the stream, which ends with this call
@@ -106,8 +113,12 @@ func (r *Recorder) export(_ any, stream grpc.ServerStream) error {
 		if err != nil {
 			return err
 		}
+	case <-in.lost:
 	case <-late.C:
 		return status.Errorf(codes.DeadlineExceeded, "no whole request within %v", r.patience)
+	}
+	if !r.receivingGRPC.keep(in) {
+		return status.Error(codes.Unavailable, errBusy.Error())
 	}
 	message := request.ProtoReflect().GetUnknown()
 	if len(message) > maxRequest {
@@ -156,39 +167,97 @@ var (
 	errYourself = fmt.Errorf("%d requests of this address are being read: come back in a second", maxOfPeer)
 )
 
-// turnstile bounds the requests that are being read at once, of all and of each peer. The zero
+// turnstile bounds the requests that are being read at once, of all and of each peer, and shares
+// the places out fairly: where none is left, whoever has fewer takes one of whoever has most, the
+// one held longest; and of the peers that have as many, one held for longer than undisturbed. So
+// slow senders, from however many addresses, cost an honest one that second at most. The zero
 // turnstile is empty. It is safe for concurrent use.
 type turnstile struct {
 	mu sync.Mutex // guards what follows
 	in int        // the sum of of
-	of map[netip.Addr]int
+	of map[netip.Addr][]*place
 }
 
-// enter lets a request of peer in, or says why not.
-func (t *turnstile) enter(peer netip.Addr) error {
+// place is what a request has while it is being read.
+type place struct {
+	peer  netip.Addr
+	since time.Time
+	lost  chan struct{} // closed when another has got the place
+	stop  func()        // called then, and never once the request has left; nil: it keeps the place, as it has been read
+}
+
+// enter gives a request of peer a place, or says why not. If it loses that while it is read, stop is
+// called, which must not block.
+func (t *turnstile) enter(peer netip.Addr, stop func()) (*place, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch {
-	case t.of[peer] >= maxOfPeer:
-		return errYourself
+	p := &place{peer: peer, since: time.Now(), lost: make(chan struct{}), stop: stop}
+	switch mine := len(t.of[peer]); {
+	case mine >= maxOfPeer:
+		return nil, errYourself
 	case t.in >= maxReceiving:
-		return errBusy
+		longest := t.longest()
+		if longest == nil || len(t.of[longest.peer]) <= mine+1 && p.since.Sub(longest.since) < undisturbed {
+			return nil, errBusy
+		}
+		t.drop(longest)
+		close(longest.lost)
+		longest.stop()
 	}
 	if t.of == nil {
-		t.of = make(map[netip.Addr]int)
+		t.of = make(map[netip.Addr][]*place)
 	}
 	t.in++
-	t.of[peer]++
-	return nil
+	t.of[peer] = append(t.of[peer], p)
+	return p, nil
+}
+
+// longest returns the place, of those that may be lost, that is to be lost first: of the peers that
+// have most of them, the one held longest; nil if all have been read.
+func (t *turnstile) longest() (first *place) {
+	for peer, places := range t.of {
+		i := slices.IndexFunc(places, func(p *place) bool { return p.stop != nil }) // they are in the order of since
+		if i < 0 {
+			continue
+		}
+		if first == nil || cmp.Or(cmp.Compare(len(t.of[first.peer]), len(t.of[peer])), places[i].since.Compare(first.since)) < 0 {
+			first = places[i]
+		}
+	}
+	return first
+}
+
+// keep tells that the request of p has been read, and reports whether it has its place still: if so
+// it keeps that until it leaves.
+func (t *turnstile) keep(p *place) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.stop = nil
+	select {
+	case <-p.lost:
+		return false
+	default:
+		return true
+	}
 }
 
 // leave lets another in.
-func (t *turnstile) leave(peer netip.Addr) {
+func (t *turnstile) leave(p *place) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.drop(p)
+}
+
+// drop takes p's place away, if it has that still.
+func (t *turnstile) drop(p *place) {
+	places := t.of[p.peer]
+	i := slices.Index(places, p)
+	if i < 0 {
+		return
+	}
 	t.in--
-	if t.of[peer]--; t.of[peer] == 0 {
-		delete(t.of, peer)
+	if t.of[p.peer] = slices.Delete(places, i, i+1); len(places) == 1 {
+		delete(t.of, p.peer)
 	}
 }
 
@@ -229,8 +298,10 @@ func (f *fault) write(w http.ResponseWriter, kind string) {
 	}
 }
 
-// readRequest returns the body as it was sent and as a protobuf message.
-func (r *Recorder) readRequest(w http.ResponseWriter, req *http.Request, kind string) (sent, message []byte, _ *fault) {
+// readRequest returns the body as it was sent and as a protobuf message, unless another gets its
+// place in the meantime.
+func (r *Recorder) readRequest(w http.ResponseWriter, req *http.Request, kind string, in *place) (sent, message []byte, _ *fault) {
+	busy := &fault{http.StatusServiceUnavailable, errBusy}
 	if req.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		return nil, nil, &fault{http.StatusMethodNotAllowed, fmt.Errorf("method %s: want POST", req.Method)}
@@ -240,6 +311,16 @@ func (r *Recorder) readRequest(w http.ResponseWriter, req *http.Request, kind st
 			fmt.Errorf("content type %q: want %s or %s", req.Header.Get("Content-Type"), protobufType, jsonType)}
 	}
 	sent, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxRequest))
+	if kind == jsonType && err == nil {
+		select { // one after another, while others may have its place
+		case r.readingJSON <- struct{}{}:
+			defer func() { <-r.readingJSON }()
+		case <-in.lost:
+		}
+	}
+	if !r.receiving.keep(in) {
+		return nil, nil, busy
+	}
 	if tooLarge := new(http.MaxBytesError); errors.As(err, &tooLarge) {
 		return nil, nil, &fault{http.StatusRequestEntityTooLarge, errTooLarge}
 	} else if err != nil {
@@ -261,8 +342,6 @@ func (r *Recorder) readRequest(w http.ResponseWriter, req *http.Request, kind st
 		if len(message) > maxJSON {
 			return nil, nil, &fault{http.StatusRequestEntityTooLarge, fmt.Errorf("request of more than %d octets of JSON: send less at once, or protobuf", maxJSON)}
 		}
-		r.readingJSON.Lock()
-		defer r.readingJSON.Unlock()
 		if message, err = fromJSON(message); err != nil {
 			return nil, nil, badRequest(err)
 		}

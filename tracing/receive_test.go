@@ -1,6 +1,7 @@
 package tracing
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -10,11 +11,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -132,21 +137,85 @@ func TestReceiverReadsResourcesOnce(t *testing.T) {
 	}
 }
 
-// Beyond so many requests at once senders are told to come back, by what OTLP lets them retry.
+// Beyond so many requests at once senders are told to come back, by what OTLP lets them retry, and
+// who is slow is told so once others want its place.
 func TestReceiverIsBounded(t *testing.T) {
-	r := New(Options{})
-	end := r.sendSlowly(maxReceiving, func(i int) string { return fmt.Sprintf("192.0.2.%d:1234", 100+i) })
-	post := func() *httptest.ResponseRecorder { return r.post("192.0.2.1:1234", jsonType, strings.NewReader("{}")) }
-	if w := post(); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"code":14`) {
-		t.Errorf("status %d, %v, %q, want 503, Retry-After and code 14", w.Code, w.Header(), w.Body)
-	}
-	end()
-	if w := post(); w.Code != 200 {
-		t.Errorf("later: status %d, %q, want 200", w.Code, w.Body)
-	}
-	if r.receiving.in != 0 || len(r.receiving.of) != 0 {
-		t.Errorf("in the end %d requests are being read, of %v", r.receiving.in, r.receiving.of)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Options{})
+		slow := r.sendSlowly(maxReceiving, func(i int) string { return fmt.Sprintf("192.0.2.%d:1234", 100+i) })
+		post := func() *httptest.ResponseRecorder { return r.post("192.0.2.1:1234", jsonType, strings.NewReader("{}")) }
+		if w := post(); w.Code != 503 || w.Header().Get("Retry-After") != "1" || !strings.Contains(w.Body.String(), `"code":14`) {
+			t.Errorf("status %d, %v, %q, want 503, Retry-After and code 14", w.Code, w.Header(), w.Body)
+		}
+		time.Sleep(undisturbed)
+		for range 3 {
+			if w := post(); w.Code != 200 {
+				t.Errorf("later: status %d, %q, want 200", w.Code, w.Body)
+			}
+		}
+		codes := slow.end()
+		if codes[503] != 1 || codes[200] != maxReceiving-1 {
+			t.Errorf("slow requests ended with %v, want one with 503, whose place the others had in turn, and the rest with 200", codes)
+		}
+		if r.receiving.in != 0 || len(r.receiving.of) != 0 {
+			t.Errorf("in the end %d requests are being read, of %v", r.receiving.in, r.receiving.of)
+		}
+	})
+}
+
+// Of those who want more than there is, everybody has as many places, and the slowest request goes first.
+func TestTurnstile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var ts turnstile
+		lost := ""
+		enter := func(peer byte, name string) (*place, error) {
+			return ts.enter(netip.AddrFrom4([4]byte{192, 0, 2, peer}), func() { lost += name + " " })
+		}
+		var places []*place
+		for i := range maxReceiving { // four peers that have eight each
+			p, err := enter(byte(i/maxOfPeer), string('a'+byte(i/maxOfPeer))+strconv.Itoa(i%maxOfPeer))
+			if err != nil {
+				t.Fatal(err)
+			}
+			places = append(places, p)
+			time.Sleep(time.Millisecond)
+		}
+		if _, err := enter(3, "d8"); err != errYourself {
+			t.Errorf("a ninth of one peer: %v, want %v", err, errYourself)
+		}
+		if !ts.keep(places[0]) || !ts.keep(places[9]) { // a0 and b1 have been read
+			t.Error("a place is lost that nobody wanted")
+		}
+		for i, want := range []string{"a1 ", "b0 ", "c0 ", "d0 ", "a2 ", "b2 ", ""} { // then seven would be one more than six
+			lost = ""
+			if _, err := enter(9, "e"); lost != want || (err != nil) != (want == "") {
+				t.Errorf("newcomer %d: %v, and %q lost its place, want %q", i, err, lost, want)
+			}
+		}
+		if ts.keep(places[1]) {
+			t.Error("a1 has its place still")
+		}
+		lost = ""
+		time.Sleep(undisturbed)
+		if _, err := enter(9, "e"); err != nil || lost != "c1 " {
+			t.Errorf("a second later: %v, and %q lost its place, want \"c1 \"", err, lost)
+		}
+		for _, of := range ts.of {
+			for _, p := range slices.Clone(of) {
+				ts.keep(p)
+			}
+		}
+		time.Sleep(undisturbed)
+		if _, err := enter(10, "f"); err != errBusy {
+			t.Errorf("where all have been read: %v, want %v", err, errBusy)
+		}
+		for _, p := range places { // some of which have no place any more
+			ts.leave(p)
+		}
+		if ts.in != 7 || len(ts.of) != 1 {
+			t.Errorf("%d are in, of %d peers, want the seven newcomers", ts.in, len(ts.of))
+		}
+	})
 }
 
 // post hands in a request from an address, and returns the response.
@@ -159,19 +228,51 @@ func (r *Recorder) post(from, kind string, body io.Reader) *httptest.ResponseRec
 	return w
 }
 
-// sendSlowly begins so many requests, whose bodies do not come before end is called. It returns once
-// all are being read.
-func (r *Recorder) sendSlowly(n int, from func(i int) string) (end func()) {
-	body, w := io.Pipe()
-	var senders sync.WaitGroup
+// slowSenders are requests whose bodies do not come.
+type slowSenders struct {
+	bodies []*io.PipeWriter
+	codes  chan int
+}
+
+// slowWriter ends the reading of a body as a connection does.
+type slowWriter struct {
+	*httptest.ResponseRecorder
+	body *io.PipeReader
+}
+
+func (w slowWriter) SetReadDeadline(time.Time) error {
+	return w.body.CloseWithError(os.ErrDeadlineExceeded)
+}
+
+// sendSlowly begins so many requests. It returns once all are being read.
+func (r *Recorder) sendSlowly(n int, from func(i int) string) slowSenders {
+	s := slowSenders{codes: make(chan int)}
 	for i := range n {
-		senders.Go(func() { r.post(from(i), protobufType, body) })
+		body, w := io.Pipe()
+		s.bodies = append(s.bodies, w)
+		req := httptest.NewRequest("POST", "/v1/traces", body)
+		req.RemoteAddr = from(i)
+		req.Header.Set("Content-Type", protobufType)
+		go func() {
+			answer := slowWriter{httptest.NewRecorder(), body}
+			r.Receiver().ServeHTTP(answer, req)
+			s.codes <- answer.Code
+		}()
+		r.receiving.await(i + 1)
 	}
-	r.receiving.await(n)
-	return func() {
+	return s
+}
+
+// end lets the bodies come, and returns how many requests ended with which status.
+func (s slowSenders) end() map[int]int {
+	codes := map[int]int{}
+	for _, w := range s.bodies {
 		w.Close()
-		senders.Wait()
 	}
+	for range s.bodies {
+		codes[<-s.codes]++
+	}
+	return codes
 }
 
 // await waits until so many requests are in.
@@ -191,13 +292,45 @@ func (t *turnstile) await(want int) {
 func TestReceiverIsBoundedByPeer(t *testing.T) {
 	for _, slow := range []string{"192.0.2.1:%d", "[2001:db8::%d]:1234", "[::ffff:192.0.2.1]:%d"} {
 		r := New(Options{})
-		end := r.sendSlowly(maxOfPeer, func(i int) string { return fmt.Sprintf(slow, i+1) })
+		senders := r.sendSlowly(maxOfPeer, func(i int) string { return fmt.Sprintf(slow, i+1) })
 		for from, want := range map[string]int{fmt.Sprintf(slow, 99): 503, "192.0.2.2:1234": 200, "[2001:db8:0:1::1]:1234": 200} {
 			if w := r.post(from, jsonType, strings.NewReader("{}")); w.Code != want {
 				t.Errorf("beside %d slow requests of %s, %s: status %d, %q, want %d", maxOfPeer, slow, from, w.Code, w.Body, want)
 			}
 		}
-		end()
+		senders.end()
+	}
+}
+
+// As many addresses as fill all places keep nobody out either: on a real connection the reading of a
+// request ends at once when another gets its place.
+func TestReceiverSharesItsPlaces(t *testing.T) {
+	r := New(Options{})
+	server := httptest.NewServer(r.Receiver())
+	defer server.Close()
+	var hostile []*bufio.Reader
+	for i := range maxReceiving {
+		conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i/maxOfPeer))}}).Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(time.Minute))
+		fmt.Fprintf(conn, "POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: 1000\r\n\r\n\n", protobufType)
+		hostile = append(hostile, bufio.NewReader(conn))
+		r.receiving.await(i + 1)
+	}
+	res, err := http.Post(server.URL, jsonType, strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != 200 {
+		t.Errorf("an honest sender meanwhile: %s, want 200", res.Status)
+	}
+	first, err := http.ReadResponse(hostile[0], nil)
+	if err != nil || first.StatusCode != 503 || first.Header.Get("Retry-After") != "1" {
+		t.Errorf("who was slow for longest: %v, %v, want 503, to come back in a second", first, err)
 	}
 }
 
@@ -389,10 +522,10 @@ type rawHTTP2 struct {
 	net.Conn
 }
 
-// dialHTTP2 connects to addr from 127.0.0.2.
-func dialHTTP2(t *testing.T, addr string) rawHTTP2 {
+// dialHTTP2 connects to addr from 127.0.0.host.
+func dialHTTP2(t *testing.T, host byte, addr string) rawHTTP2 {
 	t.Helper()
-	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}).Dial("tcp", addr)
+	conn, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, host)}}).Dial("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -446,7 +579,7 @@ func TestReceiverGRPCIsBounded(t *testing.T) {
 	r := New(Options{})
 	r.patience = time.Hour
 	addr := serveGRPC(t, func(g *grpc.Server) { r.ReceiverGRPC(g) })
-	hostile := []rawHTTP2{dialHTTP2(t, addr), dialHTTP2(t, addr)}
+	hostile := []rawHTTP2{dialHTTP2(t, 2, addr), dialHTTP2(t, 2, addr)}
 	for i := range maxOfPeer {
 		hostile[i%2].begin(t, uint32(1+2*i))
 	}
@@ -466,17 +599,29 @@ func TestReceiverGRPCIsBounded(t *testing.T) {
 	if err := conn.Invoke(t.Context(), exportMethod, protobufRequest(), &response); err != nil {
 		t.Errorf("an honest sender from another address meanwhile: %v", err)
 	}
+	for host := range byte(3) { // as many addresses as fill all places
+		c := dialHTTP2(t, 3+host, addr)
+		hostile = append(hostile, c)
+		for i := range maxOfPeer {
+			c.begin(t, uint32(1+2*i))
+		}
+	}
+	r.receivingGRPC.await(maxReceiving)
+	if err := conn.Invoke(t.Context(), exportMethod, protobufRequest(), &response); err != nil {
+		t.Errorf("an honest sender when all places are taken: %v", err)
+	}
+	r.receivingGRPC.await(maxReceiving - 1)
 	for _, c := range hostile {
 		c.Close()
 	}
 	r.receivingGRPC.await(0)
-	if err := conn.Invoke(t.Context(), exportMethod, protobufRequest(), &response); err != nil || r.Stats().Received != 2 {
-		t.Errorf("an honest sender later: %v, %d spans received, want 2", err, r.Stats().Received)
+	if err := conn.Invoke(t.Context(), exportMethod, protobufRequest(), &response); err != nil || r.Stats().Received != 3 {
+		t.Errorf("an honest sender later: %v, %d spans received, want 3", err, r.Stats().Received)
 	}
 
 	r = New(Options{})
 	r.patience = time.Millisecond
-	slow := dialHTTP2(t, serveGRPC(t, func(g *grpc.Server) { r.ReceiverGRPC(g) }))
+	slow := dialHTTP2(t, 2, serveGRPC(t, func(g *grpc.Server) { r.ReceiverGRPC(g) }))
 	slow.begin(t, 1)
 	if code := slow.refusal(t); code != "4" {
 		t.Errorf("a call that does not go on is ended with %s, want 4, deadline exceeded", code)

@@ -149,7 +149,7 @@ type Recorder struct {
 	receiving     turnstile          // of requests that are being read over HTTP,
 	receivingGRPC turnstile          // and over gRPC
 	patience      time.Duration      // maxReading
-	readingJSON   sync.Mutex         // held for one request
+	readingJSON   chan struct{}      // holds something while one request is read
 	asked         chan chan struct{} // whom to tell once the rings have been drained
 }
 
@@ -165,8 +165,9 @@ func New(o Options) *Recorder {
 		sampler:  newSampler(o.Sample, o.Slow, float64(max(o.Interesting, 0))),
 		maker:    newSpanMaker(o.Node, o.Describe),
 
-		patience: maxReading,
-		asked:    make(chan chan struct{}),
+		patience:    maxReading,
+		readingJSON: make(chan struct{}, 1),
+		asked:       make(chan chan struct{}),
 	}
 	r.origin = r.memory.origin(r.resource)
 	for range o.Workers {
