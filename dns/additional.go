@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/meridian-gslb/meridian/dns/zone"
+	"github.com/meridian-gslb/meridian/gslb"
 )
 
 // What goes along with an answer: addresses of the names that it leads to (RFC 1034, section
@@ -43,16 +44,33 @@ func (a *answerer) addTargets(d *Data, owner []byte, rrset *zone.RRset) {
 				continue
 			}
 			if alias { // one link of it: the client follows the rest
-				if n := d.Zones.Node(target); n != nil && a.r.n < maxSets {
-					if set := n.RRset(rrset.Type); set != nil && !a.r.holds(set, target) {
-						s := a.r.add(inAdditional, target, set.Type, set.TTL)
-						s.rrset, s.optional = set, true
-						a.hint(d, s, n.Service)
-					}
-				}
+				a.addAliased(d, target, rrset.Type)
 			}
 			a.addAddresses(d, target, true)
 		}
+	}
+}
+
+// addAliased adds what the target of an alias has of that type: the RRs of its zone, or those of the
+// service that is there, decided for the same client as the answer.
+func (a *answerer) addAliased(d *Data, target []byte, rtype uint16) {
+	n, r := d.Zones.Node(target), &a.r
+	if n == nil || r.n == maxSets || r.holds(rtype, target) {
+		return
+	}
+	if set := n.RRset(rtype); set != nil {
+		s := r.add(inAdditional, target, rtype, set.TTL)
+		s.rrset, s.optional = set, true
+		a.hint(d, s, n.Service)
+		return
+	}
+	if n.Service < 0 || !answersTargets(d.Snapshot.Services[n.Service], rtype) {
+		return
+	}
+	v4, v6, ttl := a.along(d, n.Service)
+	if rdatas := a.targets(&a.second, target, rtype, v4, v6); len(rdatas) > 0 {
+		s := r.add(inAdditional, target, rtype, ttl)
+		s.rdata, s.optional = rdatas, true
 	}
 }
 
@@ -68,7 +86,7 @@ func (a *answerer) addAddresses(d *Data, name []byte, optional bool) {
 		return
 	}
 	for _, rrset := range [...]*zone.RRset{n.RRset(typeA), n.RRset(typeAAAA)} {
-		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset, name) {
+		if rrset == nil || a.r.n == maxSets || a.r.holds(rrset.Type, name) {
 			continue
 		}
 		s := a.r.add(inAdditional, name, rrset.Type, rrset.TTL)
@@ -145,13 +163,33 @@ func svcbTarget(rdata, owner []byte) (target []byte, alias bool) {
 	return target, alias
 }
 
-// addSteeredTargets adds the RRs of SVCB, HTTPS or SRV of the service that was decided on: its
-// pools, best first, with growing SvcPriority (RFC 9460, section 2.4.1) or priority (RFC 2782).
-// Hints of the pool that A and AAAA name are those addresses.
+// addSteeredTargets adds the RRs of SVCB, HTTPS or SRV of the service that was decided on, and the
+// addresses of the names that they lead to.
 func (a *answerer) addSteeredTargets(d *Data, owner []byte) {
+	qtype := a.q.qtype
+	rdatas := a.targets(&a.d, owner, qtype, a.d.V4, a.follow.identify(d.Snapshot, &a.d, a.d.V6, a.start))
+	if len(rdatas) == 0 {
+		a.r.outcome = zone.NoData
+		a.addSOA(owner, a.d.TTL)
+		return
+	}
+	a.add(inAnswer, owner, qtype, a.d.TTL).rdata = rdatas
+	for _, rdata := range rdatas {
+		target := rdata[6:]
+		if qtype != typeSRV {
+			target, _ = svcbTarget(rdata, owner)
+		}
+		a.addAddresses(d, target, true)
+	}
+}
+
+// targets returns the rdata of SVCB, HTTPS or SRV at owner by a decision on the service there: its
+// pools, best first, with growing SvcPriority (RFC 9460, section 2.4.1) or priority (RFC 2782). v4
+// and v6 are what A and AAAA answer: the hints of the pool that these name.
+func (a *answerer) targets(by *gslb.Decision, owner []byte, rtype uint16, v4, v6 []netip.Addr) [][]byte {
 	r, start := &a.r, len(a.r.rdatas)
-	service, most := a.d.Service, 0
-	if a.q.qtype == typeSRV {
+	service, most := by.Service, 0
+	if rtype == typeSRV {
 		most = service.SRV.Pools
 	} else {
 		most = service.HTTPS.Pools
@@ -159,19 +197,15 @@ func (a *answerer) addSteeredTargets(d *Data, owner []byte) {
 	if most == 0 {
 		most = defaultTargets
 	}
-	for i := range a.d.Targets[:min(most, len(a.d.Targets))] {
-		t := &a.d.Targets[i]
-		v4, v6 := t.V4, t.V6
-		if t.Pool == a.d.Pool {
-			v4, v6 = a.d.V4, a.follow.identify(d.Snapshot, &a.d, a.d.V6, a.start)
-		}
+	for i := range by.Targets[:min(most, len(by.Targets))] {
+		t := &by.Targets[i]
 		at := len(r.names)
-		if a.q.qtype == typeSRV {
+		r.names = binary.BigEndian.AppendUint16(r.names, t.Priority)
+		if rtype == typeSRV {
 			port := service.SRV.Port
 			if port == 0 {
 				port = t.Port
 			}
-			r.names = binary.BigEndian.AppendUint16(r.names, t.Priority)
 			r.names = binary.BigEndian.AppendUint16(append(r.names, 0, 0), port)
 			if t.Name == "" {
 				r.names = append(r.names, owner...)
@@ -179,26 +213,16 @@ func (a *answerer) addSteeredTargets(d *Data, owner []byte) {
 				r.names = appendText(r.names, t.Name)
 			}
 		} else {
-			r.names = binary.BigEndian.AppendUint16(r.names, t.Priority)
+			hints4, hints6 := t.V4, t.V6
+			if t.Pool == by.Pool {
+				hints4, hints6 = v4, v6
+			}
 			r.names = appendText(r.names, t.Name)
-			r.names = appendParams(r.names, service.HTTPS.ALPN, service.HTTPS.Port, v4, v6)
+			r.names = appendParams(r.names, service.HTTPS.ALPN, service.HTTPS.Port, hints4, hints6)
 		}
 		r.rdatas = append(r.rdatas, r.names[at:len(r.names):len(r.names)])
 	}
-	if len(r.rdatas) == start {
-		r.outcome = zone.NoData
-		a.addSOA(owner, a.d.TTL)
-		return
-	}
-	rdatas := r.rdatas[start:len(r.rdatas):len(r.rdatas)]
-	a.add(inAnswer, owner, a.q.qtype, a.d.TTL).rdata = rdatas
-	for _, rdata := range rdatas {
-		target := rdata[6:]
-		if a.q.qtype != typeSRV {
-			target, _ = svcbTarget(rdata, owner)
-		}
-		a.addAddresses(d, target, true)
-	}
+	return r.rdatas[start:len(r.rdatas):len(r.rdatas)]
 }
 
 // defaultTargets is how many pools SVCB, HTTPS and SRV name by default, as the engine has it.

@@ -99,10 +99,10 @@ func (r *reply) add(sec section, owner []byte, rtype uint16, ttl uint32) *set {
 	return s
 }
 
-// holds tells whether rrset is in r already at owner: a wildcard's may be there at others.
-func (r *reply) holds(rrset *zone.RRset, owner []byte) bool {
+// holds tells whether r has RRs of that type at owner already.
+func (r *reply) holds(rtype uint16, owner []byte) bool {
 	for i := range r.sets[:r.n] {
-		if s := &r.sets[i]; s.rrset == rrset && equalFold(s.owner, owner) {
+		if s := &r.sets[i]; s.rtype == rtype && equalFold(s.owner, owner) {
 			return true
 		}
 	}
@@ -524,7 +524,7 @@ func (a *answerer) flatten(d *Data, owner, target []byte) {
 // owner. It is nil if that is too long for a name.
 func (a *answerer) addRedirect(owner []byte) []byte {
 	r, dname := &a.r, a.res.RRset
-	if at := ending(owner, a.res.Node.Owner); !r.holds(dname, at) {
+	if at := ending(owner, a.res.Node.Owner); !r.holds(typeDNAME, at) {
 		a.addRRset(inAnswer, at, dname)
 	}
 	prefix, target := owner[:len(owner)-len(a.res.Node.Owner)], dname.RData[0]
