@@ -330,6 +330,11 @@ func (a *answerer) resolve(d *Data) {
 			a.addSOA(owner, maxTTL) // RFC 2308, section 2.2
 			return
 		case zone.NameError:
+			if link == 0 && r.explain && a.hasExplanation(d) {
+				r.outcome = zone.NoData
+				a.addSOA(owner, 0)
+				return
+			}
 			r.rcode = rcodeNameError
 			a.addSOA(owner, maxTTL) // RFC 2308, section 2.1
 			return

@@ -58,9 +58,10 @@ func (e *Explainers) key(name, algorithm string) *TSIGKey {
 	return &e.Keys[i]
 }
 
-// asksWhy tells whether a query asks for what only some may ask.
+// asksWhy tells whether a query asks for what only some may ask: of any type, as a name is there for
+// all of them or for none (RFC 8020).
 func (q *query) asksWhy() bool {
-	return q.edns.explain || q.qtype == typeTXT && bytes.HasPrefix(q.lower[:len(q.name)], []byte(explainLabel))
+	return q.edns.explain || bytes.HasPrefix(q.lower[:len(q.name)], []byte(explainLabel))
 }
 
 // mayAskWhy tells whether the address that asks is enough to be told why.
@@ -69,33 +70,52 @@ func (a *answerer) mayAskWhy() bool {
 }
 
 // explainName adds the explanation of the name below _explain, for the client that would ask for
-// it. It is false where that leads to no service; then the name is one like any other.
+// it. It is false for a question of another type, and where that name leads to no service; then the
+// name is one like any other.
 func (a *answerer) explainName(d *Data) bool {
-	q := &a.q
-	if q.qtype != typeTXT || !bytes.HasPrefix(q.lower[:len(q.name)], []byte(explainLabel)) {
+	if a.q.qtype != typeTXT && a.q.qtype != typeANY {
 		return false
 	}
-	name := q.lower[len(explainLabel):len(q.name)]
-	var lines []string
-	for range maxChain {
-		switch d.Zones.Resolve(name, typeA, &a.res); a.res.Outcome {
-		case zone.Alias:
-			target := a.res.RRset.RData[0]
-			lines = append(lines, fmt.Sprintf("00 %s is an alias of %s", textName(name), textName(target)))
-			name = zone.AppendLower(nil, target)
-			continue
-		case zone.Steered:
-			client, fromECS := q.client()
-			e := d.Snapshot.Explain(d.Snapshot.Services[a.res.Node.Service], client)
-			a.addLines(append(lines, e.Lines()...))
-			if fromECS { // the figures are this client's
-				a.r.scope = q.edns.ecs.source
-			}
-			return true
-		}
-		break
+	service, lines := a.explained(d)
+	if service < 0 {
+		return false
 	}
-	return false
+	client, fromECS := a.q.client()
+	e := d.Snapshot.Explain(d.Snapshot.Services[service], client)
+	a.addLines(append(lines, e.Lines()...))
+	if fromECS { // the figures are this client's
+		a.r.scope = a.q.edns.ecs.source
+	}
+	return true
+}
+
+// explained returns the service that the name below _explain leads to, or -1, and a line for each
+// alias on the way.
+func (a *answerer) explained(d *Data) (service int32, aliases []string) {
+	name, ok := bytes.CutPrefix(a.q.lower[:len(a.q.name)], []byte(explainLabel))
+	var res zone.Result
+	for range maxChain {
+		if !ok {
+			break
+		}
+		switch d.Zones.Resolve(name, typeA, &res); res.Outcome {
+		case zone.Alias:
+			target := res.RRset.RData[0]
+			aliases = append(aliases, fmt.Sprintf("00 %s is an alias of %s", textName(name), textName(target)))
+			name = zone.AppendLower(nil, target)
+		case zone.Steered:
+			return res.Node.Service, aliases
+		default:
+			ok = false
+		}
+	}
+	return -1, nil
+}
+
+// hasExplanation tells whether TXT at the name that is asked for is an explanation.
+func (a *answerer) hasExplanation(d *Data) bool {
+	service, _ := a.explained(d)
+	return service >= 0
 }
 
 // addLines answers with lines, one TXT RR each, which nobody is to keep.

@@ -85,13 +85,40 @@ func TestExplainName(t *testing.T) {
 	if m.Rcode != miekg.RcodeNameError || len(m.Answer) != 0 {
 		t.Errorf("what is no service: got %s, want NXDOMAIN", m)
 	}
-	m = exchange(t, "udp", udp, ask(t, "_explain.www.example.com", "A"))
-	if m.Rcode != miekg.RcodeNameError || len(m.Answer) != 0 {
-		t.Errorf("A: got %s, want NXDOMAIN", m)
-	}
 	s.stop(t)
 	if st := s.Stats(); len(st.Pools) != 0 || st.Panics != 0 {
 		t.Errorf("got %+v, want no decision and no panic", st)
+	}
+}
+
+// TestExplainTypes: to who may ask, the name is there for every type (RFC 8020), and holds TXT alone; to
+// others it is not there at all.
+func TestExplainTypes(t *testing.T) {
+	d := loadWorld(t).data(t)
+	a := testAnswerer(t)
+	a.explain(Explainers{Allow: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	other := netip.MustParseAddr("203.0.113.9")
+	for _, tt := range []struct {
+		name, qtype string
+		from        netip.Addr
+		rcode, txts int
+	}{
+		{"_explain.www.example.com", "TXT", resolver, miekg.RcodeSuccess, 8},
+		{"_explain.www.example.com", "ANY", resolver, miekg.RcodeSuccess, 8}, // a subset of what is there: RFC 8482, section 4.1
+		{"_explain.www.example.com", "A", resolver, miekg.RcodeSuccess, 0},
+		{"_explain.alias.example.com", "NS", resolver, miekg.RcodeSuccess, 0},
+		{"_explain.ns1.example.com", "TXT", resolver, miekg.RcodeNameError, 0}, // no service
+		{"_explain.ns1.example.com", "A", resolver, miekg.RcodeNameError, 0},
+		{"x._explain.www.example.com", "A", resolver, miekg.RcodeNameError, 0},
+		{"_explain.www.example.com", "TXT", other, miekg.RcodeNameError, 0},
+		{"_explain.www.example.com", "A", other, miekg.RcodeNameError, 0},
+	} {
+		m := unpack(t, a.serve(d, ask(t, tt.name, tt.qtype), tt.from, true, make([]byte, maxMessage)))
+		if m.Rcode != tt.rcode || len(texts(m)) != tt.txts || len(m.Answer) != tt.txts || tt.txts == 0 && len(m.Ns) != 1 {
+			t.Errorf("%s %s: got %s, want %s and %d TXT", tt.name, tt.qtype, m, miekg.RcodeToString[tt.rcode], tt.txts)
+		} else if tt.rcode == miekg.RcodeSuccess && tt.txts == 0 && m.Ns[0].Header().Ttl != 0 {
+			t.Errorf("%s %s: got %s, want an SOA that nobody keeps", tt.name, tt.qtype, m.Ns[0])
+		}
 	}
 }
 
@@ -119,6 +146,7 @@ func TestExplainOthers(t *testing.T) {
 	for _, pkt := range [][]byte{
 		ask(t, "_explain.www.example.com", "TXT", withECS("203.0.113.0/24")),
 		ask(t, "_explain.www.example.com", "TXT"),
+		ask(t, "_explain.www.example.com", "A"),
 		ask(t, "www.example.com", "A", withWhy),
 	} {
 		want := without.serve(d, pkt, resolver, false, buf1)
