@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,7 @@ import (
 	miekg "github.com/miekg/dns"
 
 	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/tracing"
 )
 
 // patience bounds what tests wait for. Nothing takes that long but on a machine that hangs.
@@ -674,4 +676,60 @@ func TestCountsBounded(t *testing.T) {
 	if cells := c.pools.Load().cells.Load(); all != 3*services || shared == 0 || shared == all || cells > maxCells+pools*int64(reasons) {
 		t.Errorf("got %d decisions, %d of them without a name, in %d counters; want %d in about %d", all, shared, cells, 3*services, maxCells)
 	}
+}
+
+// order is a TraceWorker that keeps the clients' ports, in the order of their answers.
+type order struct {
+	slot  tracing.Query
+	ports []uint16
+}
+
+func (o *order) Draw() (record, exact bool)                     { return true, true }
+func (o *order) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
+func (o *order) Keep(query, reply []byte)                       {}
+func (o *order) Commit()                                        { o.ports = append(o.ports, o.slot.ResolverPort) }
+func (o *order) Begin() *tracing.Query {
+	o.slot = tracing.Query{}
+	return &o.slot
+}
+
+// TestTCPTurns: connections that have sent much take turns, so that one with a single query has not to
+// wait until they are done. What is counted is answers, not time.
+func TestTCPTurns(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // turns are only taken of the same core
+	const conns, queries = 20, 2000
+	var answered order
+	s := prepare(t, Options{Trace: func(int) TraceWorker { return &answered }, TCPPerClient: conns})
+	query := ask(t, "www.example.org", "A")
+	query = append(binary.BigEndian.AppendUint16(nil, uint16(len(query))), query...)
+	var one *net.TCPConn
+	for i := range conns { // all is sent, and waits in the kernel, before the server starts
+		c, n := dialTCP(t, s.Addrs()[0]), queries
+		if i == conns-2 { // Go lets the goroutine that it made last run first
+			one, n = c, 1
+		}
+		if _, err := c.Write(bytes.Repeat(query, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.run()
+	if _, err := receive(one); err != nil {
+		t.Fatal(err)
+	}
+	s.stop(t)
+
+	port := one.LocalAddr().(*net.TCPAddr).AddrPort().Port()
+	at := slices.Index(answered.ports, port)
+	row, longest := 0, 0
+	for i, p := range answered.ports[:at] {
+		if i > 0 && p != answered.ports[i-1] {
+			row = 0
+		}
+		row++
+		longest = max(longest, row)
+	}
+	if most := 2 * (2 + maxTCPQuery) / len(query); longest > most { // one turn, or two that meet
+		t.Errorf("got %d answers in a row to one connection, want at most %d: two times what is read at once", longest, most)
+	}
+	t.Logf("%d answers before that of the connection with one query, of %d in all", at, len(answered.ports))
 }
