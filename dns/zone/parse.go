@@ -233,9 +233,6 @@ func (p *parser) ownerOf(text []byte, c *context) {
 	}
 }
 
-// maxGenerate bounds the length of a $GENERATE, which is read again for each of its RRs.
-const maxGenerate = 2048
-
 // directive reads one control entry.
 func (p *parser) directive(text []byte, file string, line int, c *context) {
 	f := fields(string(text))
@@ -251,13 +248,17 @@ func (p *parser) directive(text []byte, file string, line int, c *context) {
 		}
 		c.setOrigin(probe.Name)
 	case "$INCLUDE":
-		p.include(f[1:], file, line, *c)
+		args := f[1:]
+		for i := range args {
+			args[i] = unquote(args[i])
+		}
+		p.include(args, file, line, *c)
 	case "$GENERATE":
-		if len(f) < 5 || len(text) > maxGenerate {
-			p.fault(file, line, "$GENERATE: expected a range, an owner name, a type and its rdata, in %d octets at most", maxGenerate)
+		if len(text) > maxGenerate {
+			p.fault(file, line, "$GENERATE: expected %d octets at most", maxGenerate)
 			return
 		}
-		p.rrs(file, line, c, 0, []byte(generateTTL(f, c.ttl)))
+		p.generate(f, file, line, c)
 	default:
 		p.fault(file, line, "directive %q: expected $ORIGIN, $TTL, $INCLUDE or $GENERATE", f[0])
 	}
@@ -353,23 +354,8 @@ func (p *parser) open(path string) (*os.File, error) {
 	return f, err
 }
 
-// generateTTL returns a $GENERATE of those fields, with ttl if it has none of its own:
-// dns.ZoneParser does not hand the default on. There are five at least.
-func generateTTL(f []string, ttl uint32) string {
-	const at = 3 // $GENERATE range lhs [ttl] [class] type rhs
-	for _, s := range f[at:] {
-		if s != "" && '0' <= s[0] && s[0] <= '9' {
-			return strings.Join(f, " ") + "\n"
-		}
-		if _, isClass := dns.StringToClass[strings.ToUpper(s)]; !isClass {
-			break
-		}
-	}
-	return strings.Join(f[:at], " ") + " " + strconv.FormatUint(uint64(ttl), 10) + " " + strings.Join(f[at:], " ") + "\n"
-}
-
-// fields splits an entry at spaces outside quoted strings, and ends at a comment. There is
-// at least one. A field that is one quoted string loses its quotes.
+// fields splits an entry at spaces outside quoted strings, and leaves out comments. There is at least
+// one.
 func fields(text string) []string {
 	var f []string
 	for i := 0; i < len(text); {
@@ -378,7 +364,10 @@ func fields(text string) []string {
 			continue
 		}
 		if text[i] == ';' {
-			break
+			for i < len(text) && text[i] != '\n' {
+				i++
+			}
+			continue
 		}
 		start, quote := i, false
 		for ; i < len(text) && (quote || strings.IndexByte(" \t\r\n;", text[i]) < 0); i++ {
@@ -389,13 +378,33 @@ func fields(text string) []string {
 				i++
 			}
 		}
-		s := text[start:min(i, len(text))]
-		if len(s) >= 2 && s[0] == '"' && strings.IndexByte(s[1:], '"') == len(s)-2 {
-			s = s[1 : len(s)-1]
-		}
-		f = append(f, s)
+		f = append(f, text[start:min(i, len(text))])
 	}
 	return f
+}
+
+// unquote returns a field without its quotes if it is one quoted string.
+func unquote(field string) string {
+	if len(field) < 2 || field[0] != '"' {
+		return field
+	}
+	var b strings.Builder
+	for i := 1; i < len(field); i++ {
+		switch c := field[i]; {
+		case c == '"' && i == len(field)-1:
+			return b.String()
+		case c == '"':
+			return field
+		case c == '\\' && i+1 < len(field):
+			if i++; field[i] != '"' {
+				b.WriteByte(c)
+			}
+			fallthrough
+		default:
+			b.WriteByte(field[i])
+		}
+	}
+	return field
 }
 
 // rrs reads the RRs of one entry, given in parts, and hands them to the builder. It returns
@@ -415,7 +424,6 @@ func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]by
 			return false
 		}
 	}
-	generated := parts[0][0] == '$'
 	zp := dns.NewZoneParser(&partsReader{parts: parts}, c.origin, "")
 	zp.SetDefaultTTL(c.ttl)
 	for rr, ok := zp.Next(); ok; rr, ok = zp.Next() {
@@ -429,15 +437,11 @@ func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]by
 			return true
 		}
 	}
-	switch err := zp.Err(); {
-	case err == nil:
-		return true
-	case generated:
-		p.fault(file, line, "$GENERATE: %s", syntax(err, 0))
-	default:
+	if err := zp.Err(); err != nil {
 		p.fault(file, line, "%s", syntax(err, line))
+		return false
 	}
-	return false
+	return true
 }
 
 // rr hands one RR to the builder.
