@@ -174,7 +174,7 @@ func New(o Options) *Recorder {
 		w := newWorker(o.RingSize)
 		w.ahead.init(r.sampler, o.Ledger != nil, o.Log)
 		if o.Log != nil {
-			w.wire = make([]packets, len(w.cells))
+			w.wire = make([]packets, len(w.lines))
 		}
 		r.workers = append(r.workers, w)
 	}
@@ -234,7 +234,7 @@ func (r *Recorder) drainUntil(ctx context.Context) {
 			close(asked)
 			continue // the pause goes on
 		}
-		pause = nextPause(pause, r.longest(), most, len(r.workers[0].cells))
+		pause = nextPause(pause, r.longest(), most, len(r.workers[0].lines))
 		timer.Reset(pause)
 	}
 }

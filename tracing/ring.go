@@ -19,38 +19,47 @@ const cacheLine = 128
 const releaseEvery = 64
 
 // The ring is written and read in memory that is not in the cache, so that its octets are what
-// recording costs: side by side, they come and go as a stream. Of a record it keeps the first
-// cellSize octets in a cell, and the rest, if there is any, apart.
+// recording costs: side by side, they come and go as a stream. It keeps a record in three parts,
+// each in an array of its own: the line, which is all of a plain record, the body, and the tail of
+// those that are long.
 const (
 	lineSize = 64
-	cellSize = 3 * lineSize
-	restSize = int(unsafe.Sizeof(Query{})) - cellSize
+	bodySize = 2 * lineSize
+	tailSize = int(unsafe.Sizeof(Query{})) - lineSize - bodySize
 )
 
 type (
-	cell [cellSize]byte
-	rest [restSize]byte
+	lineOctets [lineSize]byte
+	bodyOctets [bodySize]byte
+	tailOctets [tailSize]byte
 )
 
-// cellOf and restOf are the octets of q: it holds no pointer.
-func cellOf(q *Query) *cell { return (*cell)(unsafe.Pointer(q)) }
-func restOf(q *Query) *rest { return (*rest)(unsafe.Add(unsafe.Pointer(q), cellSize)) }
+// line, body and rest are the octets of q: it holds no pointer.
+func (q *Query) line() *lineOctets { return (*lineOctets)(unsafe.Pointer(q)) }
+func (q *Query) body() *bodyOctets { return (*bodyOctets)(unsafe.Add(unsafe.Pointer(q), lineSize)) }
+func (q *Query) rest() *tailOctets {
+	return (*tailOctets)(unsafe.Add(unsafe.Pointer(q), lineSize+bodySize))
+}
 
-// long tells whether q has more than its cell holds: a long name, or the trace of its sender.
+// short tells whether q's line is all that the drain looks at.
+func (q *Query) short() bool { return q.Plain && !q.Logged }
+
+// long tells whether q has more than line and body hold: a long name, or the trace of its sender.
 func (q *Query) long() bool {
-	return int(q.NameLen) > cellSize-int(unsafe.Offsetof(q.Name)) || q.Asked != AskNothing
+	return int(q.NameLen) > lineSize+bodySize-int(unsafe.Offsetof(q.Name)) || q.Asked != AskNothing
 }
 
 // Worker is the ring of records of one worker of the DNS server: exactly one goroutine at a
 // time calls Begin and Commit, and the recorder's drain is the only reader. It never waits,
 // locks or allocates.
 //
-// Invariant: head <= tail <= head + len(cells), with head and tail counting records since the
-// start, so that record i is in cell i mod len(cells).
+// Invariant: head <= tail <= head + len(lines), with head and tail counting records since the
+// start, so that the parts of record i are at i mod len(lines).
 type Worker struct {
-	cells []cell // length is a power of two
-	rests []rest // by cell
-	mask  uint64
+	lines  []lineOctets // length is a power of two
+	bodies []bodyOctets // as many
+	tails  []tailOctets // as many
+	mask   uint64
 
 	_ [cacheLine]byte
 	// Written by the producer alone.
@@ -59,7 +68,7 @@ type Worker struct {
 	seen uint64        // head, when the producer last looked; never ahead of it
 	open bool          // between Begin and Commit
 	next Query         // what Begin returns
-	wire []packets     // by cell, of records that the decision log wants; nil: there is none
+	wire []packets     // as many, of records that the decision log wants; nil: there is none
 	ahead
 
 	_ [cacheLine]byte
@@ -73,7 +82,7 @@ type Worker struct {
 // newWorker returns a ring of at least size records, rounded up to a power of two.
 func newWorker(size int) *Worker {
 	n := 1 << bits.Len(uint(max(size, 2)-1))
-	return &Worker{cells: make([]cell, n), rests: make([]rest, n), mask: uint64(n - 1)}
+	return &Worker{lines: make([]lineOctets, n), bodies: make([]bodyOctets, n), tails: make([]tailOctets, n), mask: uint64(n - 1)}
 }
 
 // Begin returns the next record, to be filled in and handed over with Commit.
@@ -141,10 +150,14 @@ func (w *Worker) Commit() {
 	}
 	w.open = false
 	w.ahead.last = notAsked
-	tail := w.tail.Load()
-	w.cells[tail&w.mask] = *cellOf(&w.next)
-	if w.next.long() {
-		w.rests[tail&w.mask] = *restOf(&w.next)
+	tail, q := w.tail.Load(), &w.next
+	at := tail & w.mask
+	w.lines[at] = *q.line()
+	if !q.short() {
+		w.bodies[at] = *q.body()
+		if q.long() {
+			w.tails[at] = *q.rest()
+		}
 	}
 	w.tail.Store(tail + 1)
 }
@@ -158,19 +171,19 @@ func (w *Worker) drain(f func(q *Query, p *packets)) int {
 		if head%releaseEvery == 0 {
 			w.head.Store(head)
 		}
-		c, q := &w.cells[head&w.mask], &w.taken
-		copy(cellOf(q)[:lineSize], c[:lineSize])
-		if !q.Plain || q.Logged {
-			*cellOf(q) = *c
+		at, q := head&w.mask, &w.taken
+		*q.line() = w.lines[at]
+		if !q.short() {
+			*q.body() = w.bodies[at]
 			if q.long() {
-				*restOf(q) = w.rests[head&w.mask]
+				*q.rest() = w.tails[at]
 			} else {
 				q.Trace, q.Span, q.Parent = TraceID{}, SpanID{}, SpanID{}
 			}
 		}
 		var p *packets
 		if q.Logged {
-			p = &w.wire[head&w.mask]
+			p = &w.wire[at]
 		}
 		f(q, p)
 	}

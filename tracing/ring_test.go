@@ -11,7 +11,7 @@ import (
 
 func TestRingSize(t *testing.T) {
 	for _, tc := range []struct{ size, want int }{{0, 2}, {1, 2}, {2, 2}, {3, 4}, {4, 4}, {4096, 4096}, {4097, 8192}} {
-		if got := len(newWorker(tc.size).cells); got != tc.want {
+		if got := len(newWorker(tc.size).lines); got != tc.want {
 			t.Errorf("newWorker(%d): %d slots, want %d", tc.size, got, tc.want)
 		}
 	}
@@ -194,7 +194,7 @@ func fillQuery(q *Query) {
 // The drain reads one line of 64 octets of a plain record, and a typical record is in its cell.
 func TestRecordLayout(t *testing.T) {
 	var q Query
-	if plain, name, end := unsafe.Offsetof(q.Parsed), unsafe.Offsetof(q.Name), unsafe.Sizeof(q); plain != lineSize || name > cellSize-48 || int(end) > cellSize+restSize {
+	if plain, name, end := unsafe.Offsetof(q.Parsed), unsafe.Offsetof(q.Name), unsafe.Sizeof(q); plain != lineSize || name > lineSize+bodySize-48 || int(end) > lineSize+bodySize+tailSize {
 		t.Errorf("of a plain record %d octets, the name at %d, the end at %d: want 64, room for a name, and nothing lost", plain, name, end)
 	}
 }
@@ -227,8 +227,7 @@ func TestRingKeeps(t *testing.T) {
 			copy(got.Name[got.NameLen:], want.Name[want.NameLen:]) // means nothing
 			if got.Plain {
 				got = want
-				*cellOf(&got) = *cellOf(q)
-				copy(cellOf(&got)[lineSize:], cellOf(&want)[lineSize:])
+				*got.line() = *q.line()
 			}
 			if got != want {
 				t.Fatalf("step %d: got %+v, want %+v", step, got, want)
