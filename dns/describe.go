@@ -2,6 +2,7 @@ package dns
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/meridian-gslb/meridian/gslb"
@@ -17,7 +18,11 @@ func Describe(s *gslb.Snapshot, q *tracing.Query) tracing.Facts {
 	}
 	e := s.Explain(s.Services[q.Service], c)
 	f := tracing.Facts{Service: e.Service, Pool: e.Pool, Reason: e.Reason, Plan: e.Plan, Place: placeOf(s, c.Addr)}
-	f.Answers = answered(q.Qtype, e.Answers)
+	v6 := slices.IndexFunc(e.Answers, netip.Addr.Is6)
+	if v6 < 0 {
+		v6 = len(e.Answers)
+	}
+	f.Answers = answered(q.Qtype, e.Answers[:v6], e.Answers[v6:])
 	for i, st := range e.Stages {
 		kept := make([]string, len(st.Kept))
 		for i, c := range st.Kept {
@@ -40,7 +45,7 @@ func Describe(s *gslb.Snapshot, q *tracing.Query) tracing.Facts {
 }
 
 // DescribeBriefly is Describe without the engine's reasons, of which an ordinary decision has none
-// that the policy does not tell: it only decides again, into d.
+// that the policy does not tell: it only decides again, into d, which the facts are good for.
 func DescribeBriefly(s *gslb.Snapshot, q *tracing.Query, d *gslb.Decision) tracing.Facts {
 	c, ok := recorded(s, q)
 	if !ok {
@@ -55,17 +60,15 @@ func DescribeBriefly(s *gslb.Snapshot, q *tracing.Query, d *gslb.Decision) traci
 	return f
 }
 
-// answered returns which of the addresses decided on an answer to qtype holds.
-func answered(qtype uint16, decided ...[]netip.Addr) (answers []string) {
-	for _, addrs := range decided {
-		for _, a := range addrs {
-			if qtype == typeA && !a.Is4() || qtype == typeAAAA && a.Is4() {
-				continue
-			}
-			answers = append(answers, a.String())
-		}
+// answered returns which of the addresses decided on an answer to qtype holds: those of its family, or all.
+func answered(qtype uint16, v4, v6 []netip.Addr) []netip.Addr {
+	switch qtype {
+	case typeA:
+		return v4
+	case typeAAAA:
+		return v6
 	}
-	return answers
+	return slices.Concat(v4, v6)
 }
 
 // recorded returns for whom a record was decided; false if nothing was steered.

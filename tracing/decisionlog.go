@@ -336,7 +336,7 @@ func (d *decision) attrs() []slog.Attr {
 		slog.String("client", clientText(q)), slog.Bool("ecs", q.HasECS),
 		slog.String("resolver", netip.AddrFrom16(q.Resolver).Unmap().String()), slog.String("transport", transport),
 		slog.String("pool", f.Pool), slog.String("reason", f.Reason), slog.String("rcode", rcodeText(q.Rcode)),
-		slog.Any("answers", append([]string{}, f.Answers...)), slog.Uint64("ttl", uint64(q.TTL)), slog.Uint64("scope", uint64(q.Scope)),
+		slog.Any("answers", append([]netip.Addr{}, f.Answers...)), slog.Uint64("ttl", uint64(q.TTL)), slog.Uint64("scope", uint64(q.Scope)),
 		slog.Uint64("revision", q.Revision), slog.String("plan", f.Plan), slog.Float64("micros", float64(q.End)/1e3), slog.Float64("sample", d.sample),
 	}
 	known := func(key, value string) {

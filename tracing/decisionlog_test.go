@@ -40,7 +40,7 @@ func startLog(t *testing.T, c DecisionLogConfig) *logged {
 	r := New(Options{Log: l, Memory: -1, Logger: quiet, Describe: func(q *Query) Facts {
 		return Facts{
 			Service: fmt.Sprintf("s%d.example.com", q.Service), Pool: fmt.Sprintf("p%d", q.Pool), Reason: []string{"policy", "failover"}[q.Reason], Plan: "abc",
-			Answers: []string{"192.0.2.1", "2001:db8::1"}, Place: Place{Country: "DE", City: "Frankfurt", ASN: 64496},
+			Answers: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}, Place: Place{Country: "DE", City: "Frankfurt", ASN: 64496},
 			Rejected: []Rejection{{"p9", "health: 0 of 2"}},
 		}
 	}})

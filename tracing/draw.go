@@ -21,8 +21,12 @@ const (
 	notDrawn
 )
 
-// kindSlots is how many kinds of decisions a worker remembers to have recorded.
-const kindSlots = 1024
+// A worker remembers which kinds of decisions it recorded in kindRows rows of kindsInRow, a line of the
+// cache each. The kinds of a service and of as many pools, one after the other, share a row.
+const (
+	kindRows   = 128
+	kindsInRow = 8
+)
 
 // ahead is a worker's part of the sampling.
 type ahead struct {
@@ -32,7 +36,8 @@ type ahead struct {
 	logged bool         // the query is drawn for it
 	random uint64
 	last   draw
-	kinds  [kindSlots]recorded
+	kinds  [kindRows][kindsInRow]recorded
+	plain  quota // of drawn ones that the ratio alone selects
 
 	unusual quota // of decisions that the policy's first choice did not make, and of SERVFAIL
 	flagged quota // of decisions with flags
@@ -40,10 +45,32 @@ type ahead struct {
 	epoch atomic.Uint32 // counted by the consumer, about once a second: by then, a kind is worth another record
 }
 
-// recorded is a kind of decision that was recorded in an epoch.
-type recorded struct {
-	kind  uint64
-	epoch uint32
+// recorded is a kind of decision that was recorded in an epoch: the low 24 bits of service and pool, and
+// 16 of the epoch. What differs above only counts as the same, which may cost a record of a second.
+type recorded uint64
+
+func recordedIn(service, pool int32, epoch uint32) recorded {
+	return recorded(uint64(uint32(service))<<40 | uint64(uint32(pool)&(1<<24-1))<<16 | uint64(uint16(epoch)))
+}
+
+// again remembers a kind of decision in an epoch, and reports whether it had been already.
+func (a *ahead) again(service, pool int32, epoch uint32) bool {
+	kind := recordedIn(service, pool, epoch)
+	row := &a.kinds[(uint32(service)*0x9E3779B1^uint32(pool)/kindsInRow*0x85EBCA77)>>(32-7)]
+	place := &row[uint32(pool)%kindsInRow]
+	if *place == kind {
+		return true
+	}
+	for i := range row {
+		if row[i] == kind {
+			return true
+		}
+		if uint16(row[i]) != uint16(epoch) { // it says nothing any more
+			place = &row[i]
+		}
+	}
+	*place = kind
+	return false
 }
 
 // quota is so many records in an epoch.
@@ -66,8 +93,9 @@ func (q *quota) take(epoch uint32) bool {
 }
 
 // init readies a for s.
-func (a *ahead) init(s *sampler, all bool, log *DecisionLog) {
+func (a *ahead) init(s *sampler, all bool, plain uint64, log *DecisionLog) {
 	a.bound, a.all, a.log, a.random = s.bound, all, log, rand.Uint64()
+	a.plain.most = plain
 	a.unusual.most = 2 * uint64(s.interesting.rate) // what a full bucket and a second more can let through
 	a.flagged.most = uint64(s.standing.rate)
 	a.epoch.Store(1)
@@ -79,7 +107,7 @@ func (w *Worker) Draw() (record, exact bool) {
 	a := &w.ahead
 	a.next()
 	a.last = notDrawn
-	if a.random>>1 < a.bound {
+	if a.random>>1 < a.bound && a.plain.take(a.epoch.Load()) {
 		a.last = drawn
 	}
 	exact = a.last == drawn || a.logged
@@ -116,13 +144,7 @@ func (w *Worker) Notable(service, pool int32, reason, flags, rcode uint8) bool {
 	if flags != 0 && a.flagged.take(epoch) {
 		return true
 	}
-	kind := uint64(uint32(service))<<32 | uint64(uint32(pool))
-	slot := &a.kinds[kind*0x9E3779B97F4A7C15>>(64-10)]
-	if slot.kind == kind && slot.epoch == epoch {
-		return false
-	}
-	*slot = recorded{kind, epoch}
-	return true
+	return !a.again(service, pool, epoch)
 }
 
 // fit moves the second half of a trace id to where the sampler's ratio samples it, or to where

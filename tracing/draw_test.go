@@ -35,7 +35,7 @@ func TestFit(t *testing.T) {
 // spans of exactly what was drawn.
 func TestDraw(t *testing.T) {
 	const queries = 100_000
-	r := New(Options{Sample: 0.1, Interesting: -1, RingSize: queries})
+	r := New(Options{Sample: 0.1, Interesting: -1, Plain: -1, RingSize: queries})
 	w := r.Worker(0)
 	drew := 0
 	for range queries {
@@ -54,6 +54,63 @@ func TestDraw(t *testing.T) {
 	_ = r.Run(ctx) // drains once
 	if s := r.Stats(); s.Sampled[SampledRatio] != uint64(drew) || s.Drained != uint64(drew) {
 		t.Errorf("sampled %d of %d records, drew %d", s.Sampled[SampledRatio], s.Drained, drew)
+	}
+}
+
+// TestKinds records kinds of decisions of a few hundred services and pools again and again: in an epoch
+// each is new once, but for a few that have no room.
+func TestKinds(t *testing.T) {
+	for _, tc := range []struct{ services, pools, most int32 }{{1, 1, 1}, {1, 100, 104}, {16, 8, 136}, {40, 12, 960}, {60, 3, 360}, {400, 1, 800}} {
+		a := new(ahead)
+		for epoch := uint32(1); epoch < 4; epoch++ {
+			fresh := int32(0)
+			for range 10 {
+				for service := range tc.services {
+					for pool := range tc.pools {
+						if !a.again(service, 7*service%5+pool, epoch) {
+							fresh++
+						}
+					}
+				}
+			}
+			if kinds := tc.services * tc.pools; fresh < kinds || fresh > tc.most {
+				t.Errorf("%d services with %d pools: %d of %d kinds were new in epoch %d, want at most %d", tc.services, tc.pools, fresh, kinds, epoch, tc.most)
+			}
+		}
+	}
+}
+
+// TestPlain checks that the memory takes so many of the queries that only the ratio selected, that nothing else is
+// made into spans where no collector wants them, and everything where one does.
+func TestPlain(t *testing.T) {
+	for _, tc := range []struct {
+		endpoint             string
+		plain                int
+		drawn, made, sampled uint64
+		remembered           int
+	}{
+		{"", 10, 10, 10, 10, 10},
+		{"", -1, 1000, 1000, 1000, 500},
+		{"http://collector", 10, 1000, 1000, 1000, 10},
+		{"http://collector", -1, 1000, 1000, 1000, 500},
+	} {
+		r := New(Options{Sample: 1, Endpoint: tc.endpoint, Plain: tc.plain, Interesting: -1, Memory: 500, Logger: quiet()})
+		w := r.Worker(0)
+		drawn := uint64(0)
+		for range 1000 {
+			if record, exact := w.Draw(); record && exact {
+				drawn++
+				fillQuery(w.Begin())
+				w.next.Decided = 0 // one span, and no first of its kind
+				w.Commit()
+			}
+		}
+		r.drain(time.Unix(1000, 0))
+		s := r.Stats()
+		if drawn != tc.drawn || s.Made != tc.made || s.Sampled[SampledRatio] != tc.sampled || r.Memory().Stats().Traces != tc.remembered {
+			t.Errorf("endpoint %q, %d plain a second: drew %d, made %d spans of %d queries, remember %d, want %d, %d, %d, %d", tc.endpoint, tc.plain,
+				drawn, s.Made, s.Sampled[SampledRatio], r.Memory().Stats().Traces, tc.drawn, tc.made, tc.sampled, tc.remembered)
+		}
 	}
 }
 

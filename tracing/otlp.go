@@ -187,13 +187,17 @@ func attrStrings(b []byte, field protowire.Number, key string, v []string) []byt
 	b, pair, value := openAttr(b, field, key)
 	b, array := open(b, anyArray)
 	for _, s := range v {
-		var item int
-		b, item = open(b, listItems)
-		b = appendBytes(b, anyString, s)
-		b = shut(b, item)
+		b = appendItem(b, s)
 	}
 	b = shut(b, array)
 	return shutAttr(b, pair, value)
+}
+
+// appendItem appends a string as an item of an ArrayValue.
+func appendItem[S ~string | ~[]byte](b []byte, v S) []byte {
+	b, item := open(b, listItems)
+	b = appendBytes(b, anyString, v)
+	return shut(b, item)
 }
 
 // appendAttrs appends the attributes in the order of their keys.
@@ -312,19 +316,27 @@ func appendResource(b []byte, attrs map[string]any) []byte {
 // appendRequest appends an ExportTraceServiceRequest of one resource (its content) and spans
 // (as fields of ScopeSpans).
 func appendRequest(b []byte, resource []byte, version string, spans []byte) []byte {
-	b, all := open(b, requestResourceSpans)
-	b = appendBytes(b, resourceSpansResource, resource)
-	b, scoped := open(b, resourceSpansScopeSpans)
-	b, scope := open(b, scopeSpansScope)
-	b = appendBytes(b, scopeName, "github.com/meridian-gslb/meridian/tracing")
+	return append(appendHead(b, resource, version, len(spans)), spans...)
+}
+
+// appendHead appends what an ExportTraceServiceRequest has before its spans, of which n octets
+// follow.
+func appendHead(b []byte, resource []byte, version string, n int) []byte {
+	origin := appendBytes(nil, resourceSpansResource, resource)
+	scope := appendBytes(nil, scopeName, "github.com/meridian-gslb/meridian/tracing")
 	if version != "" {
-		b = appendBytes(b, scopeVersion, version)
+		scope = appendBytes(scope, scopeVersion, version)
 	}
-	b = shut(b, scope)
-	b = appendBytes(b, scopeSpansSchemaURL, SchemaURL)
-	b = append(b, spans...)
-	b = shut(b, scoped)
-	return shut(b, all)
+	scoped := appendBytes(nil, scopeSpansScope, scope)
+	scoped = appendBytes(scoped, scopeSpansSchemaURL, SchemaURL)
+	inner := len(scoped) + n
+
+	b = protowire.AppendTag(b, requestResourceSpans, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(len(origin)+protowire.SizeTag(resourceSpansScopeSpans)+protowire.SizeBytes(inner)))
+	b = append(b, origin...)
+	b = protowire.AppendTag(b, resourceSpansScopeSpans, protowire.BytesType)
+	b = protowire.AppendVarint(b, uint64(inner))
+	return append(b, scoped...)
 }
 
 // ExportRequest returns spans as an ExportTraceServiceRequest, each with its Resource, in which

@@ -16,7 +16,7 @@ type Facts struct {
 	Service    string
 	Pool       string
 	Reason     string
-	Answers    []string // addresses answered
+	Answers    []netip.Addr // answered
 	Place      Place
 	Candidates []string    // the pools left, best first
 	Stages     []string    // "stage: pool note, …", what each stage of the policy kept, best first
@@ -164,7 +164,7 @@ func (m *spanMaker) appendAnswer(b []byte, q *Query, facts *Facts) []byte {
 	b = attrString(b, spanAttributes, AttrResponseCode, rcodeText(q.Rcode))
 	b = attrInt(b, spanAttributes, AttrAnswerCount, int64(q.Answers))
 	if len(facts.Answers) > 0 {
-		b = attrStrings(b, spanAttributes, AttrAnswers, facts.Answers)
+		b = m.attrAddrs(b, AttrAnswers, facts.Answers)
 	}
 	b = attrInt(b, spanAttributes, AttrScope, int64(q.Scope))
 	return attrInt(b, spanAttributes, AttrTTL, int64(q.TTL))
@@ -217,6 +217,17 @@ func (m *spanMaker) appendDecision(b []byte, q *Query, facts *Facts) []byte {
 func (m *spanMaker) attrAddr(b []byte, key string, addr netip.Addr) []byte {
 	m.scratch = addr.AppendTo(m.scratch[:0])
 	return attrString(b, spanAttributes, key, m.scratch)
+}
+
+func (m *spanMaker) attrAddrs(b []byte, key string, addrs []netip.Addr) []byte {
+	b, pair, value := openAttr(b, spanAttributes, key)
+	b, array := open(b, anyArray)
+	for _, addr := range addrs {
+		m.scratch = addr.AppendTo(m.scratch[:0])
+		b = appendItem(b, m.scratch)
+	}
+	b = shut(b, array)
+	return shutAttr(b, pair, value)
 }
 
 // attrKnown appends the attribute unless its value is empty.

@@ -2,6 +2,7 @@ package tracing
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"testing"
 
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
@@ -14,7 +15,7 @@ import (
 func describeAll(*Query) Facts {
 	return Facts{
 		Service: "www.example.com", Pool: "gfe-eu", Reason: "failover",
-		Answers: []string{"192.0.2.11", "2001:db8:2::11"},
+		Answers: []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8:2::11")},
 		Place: Place{Continent: "EU", Country: "DE", Subdivision: "HE", City: "Frankfurt am Main", ASN: 64500,
 			Site: "eu-west", Lat: 50.11, Lon: 8.68, Located: true, Scope: 18},
 		Candidates: []string{"gfe-eu", "gfe-us"},

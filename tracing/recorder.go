@@ -3,6 +3,7 @@ package tracing
 import (
 	"context"
 	"log/slog"
+	"math"
 	"net/netip"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ type Options struct {
 
 	Slow        time.Duration // a query that took longer is interesting; default 5 ms
 	Interesting int           // interesting queries a second that become spans beyond Sample, and a tenth as many of fences and overrides; default 100, negative for none
+	Plain       int           // queries a second that Sample alone selects and the memory takes; without an Endpoint no others become spans; default 100, negative for all
 
 	Endpoint string            // http:// or https:// base URL of an OTLP/HTTP collector, /v1/traces is appended; grpc:// or grpcs://host:port of an OTLP/gRPC one; empty: memory only
 	Headers  map[string]string // of every request to it
@@ -38,7 +40,7 @@ type Options struct {
 
 	// Brief is Describe for queries that only the ratio sampled and that the policy's first choice
 	// decided, of which there are most: without Candidates and Rejected, and as cheap as can
-	// be. Nil: Describe.
+	// be. What it returns is good until it is called again. Nil: Describe.
 	Brief func(*Query) Facts
 
 	// Answers are the ids that the fleet's answers carry; nil: none do. Linker then finds the
@@ -94,6 +96,7 @@ func (o Options) withDefaults() Options {
 	o.Workers = max(o.Workers, 1)
 	def(&o.RingSize, defaultRing)
 	def(&o.Interesting, 100)
+	def(&o.Plain, 100)
 	def(&o.Queue, 8<<20)
 	def(&o.Memory, 1024)
 	def(&o.MemoryOctets, 16<<20)
@@ -132,10 +135,13 @@ type Recorder struct {
 	origin   *origin   // the same, for the memory
 
 	// Only the goroutine of Run.
-	signer  *Signer // nil: no answer has an id
+	signer  *Signer      // nil: no answer has an id
+	signed  []netip.Addr // of sign
 	sampler *sampler
 	maker   *spanMaker
-	spans   []byte // of the batch that fills up, as fields of ScopeSpans
+	plain   bucket // of what Sample alone selects, for the memory
+	spans   []byte // of the batch that fills up: room for what a request has before its spans, and then these
+	room    int    // octets
 	inBatch int    // spans
 	born    time.Time
 	epoch   time.Time // when the workers' epoch began
@@ -164,15 +170,22 @@ func New(o Options) *Recorder {
 		resource: appendResource(nil, o.resource()),
 		sampler:  newSampler(o.Sample, o.Slow, float64(max(o.Interesting, 0))),
 		maker:    newSpanMaker(o.Node, o.Describe),
+		plain:    fullBucket(float64(o.Plain)),
 
 		patience:    maxReading,
 		readingJSON: make(chan struct{}, 1),
 		asked:       make(chan chan struct{}),
 	}
+	r.room = len(appendHead(nil, r.resource, o.Version, math.MaxInt32))
+	r.spans = make([]byte, r.room)
 	r.origin = r.memory.origin(r.resource)
+	plain := uint64(math.MaxUint64)
+	if o.Endpoint == "" && o.Plain >= 0 {
+		plain = uint64(o.Plain)
+	}
 	for range o.Workers {
 		w := newWorker(o.RingSize)
-		w.ahead.init(r.sampler, o.Ledger != nil, o.Log)
+		w.ahead.init(r.sampler, o.Ledger != nil, plain, o.Log)
 		if o.Log != nil {
 			w.wire = make([]packets, len(w.lines))
 		}
@@ -321,6 +334,12 @@ func (r *Recorder) take(q *Query, now time.Time) {
 	if by == "" {
 		return
 	}
+	plain := by == SampledRatio && !first
+	remember := !plain || r.options.Plain < 0 || r.plain.take(now)
+	if !remember && r.exporter == nil {
+		r.limited.Add(1)
+		return
+	}
 	r.sampled[slices.Index(sampledBy[:], by)].Add(1)
 
 	if r.inBatch == 0 {
@@ -334,24 +353,24 @@ func (r *Recorder) take(q *Query, now time.Time) {
 		root = r.maker.spanID()
 	}
 	describe := r.maker.describe
-	if by == SampledRatio && !first {
+	if (by == SampledRatio || by == SampledSlow) && !first { // the engine's reasons say nothing of either
 		describe = r.describe(q)
 	}
 	facts := describe(q)
 	if q.Decision != 0 && r.signer != nil {
-		r.sign(q.Decision, facts.Answers)
+		facts.Answers = r.sign(q.Decision, facts.Answers)
 	}
 	from := len(r.spans)
 	var n int
 	r.spans, n = r.maker.appendQuery(r.spans, q, trace, root, by, &facts)
-	r.keep(trace, from, n)
+	r.keep(trace, from, n, remember)
 	if first && q.Decision != 0 && r.signer != nil {
 		from = len(r.spans)
 		cohort, span := r.signer.Context(q.Decision, 0)
 		r.spans = r.maker.appendCohort(r.spans, q, cohort, span, &Link{TraceID: trace, SpanID: root}, &facts)
-		r.keep(cohort, from, 1)
+		r.keep(cohort, from, 1, true)
 	}
-	if len(r.spans) >= batchOctets || r.inBatch >= batchSpans {
+	if len(r.spans)-r.room >= batchOctets || r.inBatch >= batchSpans {
 		r.flush()
 	}
 }
@@ -365,30 +384,41 @@ func (r *Recorder) describe(q *Query) func(*Query) Facts {
 	return r.maker.describe
 }
 
-// sign puts id into the IPv6 addresses among answers: what was answered, rather than what is
-// configured.
-func (r *Recorder) sign(id AnswerID, answers []string) {
-	for i, text := range answers {
-		if addr, err := netip.ParseAddr(text); err == nil && addr.Is6() && !addr.Is4In6() {
-			answers[i] = r.signer.Addr(id, addr).String()
+// sign returns answers with id in the IPv6 ones: what was answered, rather than what is configured.
+// The result is good until the next call.
+func (r *Recorder) sign(id AnswerID, answers []netip.Addr) []netip.Addr {
+	r.signed = r.signed[:0]
+	for _, addr := range answers {
+		if addr.Is6() && !addr.Is4In6() {
+			addr = r.signer.Addr(id, addr)
 		}
+		r.signed = append(r.signed, addr)
 	}
+	return r.signed
 }
 
-// keep counts and remembers the n spans of a trace that were just made, from that place on.
-func (r *Recorder) keep(trace TraceID, from, n int) {
+// keep counts the n spans of a trace that were just made, from that place on, and remembers them.
+func (r *Recorder) keep(trace TraceID, from, n int, remember bool) {
 	r.made.Add(uint64(n))
-	r.memory.add(r.origin, trace, r.spans[from:], n)
+	if remember {
+		r.memory.add(r.origin, trace, r.spans[from:], n)
+	}
 	r.inBatch += n
 }
 
-// flush hands the batch to the exporter.
+// flush hands the batch to the exporter, in the memory that it was made in, and starts one that may
+// become somewhat larger.
 func (r *Recorder) flush() {
-	if r.exporter != nil && r.inBatch > 0 {
-		body := appendRequest(make([]byte, 0, len(r.spans)+len(r.resource)+256), r.resource, r.options.Version, r.spans)
-		r.exporter.put(batch{body: body, spans: r.inBatch, kind: protobufType})
+	if r.exporter == nil || r.inBatch == 0 {
+		r.spans, r.inBatch = r.spans[:r.room], 0
+		return
 	}
-	r.spans, r.inBatch = r.spans[:0], 0
+	n := len(r.spans) - r.room
+	head := appendHead(nil, r.resource, r.options.Version, n)
+	from := r.room - len(head)
+	copy(r.spans[from:], head)
+	r.exporter.put(batch{body: r.spans[from:], spans: r.inBatch, kind: protobufType})
+	r.spans, r.inBatch = make([]byte, r.room, r.room+n+n/4), 0
 }
 
 // Stats are exact counters since the start. At any moment
@@ -404,7 +434,7 @@ type Stats struct {
 	Waiting  uint64 // queries in the rings
 
 	Sampled map[string]uint64 // queries made into spans, by one of the Sampled constants; every one is there
-	Limited uint64            // recorded interesting queries beyond Options.Interesting
+	Limited uint64            // recorded queries that are no spans, being beyond Options.Interesting or Options.Plain
 	Made    uint64            // spans made of sampled queries
 
 	Received uint64 // spans that other processes sent here
