@@ -145,13 +145,21 @@ func (n *Node) reload(forced bool) {
 	done(n.reread(forced))
 }
 
-// checkEngine reports what is wrong with f beyond its own text and its zones.
-func checkEngine(f *config.File) error {
-	m, err := geo.Open(geoConfig(f))
-	if err != nil {
-		return err
+// checkEngine reports what is wrong with f beyond its own text and its zones. It takes from what
+// runs all that f leaves as it is: every reload reads a large database otherwise.
+func (n *Node) checkEngine(f *config.File) error {
+	m := n.places.Current()
+	if !reflect.DeepEqual(geoConfig(n.file.Load()), geoConfig(f)) {
+		var err error
+		if m, err = geo.Open(geoConfig(f)); err != nil {
+			return err
+		}
 	}
-	s, err := gslb.Build(nil, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
+	var prev *gslb.Snapshot
+	if d := n.data.Load(); d != nil {
+		prev = d.Snapshot
+	}
+	s, err := gslb.Build(prev, gslb.Inputs{Revision: 1, Objects: &f.Objects, Geo: m, Now: time.Now()})
 	if err != nil {
 		return err
 	}
@@ -162,7 +170,7 @@ func checkEngine(f *config.File) error {
 func (n *Node) reread(forced bool) error {
 	f, err := config.ReadFile(n.opts.Path)
 	if err == nil { // zones are read one by one: a faulty one is no reason to refuse the others
-		err = checkEngine(f)
+		err = n.checkEngine(f)
 	}
 	if err != nil {
 		n.build.report("configuration "+n.opts.Path, "the running one stays", err)
