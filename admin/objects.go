@@ -144,7 +144,7 @@ func (s *Server) apply(w http.ResponseWriter, r *http.Request) {
 		}
 		c.at = n
 	}
-	given, err := config.ParseObjects("body", b)
+	given, err := config.ParseObjects(api.Body, b)
 	if err == nil {
 		err = noFiles(given)
 	}
@@ -188,7 +188,7 @@ func noFiles(o *config.Objects) error {
 	var errs []error
 	for name, z := range o.Zones {
 		if z.File != "" {
-			errs = append(errs, config.Fault{File: "body", Path: "zones." + name + ".file", Msg: "a file of the caller; expected its text in records"})
+			errs = append(errs, config.Fault{File: api.Body, Path: "zones." + name + ".file", Msg: "a file of the caller; expected its text in records"})
 		}
 	}
 	return errors.Join(errs...)

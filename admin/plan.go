@@ -72,7 +72,7 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	given, err := config.ParseObjects("body", b)
+	given, err := config.ParseObjects(api.Body, b)
 	if err == nil {
 		err = noFiles(given)
 	}

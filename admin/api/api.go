@@ -22,6 +22,9 @@ const (
 	MaxOTLP  = 4 << 20  // octets of one export of spans, as sent
 )
 
+// Body is what a node calls what it was sent where others name a file: in the faults of objects.
+const Body = "body"
+
 // Heartbeat is the longest silence on a stream of assignments: a reader that hears nothing
 // for two of them should connect again.
 const Heartbeat = 10 * time.Second

@@ -126,6 +126,8 @@ func TestShorthands(t *testing.T) {
 			[]Stage{{Health: &HealthStage{}}, {Nearest: &NearestStage{}}, {Failover: &FailoverStage{Order: [][]string{{"a"}}}}}},
 		{"failover ranks", "services: {x.test: {pools: {a: , b: , c: }, policy: [{failover: [a, [b, c]]}]}}",
 			func(o *Objects) any { return o.Services["x.test"].Policy[0].Failover.Order }, [][]string{{"a"}, {"b", "c"}}},
+		{"failover ranks in full", "services: {x.test: {pools: {a: , b: , c: }, policy: [{failover: {order: [a, [b, c]]}}]}}",
+			func(o *Objects) any { return o.Services["x.test"].Policy[0].Failover.Order }, [][]string{{"a"}, {"b", "c"}}},
 		{"select", "services: {x.test: {pools: {a: }, policy: [{select: {answers: 2}}]}}",
 			func(o *Objects) any { return o.Services["x.test"].Policy[0].Select.Answers }, 2},
 		{"allDown word", "services: {x.test: {pools: {a: }, allDown: servfail}}",
@@ -174,6 +176,47 @@ func TestParseObjectsLeavesReferencesOpen(t *testing.T) {
 	faults := Faults(Validate(o))
 	if len(faults) != 2 || faults[0].File != "x.yaml" || faults[0].Line != 3 {
 		t.Errorf("faults %v, want the missing zone and pool at x.yaml:3", faults)
+	}
+}
+
+// TestRelocated: what is wrong with a copy is said where the original stands.
+func TestRelocated(t *testing.T) {
+	o, err := ParseObjects("mine.yaml", []byte(`sites:
+  eu: {lat: 1, lon: 2}
+services:
+  www.example.com:
+    pools:
+      a:
+      b.c: {weight: 2}
+    policy:
+      - health
+      - failover:
+          order:
+            - a
+            - b.c
+zones:
+  - name: example.com
+    records: "@ A 192.0.2.1"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct{ fault, want string }{
+		{"body:3: sites.eu.lat: far", "mine.yaml:2: sites.eu.lat: far"},
+		{"body: sites.eu: nowhere", "mine.yaml:2: sites.eu: nowhere"},
+		{"body:9: services.www.example.com.pools.b.c.weight: heavy", "mine.yaml:7: services.www.example.com.pools.b.c.weight: heavy"},
+		{"body:9: services.www.example.com.policy[1].failover.order[1]: \"b.c\" is no pool: expected: a", "mine.yaml:13: services.www.example.com.policy[1].failover.order[1]: \"b.c\" is no pool: expected: a"},
+		{"body:9: services.www.example.com.policy[1].failover.order[7].x: new", "mine.yaml:11: services.www.example.com.policy[1].failover.order[7].x: new"},
+		{"body:9: zones.example.com.records: line 1", "mine.yaml:16: zones.example.com.records: line 1"},
+		{"body:9: pools.other: not ours", "body:9: pools.other: not ours"},
+		{"body:9: not YAML", "body:9: not YAML"},
+		{"gslb.yaml:3: sites.eu.lat: of another", "gslb.yaml:3: sites.eu.lat: of another"},
+		{"/meridian/v1/sites/eu: sites.eu.lat: of the store", "/meridian/v1/sites/eu: sites.eu.lat: of the store"},
+	}
+	for _, tt := range tests {
+		if got := o.Relocated("body", []string{tt.fault})[0]; got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.fault, got, tt.want)
+		}
 	}
 }
 

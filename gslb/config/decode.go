@@ -204,6 +204,9 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, p path) {
 	case *FailoverStage:
 		d.failover(n, x, p)
 		return
+	case *[][]string:
+		d.ranks(n, x, p)
+		return
 	case *FenceStage:
 		d.orList(n, v, p, "rules")
 		return
@@ -586,10 +589,19 @@ func bareStage(f reflect.Value) string {
 	return ""
 }
 
-// failover reads a list of names, or of lists of names that share a rank; or the full form.
+// failover reads the ranks alone, or the full form.
 func (d *decoder) failover(n *yaml.Node, into *FailoverStage, p path) {
 	if n.Kind != yaml.SequenceNode {
 		d.structure(n, reflect.ValueOf(into).Elem(), p)
+		return
+	}
+	d.ranks(n, &into.Order, p)
+}
+
+// ranks reads a list of names, or of lists of names that share a rank.
+func (d *decoder) ranks(n *yaml.Node, into *[][]string, p path) {
+	if n.Kind != yaml.SequenceNode {
+		d.list(n, reflect.ValueOf(into).Elem(), p) // which says that it is none
 		return
 	}
 	for i, c := range n.Content {
@@ -602,7 +614,7 @@ func (d *decoder) failover(n *yaml.Node, into *FailoverStage, p path) {
 			d.value(c, reflect.ValueOf(&name).Elem(), at)
 			rank = []string{name}
 		}
-		into.Order = append(into.Order, rank)
+		*into = append(*into, rank)
 	}
 }
 

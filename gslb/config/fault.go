@@ -68,6 +68,36 @@ func (f *File) Fault(err error, keys ...string) Fault {
 	return Fault{File: file, Line: line, Path: p.String(), Msg: err.Error()}
 }
 
+// Relocated returns faults, as Fault.Error says them, that were found in a copy of o, with the
+// places where o itself was written. sent is the file that they name: those of other files, or of
+// what o does not hold, stay as they are.
+func (o *Objects) Relocated(sent string, faults []string) []string {
+	lines := map[string]Fault{} // by path
+	for k, pl := range o.places {
+		for key, line := range pl.lines {
+			if p := path(strings.Split(key, "\x00")); len(p) >= 2 && p[0] == k.kind && p[1] == k.name {
+				lines[p.String()] = Fault{File: pl.file, Line: line}
+			}
+		}
+	}
+	out := slices.Clone(faults)
+	for i, f := range faults {
+		place, rest, _ := strings.Cut(f, ": ")
+		if file, _, _ := strings.Cut(place, ":"); file != sent {
+			continue
+		}
+		path, msg, _ := strings.Cut(rest, ": ")
+		for at := path; at != ""; at = at[:max(0, strings.LastIndexAny(at, ".["))] {
+			if found, ok := lines[at]; ok {
+				found.Path, found.Msg = path, msg
+				out[i] = found.Error()
+				break
+			}
+		}
+	}
+	return out
+}
+
 // path leads to a value: keys, and list indexes written as "[2]".
 type path []string
 

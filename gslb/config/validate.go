@@ -407,6 +407,9 @@ func (c *checker) steering(p path, st Steering) {
 
 // failover checks that the ranks name pools of the steering, each once.
 func (c *checker) failover(p path, order [][]string, pools []string) {
+	if full := p.at("order"); c.written(full) {
+		p = full
+	}
 	if len(order) == 0 {
 		c.missing(p, "no value; expected the pools in order")
 	}

@@ -245,7 +245,8 @@ func TestGolden(t *testing.T) {
 func TestFaults(t *testing.T) {
 	refused := exampleNode()
 	refused.status["POST /api/v1/apply"] = http.StatusUnprocessableEntity
-	refused.answers["POST /api/v1/apply"] = api.Problem{Error: "the configuration has 2 faults", Hint: "nothing was written", Faults: []string{"body:2: sites: bad", "body:3: pools: worse"}}
+	refused.answers["POST /api/v1/apply"] = api.Problem{Error: "the configuration has 2 faults", Hint: "nothing was written", Faults: []string{"body:1: sites.eu.lat: bad", "body:3: pools.p: worse", "body:7: pools: lost", "gslb.yaml:4: pools.q: old"}}
+	refused.status["POST /api/v1/plan"], refused.answers["POST /api/v1/plan"] = refused.status["POST /api/v1/apply"], refused.answers["POST /api/v1/apply"]
 	notReady := exampleNode()
 	notReady.answers["GET /api/v1/status"] = api.Status{State: api.StateNotReady, Reasons: []string{"first probe round"}}
 	hostile := exampleNode()
@@ -280,7 +281,9 @@ func TestFaults(t *testing.T) {
 		{"kind to delete", exampleNode(), "", "delete all x", ExitUsage, `no kind "all"; there are: sites`},
 		{"apply without file", exampleNode(), "", "apply", ExitUsage, "-f FILE is missing"},
 		{"apply of faults", exampleNode(), "sites: {eu: {lat: 95, lon: 0}}\nwhat: 1\n", "apply -f -", ExitError, "stdin has 2 faults"},
-		{"apply refused", refused, "sites: {eu: {lat: 5, lon: 0}}\n", "apply -f -", ExitError, "the configuration has 2 faults\n  body:2: sites: bad\n  body:3: pools: worse\nnothing was written"},
+		{"apply refused", refused, "sites:\n  eu: {lat: 5, lon: 0}\n", "apply -f -", ExitError, "the configuration has 2 faults\n  stdin:2: sites.eu.lat: bad\n  body:3: pools.p: worse\n  body:7: pools: lost\n  gslb.yaml:4: pools.q: old\nnothing was written"},
+		{"diff refused", refused, "sites:\n  eu: {lat: 5, lon: 0}\n", "diff -f -", ExitError, "  stdin:2: sites.eu.lat: bad\n"},
+		{"plan refused", refused, "pools:\n  p:\n    site: eu\n", "plan -f -", ExitError, "  stdin:2: pools.p: worse\n"},
 		{"file that is not there", exampleNode(), "", "apply -f /nonexistent.yaml", ExitError, "/nonexistent.yaml: no such file"},
 		{"hostile text", hostile, "", "explain www --client ::1", ExitError, `no service \x1b[2J; did you mean "www.example.com"?`},
 		{"not a node", stranger, "", "status", ExitError, "not what a Meridian node sends"},

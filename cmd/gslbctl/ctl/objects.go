@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -125,15 +126,13 @@ func (f *applyFlags) register(c *cobra.Command) {
 	_ = c.MarkFlagFilename("file", "yaml", "yml", "json")
 }
 
-// objects reads the file of the flags, with the zones' own files put in their places: the
-// node cannot read them.
-func (a *app) objects(f *applyFlags) ([]byte, error) {
+// objects reads the file of the flags, and returns what it holds, and how that is sent: with the
+// zones' own files put in their places, for the node cannot read them.
+func (a *app) objects(f *applyFlags) (o *config.Objects, data []byte, err error) {
 	name := f.file
-	var data []byte
-	var err error
 	switch name {
 	case "":
-		return nil, usage("-f FILE is missing")
+		return nil, nil, usage("-f FILE is missing")
 	case "-":
 		name = "stdin"
 		data, err = io.ReadAll(io.LimitReader(a.in, api.MaxApply+1))
@@ -141,20 +140,29 @@ func (a *app) objects(f *applyFlags) ([]byte, error) {
 		data, err = os.ReadFile(name)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	o, err := config.ParseObjects(name, data)
+	o, err = config.ParseObjects(name, data)
 	if err == nil {
 		o, err = config.ResolveFiles(o)
 	}
 	if err != nil {
-		return nil, faulty(name, err)
+		return nil, nil, faulty(name, err)
 	}
 	data, err = config.MarshalYAML(o)
 	if err == nil && len(data) > api.MaxApply {
 		err = fmt.Errorf("%s: with its zones %d octets; a node takes up to %d at once", name, len(data), api.MaxApply)
 	}
-	return data, err
+	return o, data, err
+}
+
+// located has err, the node's answer to objects, say the faults where they stand in the file that o
+// was read from.
+func located(o *config.Objects, err error) error {
+	if e, ok := errors.AsType[*api.Error](err); ok && o != nil {
+		e.Faults = o.Relocated(api.Body, e.Faults)
+	}
+	return err
 }
 
 // faulty says the faults of a file as the node would say them.
@@ -183,7 +191,7 @@ shown first, and what changes between looking and writing is a conflict that wri
 node section of a configuration file is left out; zone files are sent along.`,
 		Args: args(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			data, err := a.objects(&f)
+			o, data, err := a.objects(&f)
 			if err != nil {
 				return err
 			}
@@ -191,7 +199,7 @@ node section of a configuration file is left out; zone files are sent along.`,
 			look.DryRun = true
 			seen, err := a.apply(c.Context(), data, look)
 			if err != nil {
-				return err
+				return located(o, err)
 			}
 			if len(seen.Diff) == 0 {
 				return a.show(seen, func() { a.printSummary(seen) })
@@ -210,7 +218,7 @@ node section of a configuration file is left out; zone files are sent along.`,
 			f.At = seen.Revision
 			done, err := a.apply(c.Context(), data, f.ApplyOptions)
 			if err != nil {
-				return err
+				return located(o, err)
 			}
 			return a.show(done, func() { a.printSummary(done) })
 		},
@@ -298,13 +306,13 @@ func (a *app) diffCommand() *cobra.Command {
 		Long:  "Show what apply would change. The exit code is 0 when nothing differs, 1 when something does.",
 		Args:  args(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			data, err := a.objects(&f)
+			o, data, err := a.objects(&f)
 			if err != nil {
 				return err
 			}
 			seen, err := a.apply(c.Context(), data, f.ApplyOptions)
 			if err != nil {
-				return err
+				return located(o, err)
 			}
 			if err := a.show(seen.Diff, func() { a.printDiff(seen.Diff) }); err != nil {
 				return err

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
 // planCommand shows what a change would do to the users of late.
@@ -33,10 +34,11 @@ capacity, users would be left without an answer, or more than --max-moved would 
 			for _, pool := range drains {
 				terms = append(terms, "pool."+pool+"=drain")
 			}
+			var o *config.Objects
 			var data []byte
 			if c.Flags().Changed("file") {
 				var err error
-				if data, err = a.objects(&f); err != nil {
+				if o, data, err = a.objects(&f); err != nil {
 					return err
 				}
 			} else if len(terms) == 0 {
@@ -46,7 +48,7 @@ capacity, users would be left without an answer, or more than --max-moved would 
 				return c.Plan(ctx, data, terms, f.Prune)
 			})
 			if err != nil {
-				return err
+				return located(o, err)
 			}
 			if err := a.show(p, func() { a.printPlan(p) }); err != nil {
 				return err
