@@ -22,9 +22,15 @@ const embedded = ^uint32(0)
 // Such a prefix says by its length where the address starts. IPv4-mapped addresses are not
 // among them: they are IPv4 on the way in, and no IPv6 client has one.
 var holes = []leaf{
-	{key{hi: 0x0064_ff9b_0000_0000}, 96, 1}, // 64:ff9b::/96, NAT64: RFC 6052, section 2.1
-	{key{hi: 0x2002_0000_0000_0000}, 16, 1}, // 2002::/16, 6to4: RFC 3056, section 2
+	{key{hi: nat64High}, 96, 1},     // 64:ff9b::/96: RFC 6052, section 2.1
+	{key{hi: sixToFourHigh}, 16, 1}, // 2002::/16: RFC 3056, section 2
 }
+
+// The first 64 bits of those ranges.
+const (
+	nat64High     = 0x0064_ff9b_0000_0000
+	sixToFourHigh = 0x2002_0000_0000_0000
+)
 
 // Lookup returns the value of addr and the scope of that answer: the length of the largest
 // prefix around addr in which every address has a value of that class, 0..32 for IPv4 and
@@ -41,15 +47,39 @@ func (t *Table) Lookup(addr netip.Addr) (value uint32, scope uint8) {
 	if value != embedded {
 		return value, around
 	}
-	length, v4 := uint8(96), lo
-	if hi>>48 == 0x2002 {
-		length, v4 = 16, hi>>16
-	}
-	value, scope = t.v4.lookup(uint32(v4))
+	v4, before, _ := embeddedIn(hi, lo)
+	value, scope = t.v4.lookup(v4)
 	if scope == 0 { // all of IPv4 is of one class, and so may be more around this range
 		return value, around
 	}
-	return value, length + scope
+	return value, before + scope
+}
+
+// Embedded returns the IPv4 address inside an IPv6 address of NAT64's well-known prefix or of 6to4,
+// by which it is looked up, and how many bits of addr stand before it. For any other address ok is
+// false, and before is how many bits of addr tell so.
+func Embedded(addr netip.Addr) (v4 netip.Addr, before uint8, ok bool) {
+	a := addr.As16()
+	inside, before, ok := embeddedIn(binary.BigEndian.Uint64(a[:8]), binary.BigEndian.Uint64(a[8:]))
+	if ok {
+		var octets [4]byte
+		binary.BigEndian.PutUint32(octets[:], inside)
+		v4 = netip.AddrFrom4(octets)
+	}
+	return v4, before, ok
+}
+
+// embeddedIn is Embedded over the halves of an address.
+func embeddedIn(hi, lo uint64) (v4 uint32, before uint8, ok bool) {
+	switch {
+	case hi == nat64High && lo>>32 == 0:
+		return uint32(lo), 96, true
+	case hi>>48 == sixToFourHigh>>48:
+		return uint32(hi >> 16), 16, true
+	case hi == nat64High:
+		return 0, 64 + uint8(bits.LeadingZeros64(lo)) + 1, false
+	}
+	return 0, uint8(max(bits.LeadingZeros64(hi^nat64High), bits.LeadingZeros64(hi^sixToFourHigh))) + 1, false
 }
 
 // Len returns the number of prefixes of each family.

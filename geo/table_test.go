@@ -254,6 +254,32 @@ func checkAll(t *testing.T, m *geo.Map) {
 	}
 }
 
+// TestEmbedded checks what stands inside addresses, and how many bits of the others say that nothing
+// does.
+func TestEmbedded(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	for range 20_000 {
+		hole := []netip.Prefix{nat64, sixTo4}[rng.IntN(2)]
+		a := embed(hole, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(rng.Uint32()), 2, byte(rng.Uint32())}), 32)).Addr()
+		v4, before, ok := geo.Embedded(a)
+		if !ok || int(before) != hole.Bits() || embed(hole, netip.PrefixFrom(v4, 32)).Addr() != a {
+			t.Fatalf("Embedded(%s) = %s, %d, %t; want what was put there after %d bits", a, v4, before, ok, hole.Bits())
+		}
+		b := a.As16()
+		bit := rng.IntN(hole.Bits())
+		b[bit/8] ^= 0x80 >> (bit % 8)
+		a = netip.AddrFrom16(b)
+		_, before, ok = geo.Embedded(a)
+		beside := func(bits int) bool {
+			p := netip.PrefixFrom(a, bits).Masked()
+			return !p.Overlaps(nat64) && !p.Overlaps(sixTo4)
+		}
+		if ok || !beside(int(before)) || beside(int(before)-1) {
+			t.Fatalf("Embedded(%s) = %d, %t; want false, and the bits that it takes to say so", a, before, ok)
+		}
+	}
+}
+
 // TestCompileUniform checks that what does not depend on the place has scope 0, in the
 // ranges that embed IPv4 too.
 func TestCompileUniform(t *testing.T) {

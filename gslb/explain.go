@@ -43,8 +43,8 @@ func (s *Snapshot) Explain(svc *Service, c Client) *Explanation {
 	if d.Pool != nil {
 		e.Pool = d.Pool.Name
 	}
-	o := &svc.outcomes[d.Outcome]
-	e.Stages = svc.trace(&d, &at, svc.hash(addr, o.sticky(svc, addr)))
+	key, _ := svc.outcomes[d.Outcome].hash(svc, addr)
+	e.Stages = svc.trace(&d, &at, key)
 	return e
 }
 

@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/bits"
 	"net/netip"
+
+	"github.com/meridian-gslb/meridian/geo"
 )
 
 // Shares are kept by weighted rendezvous hashing (Thaler and Ravishankar 1998; with weights,
@@ -63,20 +65,21 @@ func negLog2(h uint64) float64 {
 	return float64(zeros+1) - (low + float64(rest*(high-low)))
 }
 
-// key returns what a client is hashed by: its source prefix at the sticky length.
-func (svc *Service) key(addr netip.Addr) uint64 { return svc.hash(addr, svc.sticky(addr)) }
-
-// hash returns what a client is hashed by, at that length.
-func (svc *Service) hash(addr netip.Addr, length uint8) uint64 {
-	return mix(prefix64(addr)&^(^uint64(0)>>length) ^ svc.seed)
-}
-
-// sticky returns the length of the prefix that key hashes.
-func (svc *Service) sticky(addr netip.Addr) uint8 {
-	if addr.Is4() {
-		return svc.sticky4
+// hash returns what the draws of the client at addr are made of, its source prefix at the length of
+// its family, and the scope of that. Who comes through NAT64 or 6to4 is hashed like the IPv4 address
+// inside: by the prefix alone all of NAT64 would be one client.
+func (svc *Service) hash(addr netip.Addr, length4, length6 uint8) (key uint64, scope uint8) {
+	length, before := length4, uint8(0)
+	if addr.Is6() {
+		v4, n, inside := geo.Embedded(addr)
+		if inside {
+			addr, before = v4, n
+		} else {
+			length = length6
+			scope = n // beside those that are inside
+		}
 	}
-	return svc.sticky6
+	return mix(prefix64(addr)&^(^uint64(0)>>length) ^ svc.seed), max(scope, before+length)
 }
 
 // prefix64 returns the first 64 bits of addr; an IPv4 address is followed by zeros.

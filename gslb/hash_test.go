@@ -33,16 +33,21 @@ func TestHashesStay(t *testing.T) {
 	tests := []struct {
 		client string
 		want   uint64
+		scope  uint8
 	}{
-		{"192.0.2.1", 0x1aae2a654d1b017a},
-		{"192.0.2.255", 0x1aae2a654d1b017a},
-		{"192.0.3.1", 0xa8a69bb9259f6829},
-		{"2001:db8:1:2::1", 0x62869eb4995a4cab},
-		{"2001:db8:1:2ff::1", 0xc0fb5a4369bea255},
+		{"192.0.2.1", 0x1aae2a654d1b017a, 24},
+		{"192.0.2.255", 0x1aae2a654d1b017a, 24},
+		{"192.0.3.1", 0xa8a69bb9259f6829, 24},
+		{"2001:db8:1:2::1", 0x62869eb4995a4cab, 56},
+		{"2001:db8:1:2ff::1", 0xc0fb5a4369bea255, 56},
+		{"64:ff9b::192.0.2.1", 0x1aae2a654d1b017a, 96 + 24}, // as the IPv4 address inside
+		{"64:ff9b::192.0.3.1", 0xa8a69bb9259f6829, 96 + 24},
+		{"2002:c000:201::1", 0x1aae2a654d1b017a, 16 + 24},
+		{"64:ff9b:0:0:1::", 0x383238038e920247, 80}, // beside them: as long as it takes to tell
 	}
 	for _, tt := range tests {
-		if got := svc.key(netip.MustParseAddr(tt.client)); got != tt.want {
-			t.Errorf("key(%s) = %#x, want %#x", tt.client, got, tt.want)
+		if got, scope := svc.hash(netip.MustParseAddr(tt.client), svc.sticky4, svc.sticky6); got != tt.want || scope != tt.scope {
+			t.Errorf("hash(%s) = %#x, scope %d; want %#x, %d", tt.client, got, scope, tt.want, tt.scope)
 		}
 	}
 	if got, want := draw(1, seed("pool", "gfe-eu"), 1.0/3), 1.0820046883697587; got != want {

@@ -105,10 +105,10 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 		return
 	}
 	sh := &o.shares[0]
-	sticky := o.sticky(svc, addr)
 	var key uint64
+	var sticky uint8
 	if o.hashed {
-		key = svc.hash(addr, sticky)
+		key, sticky = o.hash(svc, addr)
 		var first *share
 		sh, first = o.pick(key)
 		switch {
@@ -138,8 +138,8 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 		o.target(svc, sh, key, d)
 		return
 	}
-	if key == 0 {
-		key = svc.hash(addr, sticky)
+	if !o.hashed {
+		key, sticky = o.hash(svc, addr)
 	}
 	cut := true
 	if o.merged {
@@ -153,15 +153,12 @@ func (s *Snapshot) Decide(svc *Service, c Client, d *Decision) {
 	o.target(svc, sh, key, d)
 }
 
-// sticky returns how many bits of addr are hashed.
-func (o *outcome) sticky(svc *Service, addr netip.Addr) uint8 {
-	switch {
-	case o.shape.sticky4 == 0:
-		return svc.sticky(addr)
-	case addr.Is4():
-		return o.shape.sticky4
+// hash returns what the draws of the client at addr are made of, and the scope of that.
+func (o *outcome) hash(svc *Service, addr netip.Addr) (key uint64, scope uint8) {
+	if o.shape.sticky4 == 0 {
+		return svc.hash(addr, svc.sticky4, svc.sticky6)
 	}
-	return o.shape.sticky6
+	return svc.hash(addr, o.shape.sticky4, o.shape.sticky6)
 }
 
 // pick returns the share of the client with that key, and the one that it would have if none were

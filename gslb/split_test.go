@@ -23,7 +23,8 @@ func TestSplitBesideOthers(t *testing.T) {
 	}
 	all := sharesOf(weights...)
 	key := func(i int) uint64 {
-		return svc.key(netip.AddrFrom4([4]byte{byte(i>>16) + 1, byte(i >> 8), byte(i), 1}))
+		k, _ := svc.hash(netip.AddrFrom4([4]byte{byte(i>>16) + 1, byte(i >> 8), byte(i), 1}), svc.sticky4, svc.sticky6)
+		return k
 	}
 	rendezvous := func(n, without int) func(uint64) int {
 		var set []share
