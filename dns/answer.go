@@ -433,7 +433,7 @@ func (a *answerer) looped(owner []byte) bool {
 func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	q, r := &a.q, &a.r
 	client, fromECS := q.client()
-	d.Snapshot.Decide(d.Snapshot.Services[a.res.Node.Service], client, &a.d)
+	d.Snapshot.DecideFor(families(q.qtype), d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
 	a.counters.decided(d.Snapshot, &a.d)
 	if a.made++; a.made%recentEvery == 0 {
@@ -480,6 +480,17 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	}
 	a.add(inAnswer, owner, rtype, a.d.TTL).addrs = a.follow.identify(d.Snapshot, &a.d, addrs, a.start)
 	return nil
+}
+
+// families returns those of the addresses that an answer to qtype may hold.
+func families(qtype uint16) gslb.Families {
+	switch qtype {
+	case typeA:
+		return gslb.IPv4
+	case typeAAAA:
+		return gslb.IPv6
+	}
+	return gslb.IPv4 | gslb.IPv6 // hints, glue, whichever there is
 }
 
 // flatten adds the addresses that target, a name in our zones, leads to, at owner, as if they were

@@ -124,9 +124,9 @@ func busy(all []Client) []Client {
 }
 
 // BenchmarkDecide decides for random clients among 50 pools over 1,000,000 networks: every network
-// is as likely as any other, which no cache likes. Best is a service that does not depend on the
-// client; worst is a split over all 50 pools. Those named zipf have some clients that ask more often
-// than others.
+// is as likely as any other, which no cache likes. They ask for A; those named both for hints of
+// both families. Best is a service that does not depend on the client; worst is a split over all 50
+// pools. Those named zipf have some clients that ask more often than others.
 func BenchmarkDecide(b *testing.B) {
 	for _, bm := range []struct {
 		name   string
@@ -147,7 +147,7 @@ func BenchmarkDecide(b *testing.B) {
 			{Sticky: &config.StickyStage{}}, select2,
 		}},
 	} {
-		run := func(name string, draw func([]Client) []Client) {
+		run := func(name string, want Families, draw func([]Client) []Client) {
 			b.Run(name, func(b *testing.B) {
 				in := benchInputs(b, bm.policy...)
 				s, err := Build(nil, in)
@@ -161,15 +161,17 @@ func BenchmarkDecide(b *testing.B) {
 				b.ReportAllocs()
 				end := cpuPerOp(b)
 				for b.Loop() {
-					s.Decide(svc, clients[i&(1<<16-1)], &d)
+					s.DecideFor(want, svc, clients[i&(1<<16-1)], &d)
 					i++
 				}
 				end()
 			})
 		}
-		run(bm.name, func(all []Client) []Client { return all })
+		all := func(all []Client) []Client { return all }
+		run(bm.name, IPv4, all)
 		if strings.HasPrefix(bm.name, "six") {
-			run(bm.name+"/zipf", busy)
+			run(bm.name+"/zipf", IPv4, busy)
+			run(bm.name+"/both", IPv4|IPv6, all)
 		}
 	}
 }

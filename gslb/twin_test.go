@@ -1044,6 +1044,7 @@ func agreeWithTwin(t *testing.T, rng *rand.Rand) {
 				t.Fatalf("round %d: %s: %s with targets %v, want %v\n%s", round, a, d.line(), got, targets, yamlOf(in))
 			}
 			checkExplains(t, s, svc, Client{a, uint8(a.BitLen())})
+			checkFamilies(t, s, svc, Client{a, uint8(a.BitLen())}, &d)
 
 			inside := netip.PrefixFrom(a, int(d.Scope)).Masked()
 			differs := func(p netip.Prefix) (netip.Addr, bool) {
@@ -1093,6 +1094,24 @@ func flipped(addr netip.Addr, bit uint8) netip.Addr {
 	b[bit/8] ^= 0x80 >> (bit % 8)
 	out, _ := netip.AddrFromSlice(b)
 	return out
+}
+
+// checkFamilies checks that who wants one family is told what d, the decision for c, says of it, and
+// the same of all else.
+func checkFamilies(t *testing.T, s *Snapshot, svc *Service, c Client, d *Decision) {
+	t.Helper()
+	for _, want := range []Families{IPv4, IPv6, 0} {
+		var one Decision
+		s.DecideFor(want, svc, c, &one)
+		if want&IPv4 != 0 && !slices.Equal(one.V4, d.V4) || want&IPv6 != 0 && !slices.Equal(one.V6, d.V6) {
+			t.Fatalf("%s: family %d alone has %s; want what both have: %s", c.Addr, want, one.line(), d.line())
+		}
+		both := one
+		both.V4, both.V6 = d.V4, d.V6
+		if got, all := both.line(), d.line(); got != all || one.Flags != d.Flags || one.Outcome != d.Outcome || !slices.Equal(targetsOf(&one), targetsOf(d)) {
+			t.Fatalf("%s: family %d alone is decided as %s; want %s", c.Addr, want, got, all)
+		}
+	}
 }
 
 // stageKinds returns the kinds of stages in their order, those of cases and chains where they

@@ -54,6 +54,15 @@ type Client struct {
 	Source uint8      // source prefix length in bits (RFC 7871); all bits for a resolver's address
 }
 
+// Families are those of addresses, of which an answer mostly wants one.
+type Families uint8
+
+// The families.
+const (
+	IPv4 Families = 1 << iota
+	IPv6
+)
+
 // Inputs is all that a snapshot is made of. Its maps and what they hold belong to the snapshot
 // and stay as they are.
 type Inputs struct {
@@ -205,7 +214,7 @@ type Decision struct {
 	Scope    uint8        // bits of the client's address that the decision depends on (RFC 7871)
 	TTL      uint32       // seconds
 	Outcome  uint32       // index of the compiled outcome in the service: what explains a recorded decision
-	V4, V6   []netip.Addr // the answers by family; valid until the next Decide into d
+	V4, V6   []netip.Addr // the answers by family, those that are wanted; valid until the next decision into d
 	Fallback string       // a name to answer with CNAME: with ReasonFallback, and for a pool that is a hostname
 	Targets  []Target     // the pools that SVCB, HTTPS and SRV answer with, best first; empty where the service has none of them
 
