@@ -67,10 +67,14 @@ func decodeBits(d *decoder) (*Bits, error) {
 	if octets := d.take(uint64(n+1) / 2); d.err == nil {
 		bits.Marks = make([]byte, n)
 		for i := range bits.Marks {
-			bits.Marks[i] = octets[i/2] >> (4 * (i % 2)) & 0xf
-			if m := bits.Marks[i]; m&^marksKnown != 0 || m != 0 && m&markKnown == 0 {
+			m := octets[i/2] >> (4 * (i % 2)) & 0xf
+			if m == 0 { // most of them, where targets are shared among many
+				continue
+			}
+			if m&^marksKnown != 0 || m&markKnown == 0 {
 				return nil, fmt.Errorf("mark %#x", m)
 			}
+			bits.Marks[i] = m
 		}
 		if n%2 == 1 && octets[n/2]>>4 != 0 {
 			return nil, errors.New("a mark after the last")
@@ -94,13 +98,31 @@ func markOf(o Observation) byte {
 	return m
 }
 
-// observations returns what r's bitmap says of the targets in list.
-func (r *Report) observations(list []gslb.EndpointID) []Observation {
+// observations returns what r's bitmap says of the targets in list: its votes, and that there is
+// none any more where had has one. Of most targets a node says nothing, and never did.
+func (r *Report) observations(list []gslb.EndpointID, had map[gslb.EndpointID]Observation) []Observation {
+	marks := r.Bits.Marks[:max(0, min(len(r.Bits.Marks), len(list)-r.Bits.First))]
 	var out []Observation
-	for i, m := range r.Bits.Marks {
-		if at := r.Bits.First + i; at < len(list) {
-			out = append(out, Observation{ID: list[at], Version: r.Heading.Version, At: r.Heading.At,
-				Silent: m&markKnown == 0, Up: m&markUp != 0, Flipping: m&markFlipping != 0})
+	again := 0 // of those in had
+	for i, m := range marks {
+		if m == 0 {
+			continue
+		}
+		id := list[r.Bits.First+i]
+		out = append(out, Observation{ID: id, Version: r.Heading.Version, At: r.Heading.At, Up: m&markUp != 0, Flipping: m&markFlipping != 0})
+		if _, ok := had[id]; ok {
+			again++
+		}
+	}
+	if again == len(had) {
+		return out
+	}
+	for i, m := range marks {
+		if m != 0 {
+			continue
+		}
+		if id := list[r.Bits.First+i]; had[id].ID == id {
+			out = append(out, Observation{ID: id, Version: r.Heading.Version, At: r.Heading.At, Silent: true})
 		}
 	}
 	return out

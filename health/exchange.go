@@ -156,32 +156,43 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 		m.mu.Unlock()
 		return nil
 	}
-	if v := m.table.nodes[r.Node]; v != nil && !v.room.take(now, messageRate, messageBurst) {
-		m.mu.Unlock()
-		return errFlood
-	}
-	relay := len(r.Observations) == 1
-	if r.Bits != nil {
-		r.Observations = r.observations(m.lists.byHash[r.Heading.List])
-	}
-	before := Heading{Leaving: true}
-	if v := m.table.nodes[r.Node]; v != nil {
+	v, before := m.table.nodes[r.Node], Heading{Leaving: true}
+	if v != nil {
+		if !v.room.take(now, messageRate, messageBurst) {
+			m.mu.Unlock()
+			return errFlood
+		}
 		if before = v.heading; r.Heading.Version.Compare(before.Version) <= 0 {
 			m.stats.repeated.Add(1)
 		}
 	}
-	changed, refused := m.table.Merge(r)
-	m.stats.dropped[dropFull].Add(uint64(refused))
-	switch {
-	case r.Part != nil:
-		if v := m.table.nodes[r.Node]; v != nil {
-			v.notes.take(r.Heading.Version, r.Part)
+	relay := len(r.Observations) == 1
+	var changed []Change
+	refused := 0
+	if list := m.lists.byHash[r.Heading.List]; r.Bits == nil || v == nil || !m.table.confirm(v, &r, e.message, list) {
+		if r.Bits != nil {
+			var had map[gslb.EndpointID]Observation
+			if v != nil {
+				had = v.observed
+			}
+			r.Observations = r.observations(list, had)
 		}
-	case r.Bits != nil:
-		m.table.keep(r, e, now)
-	default:
-		for _, o := range r.Observations {
-			m.seeLocked(r.Node, o.ID, now, o.Latency)
+		changed, refused = m.table.Merge(r)
+		m.stats.dropped[dropFull].Add(uint64(refused))
+	}
+	if v = m.table.nodes[r.Node]; v != nil {
+		if len(changed) > 0 {
+			v.unsettle()
+		}
+		switch {
+		case r.Part != nil:
+			v.notes.take(r.Heading.Version, r.Part)
+		case r.Bits != nil:
+			v.keep(&r, &e, refused == 0 && r.Heading.Version == v.heading.Version, now)
+		default:
+			for _, o := range r.Observations {
+				m.seeLocked(r.Node, o.ID, now, o.Latency)
+			}
 		}
 	}
 	for _, c := range changed {
@@ -189,7 +200,7 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 			m.turnLocked(r.Node, c.ID, now)
 		}
 	}
-	if h := m.headingOf(r.Node); h.Failing != before.Failing || h.Abstains != before.Abstains || h.Leaving != before.Leaving || h.Blind != before.Blind {
+	if h := m.headingOf(r.Node); (h.Failing > mostFails) != (before.Failing > mostFails) || h.Abstains != before.Abstains || h.Leaving != before.Leaving || h.Blind != before.Blind {
 		m.doubtAt = time.Time{}
 	}
 	if len(changed) > 0 {
@@ -234,21 +245,30 @@ func (m *Monitor) headingOf(node string) Heading {
 	return Heading{}
 }
 
-// keep remembers a bitmap to pass on.
-func (t *Table) keep(r Report, e envelope, now time.Time) {
-	v := t.nodes[r.Node]
-	if v == nil || len(v.pages) >= maxPages && v.pages[r.Bits.First].at.IsZero() {
+// keep remembers a bitmap, to pass it on and to know it again. settled says that the table has
+// taken in all of it, and nothing later.
+func (v *vantage) keep(r *Report, e *envelope, settled bool, now time.Time) {
+	old, had := v.pages[r.Bits.First]
+	switch {
+	case !had && len(v.pages) >= maxPages, old.version.Compare(r.Heading.Version) >= 0:
 		return
-	}
-	if v.pages == nil {
+	case v.pages == nil:
 		v.pages = make(map[int]page)
+	case !had || old.list != r.Heading.List:
+		maps.DeleteFunc(v.pages, func(_ int, p page) bool { return p.list != r.Heading.List })
 	}
-	if old := v.pages[r.Bits.First]; old.version.Compare(r.Heading.Version) >= 0 {
-		return
+	v.pages[r.Bits.First] = page{version: r.Heading.Version, list: r.Heading.List, count: len(r.Bits.Marks), settled: settled, at: now.Add(-e.age),
+		sealed: envelope{age: e.age, message: append(old.sealed.message[:0], e.message...), signature: append(old.sealed.signature[:0], e.signature...)}}
+}
+
+// unsettle says that a vote of v is another now, for which a bitmap that was kept need not stand.
+func (v *vantage) unsettle() {
+	for first, p := range v.pages {
+		if p.settled {
+			p.settled = false
+			v.pages[first] = p
+		}
 	}
-	maps.DeleteFunc(v.pages, func(_ int, p page) bool { return p.list != r.Heading.List })
-	e.message, e.signature = slices.Clone(e.message), slices.Clone(e.signature)
-	v.pages[r.Bits.First] = page{r.Heading.Version, r.Heading.List, e, now.Add(-e.age)}
 }
 
 // packets returns the bitmaps that are kept of v, with their age at now.
@@ -315,8 +335,8 @@ func (m *Monitor) sealAll(messages [][]byte) [][]byte {
 // agreedLocked reports whether every node that is heard has the same list of targets, so that
 // bitmaps say all.
 func (m *Monitor) agreedLocked(now time.Time) bool {
-	for name, v := range m.table.nodes {
-		if name != m.o.Node && v.heading.List != m.self.List && v.alive(now) {
+	for _, v := range m.table.order {
+		if v.name != m.o.Node && v.heading.List != m.self.List && v.alive(now) {
 			return false
 		}
 	}
@@ -332,12 +352,11 @@ func (m *Monitor) state(join bool) []byte {
 	m.sayLocked(now)
 	packets := m.ownLocked(now, join || !m.agreedLocked(now))
 	has := []known{{node: m.o.Node, version: m.self.Version}}
-	for _, name := range m.table.Names() {
-		v := m.table.nodes[name]
-		if name == m.o.Node || !v.alive(now) {
+	for _, v := range m.table.order {
+		if v.name == m.o.Node || !v.alive(now) {
 			continue
 		}
-		has = append(has, known{name, v.heading.Version, now.Sub(v.heading.At)})
+		has = append(has, known{v.name, v.heading.Version, now.Sub(v.heading.At)})
 		if join {
 			packets = append(packets, v.packets(now)...)
 		}
@@ -372,8 +391,8 @@ func (m *Monitor) catchUp(peer string, has []known, now time.Time) error {
 		return errFlood
 	}
 	var packets [][]byte
-	for _, name := range m.table.Names() {
-		v := m.table.nodes[name]
+	for _, v := range m.table.order {
+		name := v.name
 		switch {
 		case name == peer && own.Compare(v.heading.Version) < 0 && own.Epoch != v.heading.Version.Epoch:
 			packets = append(packets, v.packets(now)...) // of a later life than its own: it must hear of it
@@ -431,19 +450,24 @@ func keysOf(o *config.Objects) map[string]ed25519.PublicKey {
 	return keys
 }
 
+// colleaguesLocked returns the other nodes of this node's site that probe and are heard, by name.
+func (m *Monitor) colleaguesLocked(now time.Time) []string {
+	var names []string
+	for _, v := range m.table.order {
+		if v.name != m.o.Node && v.heading.Site == m.o.Site && !v.heading.Blind && v.alive(now) {
+			names = append(names, v.name)
+		}
+	}
+	return names
+}
+
 // assignLocked returns the targets that this node probes: of those that say how many vantages
-// of a site they want, the ones that it is among the first for. The others of the site are
-// those that are heard. Each pair of node and target has its own weight (rendezvous hashing),
-// so that the loss of a node moves only what was its own.
-func (m *Monitor) assignLocked(now time.Time) []Target {
+// of a site they want, the ones that it is among the first for. peers are the others of the
+// site. Each pair of node and target has its own weight (rendezvous hashing), so that the loss
+// of a node moves only what was its own.
+func (m *Monitor) assignLocked(peers []string) []Target {
 	if m.o.Role == config.RoleAnswer {
 		return nil
-	}
-	peers := []string{}
-	for name, v := range m.table.nodes {
-		if name != m.o.Node && v.heading.Site == m.o.Site && !v.heading.Blind && v.alive(now) {
-			peers = append(peers, name)
-		}
 	}
 	out := make([]Target, 0, len(m.targets))
 	for _, t := range m.targets {
@@ -490,7 +514,13 @@ func (m *Monitor) assign() {
 		m.mu.Unlock()
 		return
 	}
-	mine := m.assignLocked(now)
+	peers := m.colleaguesLocked(now)
+	if !m.reassign && slices.Equal(peers, m.colleagues) {
+		m.mu.Unlock()
+		return
+	}
+	mine := m.assignLocked(peers)
+	m.colleagues = peers
 	same := m.assigned != nil && len(mine) == len(m.assigned)
 	for i := 0; same && i < len(mine); i++ {
 		same = mine[i].ID == m.assigned[i].ID

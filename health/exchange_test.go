@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -115,7 +116,7 @@ func TestBitsBesideReports(t *testing.T) {
 				r.Observations = []Observation{{ID: idA, Version: v, Told: v, Up: up, Class: Class(rand.IntN(3)), At: epoch}}
 			} else {
 				r.Bits = &Bits{Marks: []byte{markOf(Observation{Up: up}), markKnown, 0}}
-				r.Observations = r.observations(list)
+				r.Observations = r.observations(list, nil)
 				r.Bits = nil
 			}
 			reports = append(reports, r)
@@ -131,6 +132,82 @@ func TestBitsBesideReports(t *testing.T) {
 		if !reflect.DeepEqual(got, want) || got.Digest(epoch) != want.Digest(epoch) {
 			t.Fatalf("got %+v\nwant %+v", got, want)
 		}
+	}
+}
+
+// TestHearBitmaps lets a monitor hear words of a node of which some are lost, late or repeated,
+// and flips between them. Whenever it has heard the last word whole, it wants the table to hold
+// what that says, fresh, and nothing else.
+func TestHearBitmaps(t *testing.T) {
+	m := New(Options{Node: "ns1", Site: "a"})
+	m.SetTargets(fakeTargets(9))
+	list := m.lists.byHash[m.self.List]
+	says := make([]byte, len(list)) // of each target
+	heading := Heading{Version: Version{Epoch: 1}, Site: "b", List: m.self.List}
+	hear := func(message []byte) {
+		e := seal(nil, message)
+		m.hear(e.append(nil))
+	}
+	kinds := []byte{0, 0, 0, markKnown, markKnown | markUp, markKnown | markUp | markFlipping}
+	var held [][]byte // messages that come late, if ever
+	confirmed := 0
+	for range 3000 {
+		heading.Version.Seq++
+		r := Report{Node: "ns2", Heading: heading}
+		change := rand.IntN(2) == 0
+		at := rand.IntN(len(list))
+		if change {
+			says[at] = kinds[rand.IntN(len(kinds))]
+		}
+		var word [][]byte
+		if mark := says[at]; change && mark != 0 && rand.IntN(2) == 0 { // told at once
+			o := Observation{ID: list[at], Version: heading.Version, Told: heading.Version, Up: mark&markUp != 0, Flipping: mark&markFlipping != 0}
+			r.Observations = []Observation{o}
+			word = encodeReport(&r, time.Now(), maxPacket)
+		} else {
+			head := len(appendHeading(nil, &r, time.Now())) + 2 + 2*binary.MaxVarintLen32
+			word = encodeBits(&r, says, time.Now(), head+2+rand.IntN(3)*2) // pages of four targets or more
+		}
+		if len(held) > 0 && rand.IntN(3) == 0 {
+			i := len(held) - 1 - rand.IntN(min(2, len(held)))
+			hear(held[i])
+			held = slices.Delete(held, i, i+1)
+		}
+		whole := word[0][1] == kindBits
+		for _, message := range word {
+			switch rand.IntN(6) {
+			case 0:
+				held = append(held, message)
+				whole = false
+			case 1:
+				hear(message)
+				held = append(held, message)
+			default:
+				hear(message)
+			}
+		}
+		v := m.table.nodes["ns2"]
+		if v == nil {
+			continue
+		}
+		v.room = budget{}
+		if !whole {
+			continue
+		}
+		for i, id := range list {
+			o, ok := v.observed[id]
+			if got := markOf(o); ok && !o.Silent {
+				if got != says[i] || o.Version != heading.Version {
+					t.Fatalf("word %d: %v is %#x in %v, want %#x", heading.Version.Seq, id, got, o.Version, says[i])
+				}
+				confirmed++
+			} else if says[i] != 0 {
+				t.Fatalf("word %d: nothing of %v, want %#x", heading.Version.Seq, id, says[i])
+			}
+		}
+	}
+	if s := m.Stats(); confirmed == 0 || s.GossipDropped["malformed"]+s.GossipDropped["flood"] > 0 {
+		t.Errorf("%d votes were looked at, %v dropped", confirmed, s.GossipDropped)
 	}
 }
 

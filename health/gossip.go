@@ -55,12 +55,14 @@ type gossip struct {
 	lost             func(peer string)      // a peer died or left
 	conflict, alone  seldom
 
-	transport memberlist.Transport             // set by listen
-	list      *memberlist.Memberlist           // set by start
-	queue     *memberlist.TransmitLimitedQueue // set at construction
+	transport memberlist.Transport                            // set by listen
+	list      *memberlist.Memberlist                          // set by start
+	post      func(to *memberlist.Node, message []byte) error // set by start: sends one packet
+	queue     *memberlist.TransmitLimitedQueue                // set at construction
 
 	mu    sync.Mutex
 	peers map[string]memberlist.Node // guarded by mu; copies, since memberlist changes its own under its own lock
+	order []memberlist.Node          // guarded by mu: the peers by name; immutable; nil when out of date
 	dead  map[string]deadPeer        // guarded by mu; peers that died not long ago, or are on the other side of a partition
 	again chan struct{}              // capacity 1: one of the dead was heard
 	ring  *memberlist.Keyring        // guarded by mu; nil: no key
@@ -161,6 +163,7 @@ func (g *gossip) start(ctx context.Context) error {
 		g.close()
 		return fmt.Errorf("gossip.listen %v: %w", g.conf.Listen, err)
 	}
+	g.post = g.list.SendBestEffort
 	return nil
 }
 
@@ -332,16 +335,14 @@ func (g *gossip) stop() {
 	_ = g.list.Shutdown()
 }
 
-// members returns the peers in order of name, without this node.
+// members returns the peers in order of name, without this node. The caller must not change them.
 func (g *gossip) members() []memberlist.Node {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	peers := make([]memberlist.Node, 0, len(g.peers))
-	for _, p := range g.peers {
-		peers = append(peers, p)
+	if g.order == nil {
+		g.order = slices.SortedFunc(maps.Values(g.peers), func(a, b memberlist.Node) int { return strings.Compare(a.Name, b.Name) })
 	}
-	slices.SortFunc(peers, func(a, b memberlist.Node) int { return strings.Compare(a.Name, b.Name) })
-	return peers
+	return g.order
 }
 
 func (g *gossip) size() int {
@@ -359,7 +360,7 @@ type deadPeer struct {
 // targets returns whom a beat is for: the peers, and those that died not long ago. If they
 // only were on the other side of a partition, they hear at once that it has healed.
 func (g *gossip) targets() []memberlist.Node {
-	peers := g.members()
+	peers := slices.Clip(g.members())
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for _, name := range slices.Sorted(maps.Keys(g.dead)) {
@@ -413,7 +414,7 @@ func (g *gossip) round(peers []memberlist.Node, messages [][]byte, budget int, n
 
 // tell sends the messages at once to every peer that the budget allows.
 func (g *gossip) tell(messages [][]byte) {
-	peers := g.members()
+	peers := slices.Clone(g.members())
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
 	for _, p := range peers[:min(len(peers), sendBudget)] {
 		g.send(p, messages)
@@ -422,7 +423,7 @@ func (g *gossip) tell(messages [][]byte) {
 
 func (g *gossip) send(peer memberlist.Node, messages [][]byte) {
 	for _, m := range messages {
-		if err := g.list.SendBestEffort(&peer, m); err != nil {
+		if err := g.post(&peer, m); err != nil {
 			g.stats.dropped[dropSend].Add(1)
 			continue
 		}
@@ -528,7 +529,7 @@ func (e *events) put(n *memberlist.Node) bool {
 	peer.Addr, peer.Meta = slices.Clone(n.Addr), bytes.Clone(n.Meta)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.peers[n.Name] = peer
+	e.peers[n.Name], e.order = peer, nil
 	delete(e.dead, n.Name)
 	return true
 }
@@ -542,6 +543,7 @@ func (e *events) NotifyLeave(n *memberlist.Node) {
 		e.dead[n.Name] = deadPeer{p, time.Now()}
 	}
 	delete(e.peers, n.Name)
+	e.order = nil
 	e.mu.Unlock()
 	verb := "died"
 	if n.State == memberlist.StateLeft {

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/hashicorp/memberlist"
 
@@ -63,46 +64,48 @@ type Monitor struct {
 	wake    chan struct{} // capacity 1: there is something to say
 	setting sync.Mutex    // serialises SetTargets
 
-	mu        sync.Mutex // guards all below
-	listening bool
-	running   bool
-	self      Heading // of this node; Version is the last used
-	table     Table
-	targets   map[gslb.EndpointID]Target
-	judged    map[gslb.EndpointID]judgement // of every target
-	guard     *guard                        // nil: what is judged is served
-	regional  map[string]*guard             // of each region, as its own vantages see it; nil: no policy asks
-	regions   map[string]string             // of sites
-	seen      map[string]map[gslb.EndpointID]*seen
-	faults    map[gslb.EndpointID]string // why this node's own probe of a target says nothing
-	doubts    map[string]bool            // the vantages that are not believed, at doubtAt
-	doubtAt   time.Time
-	refs      reach
-	keys      map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
-	lists     lists
-	owed      []owed    // to be sent by the loop
-	catching  budget    // of digests to answer
-	note      []byte    // of this node; nil: none
-	noteAt    time.Time // when note was set
-	words     int       // that this node said
-	told      int       // how many of its results a round of beats has told
-	assigned  []Target  // that this node probes; nil before the first
-	reassign  bool      // whatever is assigned is new
-	shared    bool      // a target wants only some vantages of a site
-	counted   time.Time // when countLocked was last
-	recount   bool      // what this node tests changed since
-	tested    int       // what it tests, and of that what fails: counted, and kept with each result
-	failing   int
-	judges    []string  // who was alive and believed when all was judged last; nil: judge all anew
-	unknown   int       // of judged: without a vote yet
-	public    *verdicts // of judged; nil when out of date
-	restored  map[gslb.EndpointID]gslb.Verdict
-	news      map[gslb.EndpointID]bool // own observations to tell at once; true: Up turned
-	flips     []flip                   // to be logged
-	forgot    time.Time                // when the table was last told to forget
-	warned    seldom
-	faulty    seldom
-	untrusted seldom
+	mu         sync.Mutex // guards all below
+	listening  bool
+	running    bool
+	self       Heading // of this node; Version is the last used
+	table      Table
+	targets    map[gslb.EndpointID]Target
+	judged     map[gslb.EndpointID]judgement // of every target
+	guard      *guard                        // nil: what is judged is served
+	regional   map[string]*guard             // of each region, as its own vantages see it; nil: no policy asks
+	regions    map[string]string             // of sites
+	seen       map[string]map[gslb.EndpointID]*seen
+	faults     map[gslb.EndpointID]string // why this node's own probe of a target says nothing
+	doubts     map[string]bool            // the vantages that are not believed, at doubtAt
+	apart      bool                       // likewise: this node is on the smaller side of a partition
+	doubtAt    time.Time
+	refs       reach
+	keys       map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
+	lists      lists
+	owed       []owed    // to be sent by the loop
+	catching   budget    // of digests to answer
+	note       []byte    // of this node; nil: none
+	noteAt     time.Time // when note was set
+	words      int       // that this node said
+	told       int       // how many of its results a round of beats has told
+	assigned   []Target  // that this node probes; nil before the first
+	colleagues []string  // among whom assigned was chosen
+	reassign   bool      // whatever is assigned is new
+	shared     bool      // a target wants only some vantages of a site
+	counted    time.Time // when countLocked was last
+	recount    bool      // what this node tests changed since
+	tested     int       // what it tests, and of that what fails: counted, and kept with each result
+	failing    int
+	judges     []string  // who was alive and believed when all was judged last; nil: judge all anew
+	unknown    int       // of judged: without a vote yet
+	public     *verdicts // of judged; nil when out of date
+	restored   map[gslb.EndpointID]gslb.Verdict
+	news       map[gslb.EndpointID]bool // own observations to tell at once; true: Up turned
+	flips      []flip                   // to be logged
+	forgot     time.Time                // when the table was last told to forget
+	warned     seldom
+	faulty     seldom
+	untrusted  seldom
 }
 
 // judgement is what the table says of one target.
@@ -130,7 +133,7 @@ type verdicts struct {
 
 // New returns a monitor without targets. It starts nothing.
 func New(o Options) *Monitor {
-	o.Role = cmp.Or(o.Role, "full")
+	o.Role, o.Site = cmp.Or(o.Role, "full"), unique.Make(o.Site).Value()
 	m := &Monitor{
 		o: o, log: discardIfNil(o.Logger), stats: new(stats),
 		changed: make(chan struct{}, 1), first: make(chan struct{}), wake: make(chan struct{}, 1),
@@ -495,6 +498,7 @@ func (m *Monitor) age() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := time.Now()
+	m.doubtAt = time.Time{}
 	if m.recount || now.Sub(m.counted) >= staleFloor {
 		m.countLocked(now)
 	}
@@ -515,20 +519,50 @@ func (m *Monitor) age() {
 	}
 }
 
-// reviewLocked judges what time may have changed: everything when another set of vantages is
-// alive and believed than at the last time, else what has votes whose own time has come.
+// reviewLocked judges what time may have changed: that of which a vantage says something that is
+// alive and believed and was not at the last time, or the other way round, and what has votes
+// whose own time has come.
 func (m *Monitor) reviewLocked(now time.Time) {
 	doubts := m.doubtsLocked(now)
 	judges := slices.DeleteFunc(m.table.Alive(now), func(name string) bool { return doubts[name] })
-	all := m.judges == nil || !slices.Equal(judges, m.judges)
+	all, due := m.judges == nil, make(map[gslb.EndpointID]bool)
+	if !all {
+		for name := range differ(judges, m.judges) {
+			if v := m.table.nodes[name]; v != nil {
+				for id := range v.observed {
+					due[id] = true
+				}
+			}
+		}
+	}
 	m.judges = judges
 	m.judgeLocked(now, func(yield func(gslb.EndpointID) bool) {
 		for id, j := range m.judged {
-			if (all || now.After(j.until)) && !yield(id) {
+			if (all || due[id] || now.After(j.until)) && !yield(id) {
 				return
 			}
 		}
 	})
+}
+
+// differ returns what only one of a and b has, both of which are in order.
+func differ(a, b []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for len(a) > 0 || len(b) > 0 {
+			one := &a // that has the lesser
+			switch {
+			case len(a) > 0 && len(b) > 0 && a[0] == b[0]:
+				a, b = a[1:], b[1:]
+				continue
+			case len(a) == 0 || len(b) > 0 && b[0] < a[0]:
+				one = &b
+			}
+			if !yield((*one)[0]) {
+				return
+			}
+			*one = (*one)[1:]
+		}
+	}
 }
 
 func idsOf(changes []Change) iter.Seq[gslb.EndpointID] {

@@ -142,15 +142,18 @@ func addSite(sites *[8]string, n int, site string) int {
 	return n + 1
 }
 
+// mostFails is the percentage of what a vantage tests over which it is it that is doubted.
+const mostFails = 50
+
 // doubtful returns which of the vantages that are alive are not to be believed: those that
 // say so themselves, and those for which more than half of everything fails. If the latter
 // are a quorum it is the world that fails, and they are believed.
 func doubtful(alive []Doubt) map[string]bool {
 	votes := make([]Vote, 0, len(alive))
 	for _, d := range alive {
-		votes = append(votes, Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= 50, Abstains: d.Abstains})
+		votes = append(votes, Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= mostFails, Abstains: d.Abstains})
 	}
-	world := Judge(defaultRule, gslb.Up, votes).Verdict == gslb.Down
+	world := defaultRule.judge(gslb.Up, votes, false).Verdict == gslb.Down
 	var out map[string]bool
 	for _, v := range votes {
 		if v.Abstains || !v.Up && !world {

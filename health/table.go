@@ -1,12 +1,15 @@
 package health
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"hash/fnv"
 	"maps"
 	"slices"
+	"strings"
 	"time"
+	"unique"
 
 	"github.com/meridian-gslb/meridian/gslb"
 )
@@ -160,11 +163,14 @@ type Report struct {
 // use. The zero value is empty.
 type Table struct {
 	nodes     map[string]*vantage
-	registers int // observations of all nodes
+	order     []*vantage                     // those of nodes by name
+	voters    map[gslb.EndpointID][]*vantage // who has an observation of it, by name
+	registers int                            // observations of all nodes
 }
 
 // vantage is one node in a table.
 type vantage struct {
+	name     string
 	heading  Heading
 	gone     Version // what was said up to here no longer counts: the node died or left after it
 	observed map[gslb.EndpointID]Observation
@@ -177,6 +183,8 @@ type vantage struct {
 type page struct {
 	version Version
 	list    uint64
+	count   int       // of its marks
+	settled bool      // no vote of the node is in the table that its marks take back
 	sealed  envelope  // age is that at the time
 	at      time.Time // when it was heard, less the age
 }
@@ -196,12 +204,14 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 			return nil, max(1, len(r.Observations))
 		}
 		if t.nodes == nil {
-			t.nodes = make(map[string]*vantage)
+			t.nodes, t.voters = make(map[string]*vantage), make(map[gslb.EndpointID][]*vantage)
 		}
-		v = &vantage{heading: r.Heading, observed: make(map[gslb.EndpointID]Observation)}
+		v = &vantage{name: r.Node, heading: r.Heading, observed: make(map[gslb.EndpointID]Observation)}
+		v.heading.Site = unique.Make(r.Heading.Site).Value()
 		t.nodes[r.Node] = v
+		t.order = enlist(t.order, v)
 	}
-	v.heading = v.heading.join(r.Heading)
+	v.hear(r.Heading)
 	for _, o := range r.Observations {
 		old, had := v.observed[o.ID]
 		if !had {
@@ -213,6 +223,7 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 				continue
 			}
 			t.registers++
+			t.voters[o.ID] = enlist(t.voters[o.ID], v)
 		} else {
 			o = old.join(o)
 		}
@@ -222,6 +233,58 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 		}
 	}
 	return changed, refused
+}
+
+// enlist returns all, which is in order of name, with v.
+func enlist(all []*vantage, v *vantage) []*vantage {
+	i, _ := slices.BinarySearchFunc(all, v.name, compareName)
+	return slices.Insert(all, i, v)
+}
+
+// strike returns all, which is in order of name, without v.
+func strike(all []*vantage, v *vantage) []*vantage {
+	i, _ := slices.BinarySearchFunc(all, v.name, compareName)
+	return slices.Delete(all, i, i+1)
+}
+
+func compareName(v *vantage, name string) int { return strings.Compare(v.name, name) }
+
+// confirm is Merge for a bitmap that says what the kept one before it says, of the targets in
+// list, and so changes nothing but how fresh the votes are. It reports whether it is one; if not,
+// it is to be merged. A bitmap is mostly that, and of targets of which the node says nothing.
+func (t *Table) confirm(v *vantage, r *Report, message []byte, list []gslb.EndpointID) bool {
+	p := v.pages[r.Bits.First]
+	marks := (len(r.Bits.Marks) + 1) / 2 // octets, the last of both messages
+	if !p.settled || p.list != r.Heading.List || p.version.Epoch != r.Heading.Version.Epoch || p.version.Seq >= r.Heading.Version.Seq ||
+		p.count != len(r.Bits.Marks) || !bytes.Equal(p.sealed.message[len(p.sealed.message)-marks:], message[len(message)-marks:]) {
+		return false
+	}
+	for i, mark := range r.Bits.Marks {
+		at := r.Bits.First + i
+		if mark == 0 || at >= len(list) {
+			continue
+		}
+		o, ok := v.observed[list[at]]
+		if !ok || markOf(o) != mark || o.Silent {
+			return false
+		}
+		if o.Version.Compare(r.Heading.Version) < 0 {
+			o.Version, o.At = r.Heading.Version, r.Heading.At
+			v.observed[o.ID] = o
+		}
+	}
+	v.hear(r.Heading)
+	return true
+}
+
+// hear joins what v says of itself.
+func (v *vantage) hear(h Heading) {
+	if h.Site == v.heading.Site { // one copy of each name: to compare all with all others' is a part of every beat
+		h.Site = v.heading.Site
+	} else {
+		h.Site = unique.Make(h.Site).Value()
+	}
+	v.heading = v.heading.join(h)
 }
 
 // Gone says that membership has lost a node: what is known of it no longer counts, until it
@@ -236,9 +299,17 @@ func (t *Table) Gone(node string) {
 func (t *Table) Remove(node string, id gslb.EndpointID) {
 	if v := t.nodes[node]; v != nil {
 		if _, ok := v.observed[id]; ok {
+			t.removed(v, id)
 			delete(v.observed, id)
-			t.registers--
 		}
+	}
+}
+
+// removed keeps count of an observation that is about to go.
+func (t *Table) removed(v *vantage, id gslb.EndpointID) {
+	t.registers--
+	if t.voters[id] = strike(t.voters[id], v); len(t.voters[id]) == 0 {
+		delete(t.voters, id)
 	}
 }
 
@@ -247,12 +318,11 @@ func (t *Table) Remove(node string, id gslb.EndpointID) {
 func (t *Table) Digest(now time.Time) uint64 {
 	h := fnv.New64a()
 	var b []byte
-	for _, name := range t.Names() {
-		v := t.nodes[name]
+	for _, v := range t.order {
 		if !v.alive(now) {
 			continue
 		}
-		b = binary.BigEndian.AppendUint64(append(append(b[:0], name...), 0), v.heading.Version.Epoch)
+		b = binary.BigEndian.AppendUint64(append(append(b[:0], v.name...), 0), v.heading.Version.Epoch)
 		for _, id := range slices.SortedFunc(maps.Keys(v.observed), compareID) {
 			if o := v.observed[id]; !o.Silent && o.Version.Epoch == v.heading.Version.Epoch {
 				addr := id.Addr.As16()
@@ -270,7 +340,10 @@ func (t *Table) Digest(now time.Time) uint64 {
 func (t *Table) Forget(now time.Time) {
 	for name, v := range t.nodes {
 		if now.Sub(v.heading.At) > forgetAfter {
-			t.registers -= len(v.observed)
+			for id := range v.observed {
+				t.removed(v, id)
+			}
+			t.order = strike(t.order, v)
 			delete(t.nodes, name)
 			continue
 		}
@@ -283,7 +356,13 @@ func (t *Table) Forget(now time.Time) {
 }
 
 // Names returns the nodes of the table in order.
-func (t *Table) Names() []string { return slices.Sorted(maps.Keys(t.nodes)) }
+func (t *Table) Names() []string {
+	names := make([]string, len(t.order))
+	for i, v := range t.order {
+		names[i] = v.name
+	}
+	return names
+}
 
 // Report returns what the table holds of node: of the endpoints given, or of all without
 // any, ordered by ID. Observations of earlier lives than the last one heard of are left out.
@@ -322,9 +401,9 @@ func (v *vantage) fresh(o Observation, interval time.Duration, now time.Time) bo
 // Doubts returns what the vantages that are heard at now say of themselves.
 func (t *Table) Doubts(now time.Time) []Doubt {
 	var out []Doubt
-	for name, v := range t.nodes {
+	for _, v := range t.order {
 		if !v.heading.Blind && v.alive(now) {
-			out = append(out, Doubt{Node: name, Site: v.heading.Site, Failing: v.heading.Failing, Abstains: v.heading.Abstains})
+			out = append(out, Doubt{Node: v.name, Site: v.heading.Site, Failing: v.heading.Failing, Abstains: v.heading.Abstains})
 		}
 	}
 	return out
@@ -334,7 +413,7 @@ func (t *Table) Doubts(now time.Time) []Doubt {
 // left are not missed, and those that were silent for long are forgotten.
 func (t *Table) Lost(now time.Time) bool {
 	heard, known := 0, 0
-	for _, v := range t.nodes {
+	for _, v := range t.order {
 		if v.heading.Leaving || now.Sub(v.heading.At) > forgetAfter {
 			continue
 		}
@@ -351,9 +430,9 @@ func (t *Table) Lost(now time.Time) bool {
 // the same until at least the time that comes with them.
 func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) (votes []Vote, until time.Time) {
 	until = now.Add(maxInterval)
-	for name, v := range t.nodes {
-		o, ok := v.observed[id]
-		if !ok || o.Silent || !v.alive(now) {
+	for _, v := range t.voters[id] {
+		o := v.observed[id]
+		if o.Silent || !v.alive(now) {
 			continue
 		}
 		if !v.fresh(o, interval, now) {
@@ -361,12 +440,18 @@ func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time)
 			continue
 		}
 		until = earlier(until, o.At.Add(max(staleFactor*interval, staleFloor))) // or later: a node may promise less
-		votes = append(votes, Vote{Node: name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
+		votes = append(votes, Vote{Node: v.name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
 	}
 	return votes, until
 }
 
 // Alive returns the nodes that are heard at now, in order.
 func (t *Table) Alive(now time.Time) []string {
-	return slices.DeleteFunc(t.Names(), func(name string) bool { return !t.nodes[name].alive(now) })
+	var names []string
+	for _, v := range t.order {
+		if v.alive(now) {
+			names = append(names, v.name)
+		}
+	}
+	return names
 }

@@ -33,12 +33,16 @@ func (m *Monitor) watchReferences(ctx context.Context) {
 			bad++
 		}
 		m.mu.Lock()
+		was := m.refs
 		switch {
 		case ctx.Err() != nil:
 		case bad == 0:
 			m.refs = reachGood
 		case bad >= 2:
 			m.refs = reachBad
+		}
+		if m.refs != was {
+			m.doubtAt = time.Time{}
 		}
 		m.mu.Unlock()
 		select {
@@ -81,35 +85,38 @@ func (m *Monitor) referencesAnswer(ctx context.Context) bool {
 // cutOffLocked reports whether this node knows that it is no witness: its references fail, or
 // it has lost most of its peers and no reference says that its network works all the same.
 func (m *Monitor) cutOffLocked(now time.Time) bool {
-	return m.refs == reachBad || m.lostLocked(now)
-}
-
-// lostLocked reports whether this node is on the smaller side of a partition, as far as it can
-// tell.
-func (m *Monitor) lostLocked(now time.Time) bool {
-	return m.refs != reachGood && m.gossip != nil && m.table.Lost(now)
+	m.lookLocked(now)
+	return m.refs == reachBad || m.apart
 }
 
 // doubtsLocked returns the vantages that are not believed at now.
 func (m *Monitor) doubtsLocked(now time.Time) map[string]bool {
-	const keep = 20 * time.Millisecond
-	if age := now.Sub(m.doubtAt); age >= 0 && age < keep {
-		return m.doubts
+	m.lookLocked(now)
+	return m.doubts
+}
+
+// lookLocked looks at all nodes: whether this one is on the smaller side of a partition, as far
+// as it can tell, and which are not believed. It does so once a beat, in which time alone may
+// have changed that, and when something is said that may.
+func (m *Monitor) lookLocked(now time.Time) {
+	if age := now.Sub(m.doubtAt); age >= 0 && age < heartbeat {
+		return
 	}
+	m.doubtAt = now
+	m.apart = m.refs != reachGood && m.gossip != nil && m.table.Lost(now)
 	alive := m.table.Doubts(now)
 	for i := range alive {
 		if alive[i].Node == m.o.Node {
-			alive[i].Abstains = m.cutOffLocked(now)
+			alive[i].Abstains = m.refs == reachBad || m.apart
 		}
 	}
-	m.doubts, m.doubtAt = doubtful(alive), now
-	if m.lostLocked(now) { // those that are left with this node are the smaller part, too
+	m.doubts = doubtful(alive)
+	if m.apart { // those that are left with this node are the smaller part, too
 		m.doubts = make(map[string]bool, len(alive))
 		for _, d := range alive {
 			m.doubts[d.Node] = true
 		}
 	}
-	return m.doubts
 }
 
 // countLocked counts which share of what this node tests fails.
@@ -137,9 +144,10 @@ func (m *Monitor) failLocked() {
 	if m.tested > 0 {
 		share = uint8((100*m.failing + m.tested - 1) / m.tested)
 	}
-	if share != m.self.Failing {
-		m.self.Failing, m.doubtAt = share, time.Time{}
+	if (share > mostFails) != (m.self.Failing > mostFails) {
+		m.doubtAt = time.Time{}
 	}
+	m.self.Failing = share
 }
 
 // tallyLocked counts one more result of this node, until all are counted again.

@@ -1,0 +1,325 @@
+package health
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/meridian-gslb/meridian/gslb"
+	"github.com/meridian-gslb/meridian/gslb/config"
+)
+
+// fleetNodes and fleetTime are what TestFleetSlowNodes simulates. The command for
+// testdata/bench/results/health.md is
+//
+//	GOMAXPROCS=1 go test ./health -run TestFleetSlowNodes -v -timeout 4h -fleet.nodes 1000 -fleet.time 1h
+var (
+	fleetNodes = flag.Int("fleet.nodes", map[bool]int{false: 60, true: 20}[raceEnabled], "nodes that TestFleetSlowNodes simulates")
+	fleetTime  = flag.Duration("fleet.time", map[bool]time.Duration{false: 4 * time.Minute, true: time.Minute}[raceEnabled], "virtual time of TestFleetSlowNodes")
+)
+
+const (
+	fleetTick     = 5 * time.Millisecond
+	fleetInterval = 5 * time.Second
+	fleetWheel    = 1 << 11 // ticks: 10 s
+)
+
+// bigFleet is many nodes with everything of theirs but their shells. What a node knows, says, hears,
+// tests and judges is its Monitor's work; one loop over virtual time calls it, in place of
+// sockets, timers and a goroutine for each packet, which cost ten times as much as the node's
+// own work. Membership is what it is at the start. Memberlist's part is played by gossip and exchange.
+type bigFleet struct {
+	rng   *rand.Rand
+	tick  int
+	wheel [fleetWheel][]happening // what happens in a tick, in order
+	nodes []*fleetNode
+	index map[string]int32 // of nodes, by name
+
+	delay, jitter time.Duration // of packets
+	loss          float64
+	probing       bool
+	dead          gslb.EndpointID // the endpoint that is down for all
+	packets       int             // that arrived
+	falls         int             // probes' verdicts that turned down
+}
+
+type fleetNode struct {
+	*Monitor
+	number int32
+	states map[gslb.EndpointID]State // of what it tests
+
+	slow  bool // it has bad times
+	turns int  // the tick in which one begins or ends
+	bad   int  // percent of what it tests that fails for it; 0: it has no bad time now
+	until int  // the tick up to which it does nothing
+	held  int  // happenings that wait for that
+}
+
+// happening is something that happens to a node.
+type happening struct {
+	kind   uint8
+	node   int32
+	packet []byte
+	id     gslb.EndpointID
+}
+
+const (
+	aBeat uint8 = iota
+	aPacket
+	aProbe
+	aGossip // memberlist's every 100 ms
+	aPause  // a slow node does nothing for a while
+)
+
+// newBigFleet returns a fleet of which every node is a member for every other.
+func newBigFleet(nodes int, seed uint64) *bigFleet {
+	f := &bigFleet{rng: rand.New(rand.NewPCG(seed, uint64(nodes))), index: make(map[string]int32)}
+	var all []memberlist.Node
+	for i := range nodes {
+		name := fmt.Sprintf("ns%d", i)
+		f.index[name] = int32(i)
+		all = append(all, memberlist.Node{Name: name, Addr: net.IPv4(10, 0, byte(i>>8), byte(i)), Port: 7946})
+	}
+	slices.SortFunc(all, func(a, b memberlist.Node) int { return compareName(&vantage{name: a.Name}, b.Name) })
+	for i := range nodes {
+		n := &fleetNode{number: int32(i), states: make(map[gslb.EndpointID]State)}
+		n.Monitor = New(Options{Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: new(memTransport),
+			probe: func(context.Context, Target) Result { panic("no prober runs") }})
+		for _, p := range all {
+			if p.Name != n.o.Node {
+				n.gossip.peers[p.Name] = p
+			}
+		}
+		n.gossip.post = func(to *memberlist.Node, message []byte) error {
+			f.send(n, f.index[to.Name], message)
+			return nil
+		}
+		f.nodes = append(f.nodes, n)
+		f.after(n, f.upTo(heartbeat), happening{kind: aBeat})
+		f.after(n, f.upTo(100*time.Millisecond), happening{kind: aGossip})
+	}
+	return f
+}
+
+// upTo returns a random time of less than d.
+func (f *bigFleet) upTo(d time.Duration) time.Duration { return time.Duration(f.rng.Int64N(int64(d))) }
+
+// after lets h happen to n in d, by the tick, and within a turn of the wheel.
+func (f *bigFleet) after(n *fleetNode, d time.Duration, h happening) {
+	h.node = n.number
+	at := (f.tick + min(fleetWheel-1, max(1, int(d/fleetTick)))) % fleetWheel
+	f.wheel[at] = append(f.wheel[at], h)
+}
+
+func (f *bigFleet) send(from *fleetNode, to int32, packet []byte) {
+	if f.loss > 0 && f.rng.Float64() < f.loss {
+		return
+	}
+	f.after(f.nodes[to], f.delay+f.upTo(f.jitter), happening{kind: aPacket, packet: packet})
+}
+
+// run lets time pass.
+func (f *bigFleet) run(d time.Duration) {
+	for end := f.tick + int(d/fleetTick); f.tick < end; {
+		f.tick++
+		time.Sleep(fleetTick)
+		slot := &f.wheel[f.tick%fleetWheel]
+		for _, h := range *slot { // nothing is put off by a whole turn, so that none is added meanwhile
+			f.happen(f.nodes[h.node], h)
+		}
+		clear(*slot)
+		*slot = (*slot)[:0]
+	}
+}
+
+func (f *bigFleet) happen(n *fleetNode, h happening) {
+	if n.until > f.tick { // what comes meanwhile waits, as in a socket's buffer, and there is an end to that
+		if n.held++; h.kind != aPacket || n.held <= 4096 {
+			f.after(n, time.Duration(n.until-f.tick)*fleetTick, h)
+		}
+		return
+	}
+	n.held = 0
+	switch h.kind {
+	case aPacket:
+		f.packets++
+		n.hear(h.packet)
+	case aBeat:
+		n.age()
+		n.beat()
+		f.after(n, heartbeat-f.upTo(heartbeat/10), h)
+		f.assigned(n)
+		f.exchange(n)
+		f.mood(n)
+	case aProbe:
+		f.probe(n, h)
+	case aGossip:
+		f.gossip(n)
+		f.after(n, 100*time.Millisecond, h)
+	case aPause:
+		if n.bad > 0 {
+			pause := 200*time.Millisecond + f.upTo(3800*time.Millisecond)
+			n.until = f.tick + int(pause/fleetTick)
+			f.after(n, pause+f.upTo(time.Second), h)
+		}
+	}
+	select {
+	case <-n.wake:
+		n.speak()
+	default:
+	}
+}
+
+// assigned lets n test what is new to it.
+func (f *bigFleet) assigned(n *fleetNode) {
+	for _, t := range n.Monitor.assigned {
+		if _, ok := n.states[t.ID]; !ok && f.probing {
+			n.states[t.ID] = State{}
+			f.after(n, f.upTo(fleetInterval), happening{kind: aProbe, id: t.ID})
+		}
+	}
+}
+
+// probe lets n test an endpoint, if it is still n's to test.
+func (f *bigFleet) probe(n *fleetNode, h happening) {
+	if !slices.ContainsFunc(n.Monitor.assigned, func(t Target) bool { return t.ID == h.id }) {
+		delete(n.states, h.id)
+		return
+	}
+	r := Result{Latency: time.Millisecond}
+	if h.id == f.dead || n.bad > 0 && int(rendezvous(fmt.Sprint(n.number, n.turns), h.id)%100) < n.bad {
+		r = Result{Class: Timeout, Latency: 2 * time.Second, Detail: "no answer within 2s"}
+	}
+	t, was := n.targets[h.id], n.states[h.id]
+	now := was.NextOf(r.Class == OK, &t.Probe)
+	if was.Verdict == gslb.Up && now.Verdict == gslb.Down {
+		f.falls++
+	}
+	n.states[h.id] = now
+	n.observe(t, r, now)
+	f.after(n, fleetInterval-f.upTo(fleetInterval/10), h)
+}
+
+// gossip does what memberlist does with broadcasts.
+func (f *bigFleet) gossip(n *fleetNode) {
+	for range 4 {
+		if n.Monitor.gossip.queue.NumQueued() == 0 {
+			return
+		}
+		to := int32(f.rng.IntN(len(f.nodes)))
+		for _, b := range n.Monitor.gossip.queue.GetBroadcasts(3, 1400) {
+			if to != n.number {
+				f.send(n, to, b)
+			}
+		}
+	}
+}
+
+// exchange does what memberlist does with states, each minute as in a fleet of a thousand.
+func (f *bigFleet) exchange(n *fleetNode) {
+	if peer := f.nodes[f.rng.IntN(len(f.nodes))]; f.rng.IntN(60) == 0 && peer != n && peer.until <= f.tick {
+		mine, theirs := n.state(false), peer.state(false)
+		peer.hear(mine)
+		n.hear(theirs)
+	}
+}
+
+// mood begins and ends the bad times of a slow node, of one to five minutes each.
+func (f *bigFleet) mood(n *fleetNode) {
+	if f.tick < n.turns || !n.slow && n.bad == 0 {
+		return
+	}
+	n.turns = f.tick + int((time.Minute+f.upTo(4*time.Minute))/fleetTick)
+	if n.bad > 0 || !n.slow {
+		n.bad = 0
+		return
+	}
+	n.bad = 30 + f.rng.IntN(71)
+	f.after(n, 0, happening{kind: aPause})
+}
+
+// TestFleetSlowNodes runs a fleet for long, of which a tenth are slow: for minutes they do
+// nothing for up to four seconds at a time, what they send and hear comes late, and a third to all
+// of what they test fails by time-out for them. Nothing is to be called down by anybody, until something dies.
+func TestFleetSlowNodes(t *testing.T) {
+	t.Parallel()
+	nodes := *fleetNodes
+	if nodes > 300 { // every node has a table of every other
+		defer debug.SetGCPercent(debug.SetGCPercent(200))
+		defer debug.SetMemoryLimit(debug.SetMemoryLimit(10 << 30))
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newBigFleet(nodes, 5)
+		f.delay, f.jitter, f.loss = 20*time.Millisecond, 10*time.Millisecond, 0.01
+		flips := func() (n uint64) {
+			for _, x := range f.nodes {
+				n += x.stats.flips.Load()
+			}
+			return n
+		}
+		f.run(10 * time.Second) // until all hear all: one that is alone tests everything
+		targets := fakeTargets(nodes * 3 / 10)
+		for i := range targets {
+			p := &targets[i].Probe
+			p.Vantages, p.Interval, p.Timeout, p.Rise, p.Fall = 3, config.Duration(fleetInterval), config.Duration(2*time.Second), 2, 3
+		}
+		for _, n := range f.nodes {
+			n.SetTargets(targets)
+		}
+		f.run(10 * time.Second)
+		f.probing = true
+		f.run(20 * time.Second)
+		tests := 0
+		for _, n := range f.nodes {
+			tests += len(n.Monitor.assigned)
+			for _, x := range targets {
+				if got := n.Verdicts()[x.ID]; got != gslb.Up {
+					t.Fatalf("ns%d: %v of %v before anything is slow, want up", n.number, got, x.ID)
+				}
+			}
+		}
+		slow := max(1, nodes/10)
+		for _, i := range f.rng.Perm(nodes)[:slow] {
+			f.nodes[i].slow = true
+		}
+		f.packets = 0
+		for left := *fleetTime; left > 0; left -= time.Minute {
+			before := cpu(t)
+			f.run(min(left, time.Minute))
+			if nodes > 300 {
+				t.Logf("%v left; this minute took %v of CPU; false verdicts: %d", left, cpu(t)-before, flips())
+			}
+		}
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		t.Logf("%d nodes, %d of them slow, %d endpoints that %.1f test: in %v %d times an endpoint was down for one that tests it, %.1f packets a node and second, false verdicts: %d; %d MiB",
+			nodes, slow, len(targets), float64(tests)/float64(len(targets)), *fleetTime, f.falls, float64(f.packets)/fleetTime.Seconds()/float64(nodes), flips(), memory.Sys>>20)
+		if flips() != 0 {
+			t.Errorf("%d false verdicts, want none", flips())
+		}
+		if f.falls == 0 {
+			t.Error("no slow node ever found anything down: the test shows nothing")
+		}
+		for _, n := range f.nodes {
+			n.slow, n.turns = false, 0
+		}
+		f.run(30 * time.Second)
+		f.dead = targets[0].ID
+		f.run(25 * time.Second)
+		for _, n := range f.nodes {
+			if got, flips := n.Verdicts()[f.dead], n.stats.flips.Load(); got != gslb.Down || flips != 1 {
+				t.Errorf("ns%d: %v of what died, and %d flips, want down and 1", n.number, got, flips)
+			}
+		}
+	})
+}
