@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -62,11 +63,20 @@ func (r *Recorder) Receiver() http.Handler {
 			return
 		}
 		defer r.receiving.leave(in)
+		forward, err := strconv.ParseBool(cmp.Or(req.URL.Query().Get("forward"), "true"))
+		if err != nil {
+			badRequest(fmt.Errorf("forward=%q: want true or false", req.URL.Query().Get("forward"))).write(w, kind)
+			return
+		}
 		sent, message, fault := r.readRequest(w, req, kind, in)
 		if fault == nil {
 			var n int
-			if n, fault = checkRequest(message); fault == nil {
+			switch n, fault = checkRequest(message); {
+			case fault != nil:
+			case forward:
 				r.accept(message, batch{body: sent, spans: n, kind: kind, encoding: req.Header.Get("Content-Encoding")})
+			default:
+				r.remember(message, n)
 			}
 		}
 		if fault != nil {
@@ -134,23 +144,28 @@ func (r *Recorder) export(_ any, stream grpc.ServerStream) error {
 
 // accept remembers a checked request, given as protobuf, and passes it on as it came.
 func (r *Recorder) accept(message []byte, b batch) {
-	r.received.Add(uint64(b.spans))
+	message, changed := r.remember(message, b.spans)
+	if r.exporter == nil || b.spans == 0 {
+		return
+	}
+	if changed || r.exporter.grpc { // which knows neither JSON nor octets that are compressed already
+		b = batch{body: message, spans: b.spans, kind: protobufType}
+	}
+	r.exporter.put(b)
+}
+
+// remember keeps the spans of a checked request in memory, and returns the request with the links to
+// what led to them, if changed.
+func (r *Recorder) remember(message []byte, spans int) (linked []byte, changed bool) {
+	r.received.Add(uint64(spans))
 	if r.options.Linker != nil {
 		if r.options.Ledger != nil {
 			r.settle() // the answer that led to a request may be in a ring yet
 		}
-		if linked, changed := r.options.Linker.relay(message); changed {
-			message = linked
-			b = batch{body: linked, spans: b.spans, kind: protobufType}
-		}
+		message, changed = r.options.Linker.relay(message)
 	}
 	r.memory.addRequest(message) // was checked
-	if r.exporter != nil && b.spans > 0 {
-		if r.exporter.grpc { // which knows neither JSON nor octets that are compressed already
-			b = batch{body: message, spans: b.spans, kind: protobufType}
-		}
-		r.exporter.put(b)
-	}
+	return message, changed
 }
 
 // fault is why a request was refused.

@@ -110,6 +110,25 @@ func TestReceiver(t *testing.T) {
 	}
 }
 
+// What the collector has from elsewhere is remembered alone.
+func TestReceiverKeepsForItself(t *testing.T) {
+	for query, want := range map[string]struct{ status, remembered, queued int }{
+		"":               {200, 1, 1},
+		"?forward=true":  {200, 1, 1},
+		"?forward=false": {200, 1, 0},
+		"?forward=no":    {400, 0, 0},
+	} {
+		r := New(Options{Endpoint: "http://collector", Logger: quiet()})
+		req := httptest.NewRequest("POST", "/v1/traces"+query, bytes.NewReader(protobufRequest()))
+		req.Header.Set("Content-Type", protobufType)
+		w := httptest.NewRecorder()
+		r.Receiver().ServeHTTP(w, req)
+		if remembered, queued := len(r.Memory().Traces(Filter{})), len(r.exporter.queue); w.Code != want.status || remembered != want.remembered || queued != want.queued {
+			t.Errorf("%s: status %d, %d remembered, %d for the collector; want %v", query, w.Code, remembered, queued, want)
+		}
+	}
+}
+
 // A resource is read once for all of its spans, however large it is: a request costs what its
 // octets do.
 func TestReceiverReadsResourcesOnce(t *testing.T) {

@@ -200,9 +200,10 @@ func (c *Client) Trace(ctx context.Context, id string) (*Trace, error) {
 	return get[Trace](ctx, c, "/api/v1/traces/"+url.PathEscape(id), nil)
 }
 
-// Export hands spans to the node, as an ExportTraceServiceRequest in protobuf.
-func (c *Client) Export(ctx context.Context, request []byte) error {
-	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/traces", nil, "application/x-protobuf", request)
+// Export hands spans to the node, as an ExportTraceServiceRequest in protobuf. It remembers them, and,
+// if forward is set, passes them on to its collector.
+func (c *Client) Export(ctx context.Context, request []byte, forward bool) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/traces", query("forward", strconv.FormatBool(forward)), "application/x-protobuf", request)
 	return err
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/gslb/config"
 	"github.com/meridian-gslb/meridian/tracing"
 )
 
@@ -32,6 +33,7 @@ const (
 	spanWait     = 4 * time.Second        // for spans to arrive: exporters send in batches
 	spanPoll     = 150 * time.Millisecond // between two looks
 	spanQuiet    = 900 * time.Millisecond // a trace that has not grown for so long is whole
+	alsoWait     = time.Second            // for a further node to answer: one that hangs holds up what the others know
 )
 
 // traceFlags are the flags of trace.
@@ -56,6 +58,8 @@ through the answer, and draw both, from the query to what is behind the proxies.
 		Args:    args("[ID | NAME]"),
 		RunE: func(c *cobra.Command, args []string) error {
 			switch {
+			case len(f.also) > 0 && (len(args) == 0 || f.noRequest):
+				return usage("--also: expected a trace id, or a name without --no-request: further nodes are asked for spans of a request")
 			case len(args) == 0:
 				return a.listTraces(c.Context(), &f)
 			case isTraceID(args[0]):
@@ -157,6 +161,8 @@ func (f *traceFlags) others() ([]*api.Client, error) {
 type gathered struct {
 	*api.Trace
 	Missing []missing `json:"missing,omitempty"` // what they know is not in the trace
+
+	far []tracing.Span // that the first node does not remember
 }
 
 // missing is a node that was asked for a trace in vain, and why.
@@ -173,14 +179,23 @@ func (a *app) sayMissing(nodes []missing) {
 }
 
 // traceOf asks a node for a trace, and others for their spans of it: each service hands its
-// spans to the node of its own region. All are asked at once, so that one that hangs takes no
-// time from the next. It fails, for the reason of the first, where no node knows the trace.
+// spans to the node of its own region. All are asked at once, and the others have alsoWait to answer,
+// so that one that hangs takes no time from the rest. It fails, for the reason of the first, where no
+// node knows the trace.
 func traceOf(ctx context.Context, c *api.Client, also []*api.Client, id string) (gathered, error) {
 	nodes := append([]*api.Client{c}, also...)
 	traces, errs := make([]*api.Trace, len(nodes)), make([]error, len(nodes))
 	var wg sync.WaitGroup
 	for i, c := range nodes {
-		wg.Go(func() { traces[i], errs[i] = c.Trace(ctx, id) })
+		wg.Go(func() {
+			ctx := ctx
+			if i > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, alsoWait)
+				defer cancel()
+			}
+			traces[i], errs[i] = c.Trace(ctx, id)
+		})
 	}
 	wg.Wait()
 	var g gathered
@@ -189,9 +204,13 @@ func traceOf(ctx context.Context, c *api.Client, also []*api.Client, id string) 
 		case errs[i] != nil:
 			g.Missing = append(g.Missing, missing{nodes[i].Server, errs[i].Error()})
 		case g.Trace == nil:
-			g.Trace = t
+			if g.Trace = t; i > 0 {
+				g.far = t.Spans
+			}
 		default:
+			before := len(g.Spans)
 			g.Spans = join(g.Spans, t.Spans)
+			g.far = append(g.far, g.Spans[before:]...)
 			g.Linked = join(g.Linked, t.Linked)
 			g.Tree, g.Rows = nil, nil // they were drawn without these
 		}
@@ -239,6 +258,7 @@ type madeTrace struct {
 
 	client netip.Prefix
 	also   []*api.Client
+	far    []tracing.Span  // of the request, that the node itself does not remember
 	told   tracing.TraceID // of the query, where the node said it; zero: to be searched for
 }
 
@@ -504,7 +524,7 @@ func (a *app) request(ctx context.Context, m *madeTrace, f *traceFlags, query []
 	if err == nil {
 		behind = a.await(ctx, spanQuiet, func(ctx context.Context, c *api.Client) []tracing.Span {
 			t, err := traceOf(ctx, c, m.also, span.TraceID.String())
-			m.Missing = t.Missing
+			m.Missing, m.far = t.Missing, t.far
 			if err != nil {
 				return nil
 			}
@@ -515,20 +535,23 @@ func (a *app) request(ctx context.Context, m *madeTrace, f *traceFlags, query []
 		}
 	}
 	m.keep(append([]tracing.Span{span}, behind...))
-	a.tell(ctx, span)
+	a.tell(ctx, span, m.far)
 	return nil
 }
 
-// tell hands our own span to the node, so that its page draws the query and the request as one
-// tree as well. A node that takes no spans goes without.
-func (a *app) tell(ctx context.Context, span tracing.Span) {
+// tell hands our own span to the node, and those that only others remember, so that its page draws the
+// same tree. These its collector has from elsewhere. A node that takes no spans goes without.
+func (a *app) tell(ctx context.Context, span tracing.Span, far []tracing.Span) {
 	c, err := a.client()
 	if err != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	_ = c.Export(ctx, tracing.ExportRequest(span))
+	_ = c.Export(ctx, tracing.ExportRequest(span), true)
+	if len(far) > 0 {
+		_ = c.Export(ctx, tracing.ExportRequest(far...), false)
+	}
 }
 
 // requestPort is the port of the pool that holds the answer, unless one was given.
@@ -544,16 +567,28 @@ func (a *app) requestPort(ctx context.Context, m *madeTrace, f *traceFlags) (uin
 	if err != nil {
 		return 0, err
 	}
-	svc := o.Objects.Services[strings.ToLower(m.Question)]
+	return portOf(o.Objects, m, fallback), nil
+}
+
+// portOf is the port of the pool that has m's first answer, or fallback.
+func portOf(o *config.Objects, m *madeTrace, fallback uint16) uint16 {
+	svc := o.Services[strings.ToLower(m.Question)]
 	for name := range svc.Pools {
-		p := o.Objects.Pools[name]
+		p := o.Pools[name]
 		for _, e := range p.Endpoints {
-			if e.Address == m.Answers[0] {
-				return cmp.Or(p.EndpointPort(e), fallback), nil
+			if e.Address == m.Answers[0] || p.AnswerIDs && sameNetwork(e.Address, m.Answers[0]) {
+				return cmp.Or(p.EndpointPort(e), fallback)
 			}
 		}
 	}
-	return fallback, nil
+	return fallback
+}
+
+// sameNetwork tells whether two addresses are of one IPv6 /64, in which an answer with an id differs
+// from its endpoint.
+func sameNetwork(a, b netip.Addr) bool {
+	network, err := a.Prefix(64) // fails for IPv4, which has no ids
+	return err == nil && network.Contains(b)
 }
 
 // send does the request and returns the status of its answer.

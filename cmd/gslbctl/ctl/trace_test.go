@@ -2,6 +2,7 @@ package ctl
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -250,12 +251,66 @@ func TestTraceMadeSaysWhoIsMissing(t *testing.T) {
 	}
 }
 
-// TestTraceIsOnThePage: the node is told of the request, and draws the same as the command.
+// TestTraceAlsoHangs: a further node that does not answer costs nothing of what the others know.
+func TestTraceAlsoHangs(t *testing.T) {
+	m := tracing.NewMemory(100, 1<<20)
+	node := traceNode(t, m, serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
+	hanging, err := net.Listen("tcp", "127.0.0.1:0") // connections are taken by the kernel, and that is all
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hanging.Close()
+	url := "http://" + hanging.Addr().String()
+	stdout, stderr, code := run(t, node, "", "trace", "www.example.com", "--client", "198.51.100.7", "--also", url)
+	if code != ExitOK || !strings.Contains(stdout, "3 services, 4 spans") || !strings.Contains(stderr, "nothing from "+url) || strings.Count(stderr, "nothing from") != 1 {
+		t.Errorf("exit %d: %s\n%s\nwant the tree of the node, and %s named", code, stderr, stdout, url)
+	}
+}
+
+// TestTraceRequestPort: the request goes to the port of the pool that the answer is of, also where the
+// answer has an id in place of the endpoint's last 64 bits.
+func TestTraceRequestPort(t *testing.T) {
+	o := &config.Objects{
+		Pools: map[string]config.Pool{
+			"ids":   {Port: 8080, AnswerIDs: true, Endpoints: []config.Endpoint{{Address: addr("192.0.2.1")}, {Address: addr("2001:db8:1::11")}}},
+			"plain": {Port: 8081, Endpoints: []config.Endpoint{{Address: addr("2001:db8:2::11")}}},
+		},
+		Services: map[string]config.Service{"www.example.com": {Steering: config.Steering{Pools: map[string]config.PoolRef{"ids": {}, "plain": {}}}}},
+	}
+	for answer, want := range map[string]uint16{
+		"192.0.2.1": 8080, "192.0.2.2": 80, "2001:db8:1::11": 8080, "2001:db8:1:0:8f15:33f8:5fef:d9d": 8080, "2001:db8:1:1::11": 80,
+		"2001:db8:2::11": 8081, "2001:db8:2::12": 80,
+	} {
+		m := &madeTrace{Question: "WWW.example.com", Answers: []netip.Addr{addr(answer)}}
+		if got := portOf(o, m, 80); got != want {
+			t.Errorf("a request to %s goes to port %d, want %d", answer, got, want)
+		}
+	}
+}
+
+// TestTraceIsOnThePage: the node is told of the request, and of what only another node remembers of
+// it, and draws the same as the command.
 func TestTraceIsOnThePage(t *testing.T) {
+	for name, far := range map[string]*tracing.Memory{"of one node": nil, "of two nodes": tracing.NewMemory(100, 1<<20)} {
+		t.Run(name, func(t *testing.T) { traceIsOnThePage(t, far) })
+	}
+}
+
+// traceIsOnThePage has the proxy report to far, if there is one.
+func traceIsOnThePage(t *testing.T, far *tracing.Memory) {
 	r := tracing.New(tracing.Options{})
 	m := r.Memory()
-	node := receivingNode(t, m, r.Receiver(), serveDNS(t, m, dns.RcodeSuccess), serveHTTP(t, m))
-	stdout, stderr, code := run(t, node, "", "trace", "www.example.com", "--client", "198.51.100.7", "-o", "json")
+	reports := cmp.Or(far, m)
+	answers := serveDNS(t, m, dns.RcodeSuccess)
+	proxy := serveHTTP(t, reports)
+	node := receivingNode(t, m, r.Receiver(), answers, proxy)
+	args := []string{"trace", "www.example.com", "--client", "198.51.100.7", "-o", "json"}
+	if far != nil {
+		there := httptest.NewServer(traceNode(t, far, answers, proxy))
+		defer there.Close()
+		args = append(args, "--also", there.URL)
+	}
+	stdout, stderr, code := run(t, node, "", args...)
 	if code != ExitOK {
 		t.Fatalf("exit %d: %s", code, stderr)
 	}
@@ -348,6 +403,8 @@ func TestTraceFaults(t *testing.T) {
 		stderr string
 	}{
 		{"no client", good, "trace www.example.com", ExitUsage, "", "--client is missing"},
+		{"also, for the list", good, "trace --also http://127.0.0.1:1", ExitUsage, "", "--also: expected a trace id, or a name without --no-request"},
+		{"also, without a request", good, "trace www.example.com --client 192.0.2.1 --no-request --also http://127.0.0.1:1", ExitUsage, "", "--also: expected a trace id, or a name without --no-request"},
 		{"bad client", good, "trace www.example.com --client x", ExitUsage, "", `--client "x"`},
 		{"bad type", good, "trace www.example.com --client 192.0.2.1 --type MX", ExitUsage, "", "expected A or AAAA"},
 		{"not a name", good, "trace a..b --client 192.0.2.1", ExitUsage, "", "neither a trace id nor a domain name"},
