@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/meridian-gslb/meridian/admin/api"
+	"github.com/meridian-gslb/meridian/health"
 )
 
 // statusCommand shows how the node is.
@@ -246,6 +247,10 @@ func (a *app) printHealth(h *api.Health) {
 			}
 			if n.Detail != "" {
 				result += ": " + n.Detail
+			}
+			// What it says stands until "rise" or "fall" results in a row are against it.
+			if good := n.Class == health.OK.String(); good != n.Up && n.Class != health.Local.String() {
+				result, colour = result+", not yet "+map[bool]string{true: "up", false: "down"}[good], yellow
 			}
 			latency := ""
 			if n.Latency > 0 {
