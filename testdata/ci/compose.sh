@@ -62,7 +62,8 @@ up=1
 compose up -d --no-build "${services[@]}" >"$work/up.log" 2>&1 || { tail -n 50 "$work/up.log" >&2; exit 1; }
 
 say "the tour"
-testdata/compose/tour.sh "$@"
+testdata/compose/tour.sh "$@" | tee dist/tour.txt
+if [ $# = 0 ] && [ -d dist/jaeger ]; then testdata/ci/tour-in-readme.sh dist/tour.txt; fi
 
 used=$(docker stats --no-stream --format '{{.MemUsage}}' | awk '{ f = 1; if ($1 ~ /GiB/) f = 1024; if ($1 ~ /[0-9]KiB/) f = 1 / 1024; sum += $1 * f } END { printf "%.0f", sum }')
 say "all containers together hold $used MiB"

@@ -17,10 +17,12 @@ bold= off=
 user() { docker exec ${bold:+-e COLOUR=1} "$client" /tour/user.sh "$@"; }
 at_desk() { docker exec "$client" "$@"; }
 typed() { for word; do [[ $word == *' '* ]] && word="'$word'"; printf ' %s' "$word"; done; }
-ctl() { echo "  \$ gslbctl$(typed "$@")"; docker exec "$client" gslbctl --server http://172.28.1.11:8053 "$@" 2>&1 | sed 's/^/  /'; }
+ctl() { echo "  \$ gslbctl$(typed "$@")"; docker exec "$client" gslbctl --server http://172.28.1.11:8053 "$@" 2>&1 | indent; }
+indent() { sed 's/^./  &/'; }
 run() { echo "  \$ docker compose $*"; compose "$@" >"$out" 2>&1 || { cat "$out" >&2; exit 1; }; }
 wan() { echo "  \$ docker compose exec wan /tour/wan.sh $*"; docker exec "$(compose ps -q wan)" /tour/wan.sh "$@"; }
 want() { user want "$@"; }
+picture() { user map; echo; }
 out=$(mktemp)
 finish() {
   local code=$?
@@ -50,7 +52,7 @@ at_home() {
 alone() {
   echo "  \$ docker compose exec ns-eu gslbctl explain www.example.com --client 172.28.10.10"
   docker exec "$(compose ps -q ns-eu)" gslbctl explain www.example.com --client 172.28.10.10 >"$out"
-  sed 's/^/  /' "$out"
+  indent <"$out"
   grep -q '^answer  *gfe-eu' "$out" || { echo "  ✗ expected it to answer gfe-eu"; exit 1; }
   echo "  ✓ ns-eu answers gfe-eu"
 }
@@ -60,6 +62,7 @@ step_map() {
     "Three users ask the same resolver for www.example.com. It finds the three name servers by their delegation from the root," \
     "tells them its user's network, and gets the nearest GFEs. A GFE is an Envoy that knows only what the name servers tell it." \
     "Latency between the regions: $(docker exec "$(compose ps -q wan)" /tour/wan.sh latency)"
+  want 60 "every endpoint is up" '^18 of 18$' up
   at_home
   want 10 "the zone is delegated to three name servers" '^ns-ap.example.com. ns-eu.example.com. ns-us.example.com.$' ask_ns
   want 20 "a visit from New York stays in us-east" '^gfe-us-. > fe-us-. > be-us-. > db ' visit newyork
@@ -74,7 +77,7 @@ step_kill() {
   want 30 "Frankfurt is sent to the next nearest" '^172\.28\.1\.21 172\.28\.1\.22$' ask frankfurt
   want 10 "and why" '^gfe-us failover.*gfe-eu 0 of 2 endpoints healthy' why frankfurt
   want 20 "a visit works" '^gfe-us-. > fe-us-. ' visit frankfurt
-  user map
+  picture
   echo "  They are started again, ask for their configuration, and are used once two probes in a row succeeded."
   run start gfe-eu-1 gfe-eu-2
   at_home
@@ -86,7 +89,7 @@ step_drain() {
   want 30 "Singapore is sent elsewhere" '^172\.28\.[12]\.21 172\.28\.[12]\.22$' ask singapore
   want 10 "and why" 'gfe-ap drained by .*kernel upgrade' why singapore
   want 10 "gfe-ap itself still serves whoever is there" '^200$' direct 172.28.3.21
-  user map
+  picture
   ctl pool undrain gfe-ap
   at_home
 }
@@ -108,7 +111,7 @@ step_cut() {
   want 20 "a visit works" '^gfe-us-. > fe-us-. > be-us-. > db ' visit frankfurt
   echo "  In eu-west the name server is alone. Nobody confirms what it sees; it goes on answering from its last snapshot:"
   alone
-  user map
+  picture
   wan join eu-west
   at_home
 }
@@ -121,7 +124,7 @@ step_overload() {
   want 25 "the name server of eu-west moves what is too much" '^gfe-eu to .*fe-eu [12][0-9], fe-us [1-9]' spill
   sleep 4
   echo "  \$ gslbctl gfe list"
-  at_desk gslbctl --server http://172.28.2.11:8053 gfe list | sed 's/^/  /'
+  at_desk gslbctl --server http://172.28.2.11:8053 gfe list | indent
   wait $load
   echo "  Who answered Frankfurt in these 25 seconds:"
   cat "$out"
@@ -143,7 +146,7 @@ step_etcd() {
   run kill gfe-us-1
   want 30 "health still counts: New York is sent to the GFE that is left" '^172\.28\.1\.22$' ask newyork
   want 10 "a visit works" '^gfe-us-2 > ' visit newyork
-  user map
+  picture
   run start gfe-us-1
   want 30 "a proxy that starts gets its configuration all the same" '^172\.28\.1\.21 172\.28\.1\.22$' ask newyork
   run start etcd-us etcd-eu etcd-ap
@@ -167,15 +170,17 @@ step_trace() {
     [ -n "$missing" ] || break
   done
   echo "  \$ gslbctl ${words[*]}"
-  sed 's/^/  /' "$out"
+  indent <"$out"
   [ -z "$missing" ] || { echo "  ✗ no span of '$missing'"; exit 1; }
   echo "  ✓ from the question by way of GFE, frontend and backend to the database"
-  [ -n "$(compose ps -q traces)" ] || { echo "  The trace backend is left out here: there is no program for it."; return 0; }
   local query request
   read -r query request < <(user traces "${words[@]}")
+  want 20 "the page of ns-eu shows the same" '^backend database frontend gfe gslbctl gslbd$' remembered "$request"
+  echo "  http://127.0.0.1:8052/#trace=$request"
+  [ -n "$(compose ps -q traces)" ] || { echo "  The trace backend is left out here: there is no program for it."; return 0; }
   want 60 "the trace backend has the decision" '^gslbd: .*dns.query.*gslb.decide' traced "$query"
   want 60 "and the request that came of it" '^backend database frontend gfe( gslbctl)?:' traced "$request"
-  echo "  http://127.0.0.1:16686/trace/$request shows it in a browser, as http://127.0.0.1:8052 does without a backend."
+  echo "  http://127.0.0.1:16686/trace/$request"
 }
 
 step_metrics() {
@@ -184,7 +189,7 @@ step_metrics() {
   local title query
   while IFS=$'\t' read -r title query; do
     want 60 "$title" '^[1-9][0-9]* series' series "$query"
-  done < <(at_desk jq -r '.panels[] | .title as $t | .targets[]? | "\($t)\t\(.expr)"' /tour/grafana/dashboards/meridian.json)
+  done < <(at_desk jq -r '.panels[] | . as $p | .targets[]? | $p.title + (if ($p.targets | length) > 1 then " (" + (.legendFormat | gsub("[{}]"; "")) + ")" else "" end) + "\t" + .expr' /tour/grafana/dashboards/meridian.json)
 }
 
 steps=("${@:-}")

@@ -67,7 +67,8 @@ why() {
       + ($passed | unique_by(.pool) | map("; \(.pool) \(.note)") | add // "")'
 }
 
-map() {
+map() { picture | sed 's/ *$//'; }
+picture() {
   local green= red= yellow= dim= off= line i n r a label last status=
   if [ -n "${COLOUR:-}" ]; then green=$'\e[32m' red=$'\e[31m' yellow=$'\e[33m' dim=$'\e[2m' off=$'\e[0m'; fi
   declare -A mark
@@ -134,6 +135,7 @@ split() {
 # What the tour asks for besides.
 ask_ns() { dig +short +tries=1 +time=3 "@$resolver" example.com NS | sort; }
 direct() { curl -s -o /dev/null -w '%{http_code}' --max-time 5 -H "Host: $name" "http://$1:$port/"; }
+up() { ctl status --output json | jq -r '[.pools[].endpoints[].verdict] | "\(map(select(. == "up")) | length) of \(length)"'; }
 state() { ctl status --output json | jq -r .state; }
 change() { timeout 5 gslbctl --server http://172.28.1.11:8053 pool weight gfe-ap 1 --service "$name" 2>&1; }
 spill() {
@@ -142,6 +144,7 @@ spill() {
     "\(.from) to " + ([.placed | to_entries | sort_by(.key)[] | select(.value >= 1) | "\(.key) \(.value | round)"] | join(", ")) end'
 }
 traces() { gslbctl "$@" --output json | jq -r '.traces | join(" ")'; }
+remembered() { curl -s --max-time 5 "http://172.28.2.11:8053/api/v1/traces/$1" | jq -r '[.spans[]?, .linked[]? | .service] | unique | join(" ")'; }   # services in a trace
 traced() {   # "services: spans" of a trace, as the trace backend has it
   curl -s --max-time 5 "http://172.28.8.20:16686/api/traces/$1" | jq -r '.data[0] // empty
     | . as $t | ([.spans[] | $t.processes[.processID].serviceName] | unique | join(" ")) + ": " + ([.spans[].operationName] | sort | join(", "))'

@@ -64,7 +64,7 @@ case ${1:-} in
       # What goes to a region that is cut off is lost on the way, and nobody is told.
       [ "${gateway#*/}" = 22 ] || ip route replace blackhole "${gateway%.*}.0/24" metric 1000
       if ! "$0" shape "$dev" 2>/tmp/tc; then   # a process of its own, which ends at the first fault
-        latency="none: $(grep -m 1 -v '^$' /tmp/tc)"
+        latency="none here: tc says '$(grep -m 1 -v '^$' /tmp/tc)'; it takes a kernel with sch_htb and sch_netem"
         tc qdisc del dev "$dev" root 2>/dev/null || true
       fi
     done
