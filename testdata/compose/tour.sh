@@ -174,10 +174,11 @@ step_trace() {
   [ -z "$missing" ] || { echo "  ✗ no span of '$missing'"; exit 1; }
   echo "  ✓ from the question by way of GFE, frontend and backend to the database"
   local query request
-  read -r query request < <(user traces "${words[@]}")
-  want 20 "the page of ns-eu shows the same" '^backend database frontend gfe gslbctl gslbd$' remembered "$request"
-  echo "  http://127.0.0.1:8052/#trace=$request"
+  query=$(grep -oE -m 1 '[0-9a-f]{32}' "$out")
+  want 20 "the page of ns-eu shows the same" '^backend database frontend gfe gslbctl gslbd$' remembered "$query"
+  echo "  http://127.0.0.1:8052/#trace=$query"
   [ -n "$(compose ps -q traces)" ] || { echo "  The trace backend is left out here: there is no program for it."; return 0; }
+  request=$(user request "$query")
   want 60 "the trace backend has the decision" '^gslbd: .*dns.query.*gslb.decide' traced "$query"
   want 60 "and the request that came of it" '^backend database frontend gfe( gslbctl)?:' traced "$request"
   echo "  http://127.0.0.1:16686/trace/$request"

@@ -143,8 +143,9 @@ spill() {
     [.spills[]? | select(.from == "gfe-eu")][0] | if . == null then "nothing spills" else
     "\(.from) to " + ([.placed | to_entries | sort_by(.key)[] | select(.value >= 1) | "\(.key) \(.value | round)"] | join(", ")) end'
 }
-traces() { gslbctl "$@" --output json | jq -r '.traces | join(" ")'; }
-remembered() { curl -s --max-time 5 "http://172.28.2.11:8053/api/v1/traces/$1" | jq -r '[.spans[]?, .linked[]? | .service] | unique | join(" ")'; }   # services in a trace
+# What the name server of eu-west remembers of a trace and what it links to: its services, and the request that came of a query.
+remembered() { curl -s --max-time 5 "http://172.28.2.11:8053/api/v1/traces/$1" | jq -r '[.spans[]?, .linked[]? | .service] | unique | join(" ")'; }
+request() { curl -s --max-time 5 "http://172.28.2.11:8053/api/v1/traces/$1" | jq -r '.linked[] | select(.service == "gslbctl") | .traceId'; }
 traced() {   # "services: spans" of a trace, as the trace backend has it
   curl -s --max-time 5 "http://172.28.8.20:16686/api/traces/$1" | jq -r '.data[0] // empty
     | . as $t | ([.spans[] | $t.processes[.processID].serviceName] | unique | join(" ")) + ": " + ([.spans[].operationName] | sort | join(", "))'
@@ -172,6 +173,6 @@ case ${1:-} in
     for city in "${cities[@]}"; do ip addr replace "$(address "$city")/22" dev eth0; done
     exec sleep infinity
     ;;
-  ask | visit | why | map | load | split | want | spill | traces) "$@" ;;
+  ask | visit | why | map | load | split | want | spill | request) "$@" ;;
   *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
