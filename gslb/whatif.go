@@ -74,8 +74,11 @@ func suppose(in *Inputs, term string) error {
 		default:
 			return fmt.Errorf("%q: expected down, up, drain or auto", value)
 		}
-		// Of states that name their target the last by name counts.
-		o.States[fmt.Sprintf("~if/%04d", len(o.States))] = config.State{Pool: pool, Endpoint: addr, State: value, Author: "if"}
+		last := 0 // of states that name their target; of equal ones the last by name counts
+		for _, st := range o.States {
+			last = max(last, st.Order)
+		}
+		o.States[fmt.Sprintf("~if/%04d", len(o.States))] = config.State{Pool: pool, Endpoint: addr, State: value, Author: "if", Order: min(last, math.MaxInt-1) + 1}
 		return nil
 	}
 	number := func(least, most float64) (float64, error) {
@@ -112,8 +115,12 @@ func suppose(in *Inputs, term string) error {
 		if err := pool(p); err != nil {
 			return err
 		}
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return fmt.Errorf("%q: expected POOL/ADDRESS", name)
+		}
 		for _, e := range o.Pools[p].Endpoints {
-			if e.Address.String() == text {
+			if e.Address == addr {
 				return state(p, e.Address)
 			}
 		}
@@ -142,11 +149,10 @@ func suppose(in *Inputs, term string) error {
 		if err != nil {
 			return err
 		}
-		v, err := number(0, math.MaxUint16)
-		if err != nil {
-			return err
+		w, err := strconv.Atoi(value)
+		if err != nil || w < 0 || w > math.MaxUint16 {
+			return fmt.Errorf("%q: expected a whole number, 0 to %d", value, math.MaxUint16)
 		}
-		w := int(v)
 		svc := o.Services[service]
 		svc.Pools = maps.Clone(svc.Pools)
 		ref := svc.Pools[p]
