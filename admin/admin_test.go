@@ -436,6 +436,8 @@ func TestApply(t *testing.T) {
 		wrote             int
 	}{
 		{"dry run", "?dryRun=1", west, nil, 200, `"revision": 7`, 0},
+		{"dry run of what takes force", "?dryRun=1", "services: {www.example.com: {pools: {gfe-eu: {weight: 0}}}}", nil, 200, `"refused": "refused without force: services.www.example.com.pools: no endpoint could ever answer`, 0},
+		{"dry run with force", "?dryRun=1&force=1", "services: {www.example.com: {pools: {gfe-eu: {weight: 0}}}}", nil, 200, "]\n}", 0},
 		{"write", "?author=ann", west, nil, 200, `"revision": 8`, 1},
 		{"write of what is there", "?author=ann", "sites: {eu-west: {lat: 50.11, lon: 8.68}}", nil, 200, `"diff": []`, 0},
 		{"json", "?author=ann", `{"sites":{"us-west":{"lat":45.6,"lon":-121.2}}}`, nil, 200, `"op": "add"`, 1},

@@ -417,6 +417,9 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, e edit, do func(
 	if out.Diff == nil {
 		out.Diff = []config.Change{}
 	}
+	if e.dryRun && !e.force {
+		out.Refused = refusedWithoutForce(v.Objects, next)
+	}
 	if e.dryRun || len(out.Diff) == 0 {
 		reply(w, out)
 		return
@@ -445,6 +448,14 @@ func (s *Server) change(w http.ResponseWriter, r *http.Request, e edit, do func(
 	}
 	s.o.Log.Info("objects changed", "author", e.author, "changes", len(out.Diff), "revision", out.Revision, "path", r.URL.Path, "from", r.RemoteAddr)
 	reply(w, out)
+}
+
+// refusedWithoutForce says why such a change takes force; "" is that it does not.
+func refusedWithoutForce(before, after *config.Objects) string {
+	if err := store.Guard(before, after); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // refuse answers a change that was not made.

@@ -91,6 +91,9 @@ func (s *Server) plan(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := api.Plan{Revision: before.Revision, Diff: config.Diff(before.Objects(), after.Objects())}
+	if next != nil {
+		out.Refused = refusedWithoutForce(before.Objects(), next)
+	}
 	var samples []gslb.Sample
 	if s.o.Recent != nil {
 		samples = s.o.Recent()

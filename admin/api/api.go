@@ -180,7 +180,8 @@ type ApplyOptions struct {
 type Applied struct {
 	Revision int64           `json:"revision"` // of the store, after the change; before it with DryRun or without a change
 	DryRun   bool            `json:"dryRun,omitempty"`
-	Diff     []config.Change `json:"diff"` // Before and After are objects, or as JSON decodes them
+	Diff     []config.Change `json:"diff"`              // Before and After are objects, or as JSON decodes them
+	Refused  string          `json:"refused,omitempty"` // with DryRun: why it would be refused without force
 }
 
 // DrainRequest drains a pool, or one endpoint of it; undrain reads Author and Endpoint only.

@@ -11,9 +11,10 @@ import (
 // Plan is what a change would do to the decisions that a node made lately.
 type Plan struct {
 	gslb.Plan
-	Revision uint64          `json:"revision"`       // of the snapshot that it starts from
-	Diff     []config.Change `json:"diff"`           // of the objects
-	Gone     []string        `json:"gone,omitempty"` // services that would not be any more
+	Revision uint64          `json:"revision"`          // of the snapshot that it starts from
+	Diff     []config.Change `json:"diff"`              // of the objects
+	Gone     []string        `json:"gone,omitempty"`    // services that would not be any more
+	Refused  string          `json:"refused,omitempty"` // why the objects would be refused without force
 }
 
 // Plan returns what objects in YAML or JSON (none when empty) would change, under the terms

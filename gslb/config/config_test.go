@@ -218,6 +218,10 @@ zones:
 			t.Errorf("%s: got %s, want %s", tt.fault, got, tt.want)
 		}
 	}
+	got := o.Relocated("body", []string{"body:3: pools.other: late", "body:4: services.www.example.com.pools.a: two", "body:5: sites.eu.lat: one"})
+	if want := []string{"mine.yaml:2: sites.eu.lat: one", "mine.yaml:6: services.www.example.com.pools.a: two", "body:3: pools.other: late"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q: by line, then what is not in the file", got, want)
+	}
 }
 
 func TestDecodeObject(t *testing.T) {

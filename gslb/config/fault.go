@@ -68,9 +68,9 @@ func (f *File) Fault(err error, keys ...string) Fault {
 	return Fault{File: file, Line: line, Path: p.String(), Msg: err.Error()}
 }
 
-// Relocated returns faults, as Fault.Error says them, that were found in a copy of o, with the
-// places where o itself was written. sent is the file that they name: those of other files, or of
-// what o does not hold, stay as they are.
+// Relocated returns faults, as Fault.Error says them, that were found in a copy of o, by where o
+// itself was written. sent is the file that they name: those of other files, or of what o does not
+// hold, follow as they are.
 func (o *Objects) Relocated(sent string, faults []string) []string {
 	lines := map[string]Fault{} // by path
 	for k, pl := range o.places {
@@ -80,22 +80,38 @@ func (o *Objects) Relocated(sent string, faults []string) []string {
 			}
 		}
 	}
-	out := slices.Clone(faults)
-	for i, f := range faults {
+	relocated := func(f string) (found Fault, ok bool) {
 		place, rest, _ := strings.Cut(f, ": ")
 		if file, _, _ := strings.Cut(place, ":"); file != sent {
-			continue
+			return found, false
 		}
 		path, msg, _ := strings.Cut(rest, ": ")
-		for at := path; at != ""; at = at[:max(0, strings.LastIndexAny(at, ".["))] {
-			if found, ok := lines[at]; ok {
-				found.Path, found.Msg = path, msg
-				out[i] = found.Error()
-				break
-			}
+		for at := path; at != "" && !ok; at = at[:max(0, strings.LastIndexAny(at, ".["))] {
+			found, ok = lines[at]
+		}
+		found.Path, found.Msg = path, msg
+		return found, ok
+	}
+	var ours []Fault
+	var others []string
+	for _, f := range faults {
+		if found, ok := relocated(f); ok {
+			ours = append(ours, found)
+		} else {
+			others = append(others, f)
 		}
 	}
-	return out
+	slices.SortStableFunc(ours, compareFaults)
+	out := make([]string, 0, len(faults))
+	for _, f := range ours {
+		out = append(out, f.Error())
+	}
+	return append(out, others...)
+}
+
+// compareFaults orders faults by where they stand.
+func compareFaults(a, b Fault) int {
+	return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Path, b.Path), cmp.Compare(a.Msg, b.Msg))
 }
 
 // path leads to a value: keys, and list indexes written as "[2]".
@@ -215,10 +231,7 @@ func (l faultList) err() error {
 	for i, f := range l {
 		all[i] = f.Fault
 	}
-	slices.SortStableFunc(all, func(a, b Fault) int {
-		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line),
-			cmp.Compare(a.Path, b.Path), cmp.Compare(a.Msg, b.Msg))
-	})
+	slices.SortStableFunc(all, compareFaults)
 	all = slices.Compact(all)
 	errs := make([]error, len(all))
 	for i, f := range all {

@@ -284,7 +284,7 @@ func (c *Client) current(l *listing) present {
 }
 
 // check refuses ch when an object that it touches would not be served as it says, or, without
-// ch.Force, when guard does. Objects of others that are not valid do not stand in the way:
+// ch.Force, when Guard does. Objects of others that are not valid do not stand in the way:
 // they are kept at their last good version, as in the view.
 func (ch Change) check(now present, put *config.Objects, touched []Key) error {
 	before, _, faultBefore := sound(now.base, now.good, now.stored)
@@ -305,7 +305,7 @@ func (ch Change) check(now present, put *config.Objects, touched []Key) error {
 	if ch.Force {
 		return nil
 	}
-	return guard(config.Merge(now.base, before), config.Merge(now.base, after))
+	return Guard(config.Merge(now.base, before), config.Merge(now.base, after))
 }
 
 // news returns the faults of after that are not in before: those that a change makes. Where
@@ -352,9 +352,9 @@ func (c *Client) notInStore(k Key) error {
 	return fmt.Errorf("%s: %w", k, ErrNotFound)
 }
 
-// guard refuses a change from before to after that is valid and yet most likely a mistake:
-// a service loses its last endpoint, or more than half of a kind that answers depend on goes.
-func guard(before, after *config.Objects) error {
+// Guard refuses with ErrGuard a change from before to after that is valid and yet most likely a
+// mistake: a service loses its last endpoint, or more than half of a kind that answers depend on goes.
+func Guard(before, after *config.Objects) error {
 	bare := map[string]bool{}
 	for _, f := range config.Unanswerable(before) {
 		bare[f.Path] = true

@@ -288,7 +288,7 @@ func TestGuard(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			err := guard(objects(t, head+tt.before), objects(t, head+tt.after))
+			err := Guard(objects(t, head+tt.before), objects(t, head+tt.after))
 			if tt.want == "" && err != nil {
 				t.Errorf("refused: %v", err)
 			}

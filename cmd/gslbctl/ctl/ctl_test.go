@@ -249,6 +249,8 @@ func TestFaults(t *testing.T) {
 	refused.status["POST /api/v1/apply"] = http.StatusUnprocessableEntity
 	refused.answers["POST /api/v1/apply"] = api.Problem{Error: "the configuration has 2 faults", Hint: "nothing was written", Faults: []string{"body:1: sites.eu.lat: bad", "body:3: pools.p: worse", "body:7: pools: lost", "gslb.yaml:4: pools.q: old"}}
 	refused.status["POST /api/v1/plan"], refused.answers["POST /api/v1/plan"] = refused.status["POST /api/v1/apply"], refused.answers["POST /api/v1/apply"]
+	guarded := exampleNode()
+	guarded.answers["POST /api/v1/apply"] = api.Applied{DryRun: true, Diff: []config.Change{{Kind: "sites", Name: "eu", Op: config.OpDelete}}, Refused: "refused without force: services.w: none"}
 	notReady := exampleNode()
 	notReady.answers["GET /api/v1/status"] = api.Status{State: api.StateNotReady, Reasons: []string{"first probe round"}}
 	hostile := exampleNode()
@@ -286,6 +288,7 @@ func TestFaults(t *testing.T) {
 		{"apply refused", refused, "sites:\n  eu: {lat: 5, lon: 0}\n", "apply -f -", ExitError, "the configuration has 2 faults\n  stdin:2: sites.eu.lat: bad\n  body:3: pools.p: worse\n  body:7: pools: lost\n  gslb.yaml:4: pools.q: old\nnothing was written"},
 		{"diff refused", refused, "sites:\n  eu: {lat: 5, lon: 0}\n", "diff -f -", ExitError, "  stdin:2: sites.eu.lat: bad\n"},
 		{"plan refused", refused, "pools:\n  p:\n    site: eu\n", "plan -f -", ExitError, "  stdin:2: pools.p: worse\n"},
+		{"dry run of what takes force", guarded, "sites: {eu: {lat: 5, lon: 0}}\n", "apply --dry-run -f -", ExitError, "refused without force: services.w: none; if that is meant, say so: --force"},
 		{"file that is not there", exampleNode(), "", "apply -f /nonexistent.yaml", ExitError, "/nonexistent.yaml: no such file"},
 		{"hostile text", hostile, "", "explain www --client ::1", ExitError, `no service \x1b[2J; did you mean "www.example.com"?`},
 		{"not a node", stranger, "", "status", ExitError, "not what a Meridian node sends"},

@@ -213,7 +213,10 @@ node section of a configuration file is left out; zone files are sent along.`,
 				}
 			}
 			if f.DryRun {
-				return a.show(seen, func() { a.printSummary(seen) })
+				if err := a.show(seen, func() { a.printSummary(seen) }); err != nil || seen.Refused == "" {
+					return err
+				}
+				return failure(errors.New(seen.Refused), "if that is meant, say so: --force")
 			}
 			f.At = seen.Revision
 			done, err := a.apply(c.Context(), data, f.ApplyOptions)

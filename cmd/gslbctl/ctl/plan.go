@@ -24,7 +24,8 @@ func (a *app) planCommand() *cobra.Command {
 		Long: `Try a change on the decisions that the node made lately, and show how many users would be moved
 from where to where, which pools would pass their capacity, how far users would be from their pool,
 and what resolvers would keep. Nothing is written. The exit code is 1 when a pool would pass its
-capacity, users would be left without an answer, or more than --max-moved would be moved.`,
+capacity, users would be left without an answer, apply would refuse it without force, or more than
+--max-moved would be moved.`,
 		Example: "  gslbctl plan -f change.yaml\n  gslbctl plan --drain gfe-eu --max-moved 0.3\n  gslbctl plan --if site.eu-west=down",
 		Args:    args(),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -74,7 +75,7 @@ func planFails(p *api.Plan, most float64) bool {
 			return true
 		}
 	}
-	return p.Empty > 0 || len(p.Gone) > 0 || p.Moved > most
+	return p.Empty > 0 || len(p.Gone) > 0 || p.Refused != "" || p.Moved > most
 }
 
 // planBar is how many columns a share of 1 takes.
@@ -136,6 +137,9 @@ func (a *app) printPlan(p *api.Plan) {
 	}
 	if len(p.Gone) > 0 {
 		fmt.Fprintln(a.out, a.style.paint(red, "not steered any more: "+clean(strings.Join(p.Gone, ", "))))
+	}
+	if p.Refused != "" {
+		fmt.Fprintln(a.out, a.style.paint(red, clean(p.Refused)))
 	}
 }
 

@@ -35,6 +35,7 @@ func TestPlan(t *testing.T) {
 		{"over its capacity", []string{"plan", "--drain", "gfe-eu"}, over, "", 1, []string{"40 → 165 % over its capacity"}},
 		{"no answer", []string{"plan", "--drain", "gfe-eu"}, api.Plan{Plan: gslb.Plan{Samples: 5, Empty: 2}}, "", 1, []string{"2 decisions would have no answer any more"}},
 		{"a service gone", []string{"plan", "--drain", "gfe-eu"}, api.Plan{Gone: []string{"www.example.com"}}, "", 1, []string{"not steered any more: www.example.com", "no decision was made lately"}},
+		{"no endpoint left", []string{"plan", "--drain", "gfe-eu"}, api.Plan{Refused: "refused without force: services.w: none"}, "", 1, []string{"refused without force: services.w: none"}},
 		{"nothing to try", []string{"plan"}, good, "", 2, nil},
 		{"more than all", []string{"plan", "--drain", "gfe-eu", "--max-moved", "30"}, good, "", 2, nil},
 	}
