@@ -281,7 +281,7 @@ half_table() {
 	local server
 	echo
 	echo "At half load, $half queries/s of client \`load\` to each: how long an answer takes, p99.9 beside gdnsd's in the same round."
-	echo "\`meridian-reloading\` reads its configuration and compiles its snapshot anew every second on that one core."
+	echo "\`meridian-reloading\` reads its configuration and zones anew every second on that one core, and makes a snapshot of them."
 	echo
 	echo "| server | answered % | p50 µs | p99 µs | p99.9 µs | × gdnsd |"
 	echo "|---|--:|--:|--:|--:|--:|"
