@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/meridian-gslb/meridian/geo"
@@ -161,6 +162,10 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		return path
 	}
 	demo, asn := file("demo.mmdb", demogeo.City), file("asn.mmdb", asnDatabase(t, map[string]uint32{"192.0.2.0/24": 64500}))
+	pipe := filepath.Join(dir, "pipe") // into which nobody writes
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	override := func(prefix string, p geo.Place) geo.Config {
 		return geo.Config{Overrides: []geo.Override{{Prefix: netip.MustParsePrefix(prefix), Place: p}}}
 	}
@@ -172,7 +177,8 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		want   []string
 	}{
 		{"missing", geo.Config{City: filepath.Join(dir, "none.mmdb")}, []string{"none.mmdb", "expected a MaxMind City or Country database", "no such file"}},
-		{"a folder", geo.Config{City: dir}, []string{dir, "expected a MaxMind City or Country database", "is a directory"}},
+		{"a folder", geo.Config{City: dir}, []string{dir, "expected a MaxMind City or Country database", "no regular file"}},
+		{"a pipe", geo.Config{City: pipe}, []string{pipe, "expected a MaxMind City or Country database", "no regular file"}},
 		{"empty", geo.Config{City: file("empty.mmdb", nil)}, []string{"empty.mmdb", "expected a MaxMind City or Country database"}},
 		{"text", geo.Config{City: file("text.mmdb", []byte("hello"))}, []string{"text.mmdb", "this is none or is cut short"}},
 		{"its tail is missing", geo.Config{City: file("cut.mmdb", demogeo.City[:len(demogeo.City)/2])}, []string{"cut.mmdb", "cut short"}},

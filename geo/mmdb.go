@@ -1,6 +1,7 @@
 package geo
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/oschwald/geoip2-golang/v2"
@@ -107,9 +109,9 @@ func checkOverride(o Override, seen map[netip.Prefix]bool) error {
 func readFile(path, want string, types []string, record func(maxminddb.Result) (uint32, error)) (layers, Database, error) {
 	// The file is read rather than mapped: a mapped one that is cut short while it is
 	// read ends the process.
-	b, err := os.ReadFile(path)
+	b, err := readRegular(path)
 	if err != nil {
-		return layers{}, Database{}, fmt.Errorf("expected a MaxMind %s database: %w", want, errors.Unwrap(err))
+		return layers{}, Database{}, fmt.Errorf("expected a MaxMind %s database: %w", want, err)
 	}
 	r, err := maxminddb.OpenBytes(b)
 	if err != nil {
@@ -129,6 +131,23 @@ func readFile(path, want string, types []string, record func(maxminddb.Result) (
 		Networks: len(v4) + len(v6),
 	}
 	return layers{paint(v4), paint(v6)}, d, nil
+}
+
+// readRegular reads a regular file; of what is none, such as a pipe, the reading may never end.
+func readRegular(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, errors.Unwrap(err) // the path is told already
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return nil, errors.Join(err, errors.New("this is no regular file"))
+	}
+	var b bytes.Buffer
+	b.Grow(int(info.Size()) + bytes.MinRead)
+	_, err = b.ReadFrom(f)
+	return b.Bytes(), err
 }
 
 func hasWord(s string, words []string) bool {

@@ -281,6 +281,19 @@ func TestReloadIncluded(t *testing.T) {
 	if got := txt(); got != `TXT "longer"` {
 		t.Errorf("with a fault in what is included: got %s, want the running one", got)
 	}
+	pipe := filepath.Join(dir, "pipe") // into which nobody writes
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(pipe, part); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pipe is named in the status", "true", func() string {
+		return strconv.FormatBool(strings.Contains(n.reasons(), "expected a regular file"))
+	})
+	if err := os.Remove(part); err != nil {
+		t.Fatal(err)
+	}
 	write(t, dir, "part.zone", "part TXT good\n")
 	eventually(t, "after it is good again", `TXT "good"`, txt)
 

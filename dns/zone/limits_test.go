@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 )
@@ -93,6 +94,24 @@ func TestIncludeLinks(t *testing.T) {
 		if got := fmt.Sprint(err); got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
+	}
+}
+
+// TestPipes sees that nobody waits for somebody to write into what is no file.
+func TestPipes(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{pipe, dir} {
+		if _, err := ReadFile(file); fmt.Sprint(err) != file+": expected a regular file" {
+			t.Errorf("ReadFile(%s): got %v", file, err)
+		}
+	}
+	_, _, err := Parse(strings.NewReader("$TTL 300\n@ SOA ns.invalid. h 1 2 3 4 5\n@ NS ns.invalid.\n$INCLUDE pipe\n"), filepath.Join(dir, "zone"), "example.com")
+	if want := dir + `/zone:4: $INCLUDE "pipe": expected a regular file`; fmt.Sprint(err) != want {
+		t.Errorf("$INCLUDE: got %v, want %s", err, want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/miekg/dns"
 )
@@ -44,6 +46,24 @@ func Parse(r io.Reader, file, origin string) (*Zone, []Warning, error) {
 // was when it was opened, or nil where it could not be. They are known with an error too.
 func ParseFiles(r io.Reader, file, origin string) (*Zone, map[string]fs.FileInfo, []Warning, error) {
 	return parseFiles(r, file, origin, defaultLimits)
+}
+
+// ReadFile returns the text of a master file. It is an error if that is no regular file: to read from
+// a pipe or a device may never end.
+func ReadFile(file string) (string, error) {
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return "", errors.Join(err, fmt.Errorf("%s: expected a regular file", file))
+	}
+	var text strings.Builder
+	text.Grow(int(info.Size()))
+	_, err = io.Copy(&text, f)
+	return text.String(), err
 }
 
 func parse(r io.Reader, file, origin string, lim limits) (*Zone, []Warning, error) {
@@ -347,7 +367,7 @@ func (p *parser) open(path string) (*os.File, error) {
 	if path, err = filepath.Rel(folder, path); err != nil {
 		return nil, err
 	}
-	f, err := p.root.Open(path)
+	f, err := p.root.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // does not wait at a pipe
 	if pathErr := new(os.PathError); errors.As(err, &pathErr) {
 		err = pathErr.Err // the path is in the fault already
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"syscall"
 	"unicode/utf8"
 )
 
@@ -22,9 +23,10 @@ func ReadFile(name string) (*File, error) {
 	return Parse(name, data)
 }
 
-// readBounded reads a file of at most maxSize octets.
+// readBounded reads a file of at most maxSize octets. It does not wait for somebody to write into a
+// pipe: one without a writer is empty.
 func readBounded(name string) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -179,6 +181,9 @@ func ResolveFiles(o *Objects) (*Objects, error) {
 			continue
 		}
 		data, err := readBounded(z.File)
+		if info, unseen := os.Stat(z.File); unseen == nil && !info.Mode().IsRegular() {
+			err = fmt.Errorf("%s: expected a regular file", z.File) // as who serves the zone wants it
+		}
 		if err == nil && !utf8.Valid(data) {
 			err = fmt.Errorf("%s: not UTF-8; expected other octets as \\DDD (RFC 1035, section 5.1)", z.File)
 		}

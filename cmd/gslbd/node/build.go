@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"regexp"
 	"runtime"
 	"slices"
@@ -392,8 +391,8 @@ func zoneText(z config.Zone) (text, file string, err error) {
 	if z.File == "" {
 		return z.Records, "", nil
 	}
-	t, err := os.ReadFile(z.File)
-	return string(t), z.File, err
+	text, err = zone.ReadFile(z.File)
+	return text, z.File, err
 }
 
 // servicesIn returns the services of s that lie in a zone of set, by owner name.
