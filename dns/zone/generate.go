@@ -13,13 +13,17 @@ const (
 	// maxGenerate bounds the length of a $GENERATE, in octets: it is read again for each of its RRs.
 	maxGenerate = 2048
 
+	// maxSteps bounds the numbers of a range: a digit too many is not to take all memory.
+	maxSteps = 1 << 20
+
 	// maxNumber bounds what one "$" becomes, in octets: as in BIND.
 	maxNumber = 127
 )
 
 // generate reads BIND's $GENERATE range lhs [ttl] [class] type rhs, of which f are the fields: for each
 // number of the range the RR at lhs whose rdata is rhs, with the number in the place of each "$" of both.
-// What BIND refuses is refused, but rhs may be several words, which BIND wants in quotes.
+// What BIND refuses is refused, and more numbers than maxSteps are. Here rhs may be several words, which
+// BIND wants in quotes.
 func (p *parser) generate(f []string, file string, line int, c *context) {
 	head := 3 // where type and rhs begin
 	for head < len(f) && isTTLOrClass(f[head]) {
@@ -32,6 +36,10 @@ func (p *parser) generate(f []string, file string, line int, c *context) {
 	start, stop, step, ok := readRange(f[1])
 	if !ok {
 		p.fault(file, line, "$GENERATE: range %q: expected START-STOP or START-STOP/STEP, with 0 <= START <= STOP < 2^31 and STEP > 0", f[1])
+		return
+	}
+	if steps := (stop-start)/step + 1; steps > maxSteps {
+		p.fault(file, line, "$GENERATE: range %q of %d numbers: expected at most %d", f[1], steps, maxSteps)
 		return
 	}
 	rhs := strings.Join(f[head+1:], " ")

@@ -52,6 +52,12 @@ func TestLimits(t *testing.T) {
 			t.Errorf("got %d faults and %d warnings, want %d and no more than that", n, len(warnings), maxReported+1)
 		}
 	})
+	t.Run("generate too much", func(t *testing.T) {
+		_, _, err := Parse(strings.NewReader(head+"$GENERATE 0-2147483647 a$ A 192.0.2.1\n"), "", "example.com")
+		if want := `line 4: $GENERATE: range "0-2147483647" of 2147483648 numbers: expected at most 1048576`; fmt.Sprint(err) != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
+	})
 	t.Run("generate", func(t *testing.T) {
 		_, _, err := Parse(strings.NewReader(head+"$GENERATE 1-2 a$ TXT "+strings.Repeat("x ", maxGenerate/2)+"\n"), "", "example.com")
 		if err == nil || !strings.HasPrefix(err.Error(), "line 4: $GENERATE: expected") {
