@@ -20,18 +20,24 @@ const (
 )
 
 // RTTPrefix returns the prefix that a client's round-trip times are gathered under: a /24 or a /48,
-// or p itself if it is shorter. ok is false for what is no client: an invalid prefix, an
-// unspecified or a multicast address, or all addresses at once.
+// or p itself if it is shorter. Who comes through NAT64 or 6to4 is the IPv4 client inside, as stages
+// have it. ok is false for what is no client: an invalid prefix, an unspecified or a multicast
+// address, or all addresses at once.
 func RTTPrefix(p netip.Prefix) (out netip.Prefix, ok bool) {
-	addr, bits := p.Addr().WithZone(""), p.Bits()
+	if !p.IsValid() {
+		return netip.Prefix{}, false
+	}
+	addr, bits := p.Addr(), p.Bits()
 	if addr.Is4In6() {
 		addr, bits = addr.Unmap(), bits-96
+	} else if v4, before, inside := geo.Embedded(addr); inside {
+		addr, bits = v4, bits-int(before)
 	}
 	most := rttPrefix4
 	if addr.Is6() {
 		most = rttPrefix6
 	}
-	if !p.IsValid() || bits <= 0 || addr.IsUnspecified() || addr.IsMulticast() {
+	if bits <= 0 || addr.IsUnspecified() || addr.IsMulticast() {
 		return netip.Prefix{}, false
 	}
 	out, err := addr.Prefix(min(bits, most))

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/meridian-gslb/meridian/geo"
 )
 
 // RTT is the measured round-trip time between a client prefix and a pool.
@@ -72,10 +74,13 @@ func (t *RTTTable) Len() int {
 }
 
 // between returns what was measured between a client and a pool: by the longest prefix that
-// holds the client.
+// holds the client, or the IPv4 client inside (see RTTPrefix).
 func (t *RTTTable) between(client netip.Addr, pool string) (r RTT, ok bool) {
 	if t.Len() == 0 {
 		return r, false
+	}
+	if v4, _, inside := geo.Embedded(client); inside {
+		client = v4
 	}
 	for bits := client.BitLen(); bits >= 0 && !ok; bits-- {
 		p, err := client.Prefix(bits)

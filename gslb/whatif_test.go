@@ -120,6 +120,10 @@ func TestCompare(t *testing.T) {
 	if p := Compare(s, s, samples); p.Moved != 0 || len(p.Moves) != 0 {
 		t.Errorf("nothing changed: %+v", p)
 	}
+	inside := []Sample{{"w.example", client("64:ff9b::198.51.100.1")}, {"w.example", client("2002:c000:201::1")}}
+	if p := Compare(s, after, inside); p.RTT != [2]float64{15, 55} {
+		t.Errorf("RTT %v of clients of NAT64 and 6to4; want 15 and 55 ms, as of the IPv4 clients inside", p.RTT)
+	}
 	if p := Compare(s, s, nil); p.Samples != 0 {
 		t.Errorf("of no samples: %+v", p)
 	}
