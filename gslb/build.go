@@ -783,7 +783,7 @@ func (o *outcome) settle(targets int) {
 					return targets <= 1 || sh.pool.Hostname == "" || !slices.ContainsFunc(own, func(o share) bool { return o.pool != sh.pool })
 				})...)
 				if i == len(o.shares) {
-					return
+					break
 				}
 			}
 			live = 0
@@ -800,6 +800,21 @@ func (o *outcome) settle(targets int) {
 		}
 		o.hashed = o.hashed || o.split
 	}
+	o.split = o.split && !o.sole()
+}
+
+// sole reports whether every client gets the same pool, whichever of its shares it takes.
+func (o *outcome) sole() bool {
+	var only *Pool
+	for i := range o.shares {
+		if sh := &o.shares[i]; !sh.lost {
+			if only != nil && sh.pool != only {
+				return false
+			}
+			only = sh.pool
+		}
+	}
+	return true
 }
 
 // fallBack makes o the answer of a service's fallback: addresses, or one name.

@@ -146,6 +146,7 @@ func TestSharedAmong(t *testing.T) {
 		{"an unknown place is equally near to all", "pools: {us: {}, eu: {}}, policy: [health, nearest]", "", "100.64", "eu us", "policy", 24},
 		{"two pools at one site", "pools: {us: {}, us2: {}, eu: {}}, policy: [health, nearest]", "", "192.0", "eu us us2", "policy", 24},
 		{"weighted ends the ordering", "pools: {us: {}, eu: {}}, policy: [weighted, failover: [eu, us]]", "", "100.64", "eu us", "policy", 24},
+		{"a trickle to the only one that is left", "pools: {us: {}, eu: {}}, policy: [health, trickle: {to: [eu], share: 0.5}, failover: [us, eu]]", "us", "100.64", "eu", "failover trickle", 0},
 		{"all down, open to all of them", "pools: {us: {}, eu: {}}, policy: [health, weighted]", "us eu", "100.64", "eu us", "all-down", 24},
 		{"all down, ap forced and so not", "pools: {us: {}, eu: {}, ap: {}}, policy: [health, weighted]", "us eu ap", "100.64", "ap eu us", "all-down", 24},
 	}
