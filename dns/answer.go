@@ -436,7 +436,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	d.Snapshot.DecideFor(families(q.qtype), d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
 	a.counters.decided(d.Snapshot, &a.d)
-	if a.made++; a.made%recentEvery == 0 {
+	if a.made++; a.made%recentEvery == 1 { // the first as well, for who has few
 		a.counters.recent.offer(a.d.Service.Name, client)
 	}
 	before := r.scope

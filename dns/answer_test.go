@@ -448,6 +448,19 @@ func hotQueries(tb testing.TB) map[string][]byte {
 	}
 }
 
+// TestRecent checks how many decisions are kept for plans: one in so many, and the first.
+func TestRecent(t *testing.T) {
+	d, c := loadWorld(t).data(t), &counters{}
+	a := newAnswerer(c, nil, DefaultMaxUDP, func(any, []byte) {})
+	query, buf := ask(t, "www.example.com", "A", withECS("198.51.100.0/24")), make([]byte, maxUDPBuffer)
+	for made := 1; made <= 3*recentEvery; made++ {
+		a.serve(d, query, netip.MustParseAddr("10.0.0.1"), false, buf)
+		if got, want := len(c.recent.samples()), (made+recentEvery-1)/recentEvery; got != want {
+			t.Fatalf("%d samples of %d decisions, want %d", got, made, want)
+		}
+	}
+}
+
 // TestAllocations asserts that no answer over UDP allocates, with a tracer or without.
 func TestAllocations(t *testing.T) {
 	d := loadWorld(t).data(t)
