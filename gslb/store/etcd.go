@@ -69,12 +69,13 @@ func (k Key) path() string { return config.Root + k.Kind + "/" + k.Name }
 // dial returns a client of etcd. It does not wait for a connection, except to log in.
 func dial(ctx context.Context, e config.Etcd, endpoints []string) (*clientv3.Client, error) {
 	c := clientv3.Config{
-		Context:              ctx,
-		Endpoints:            endpoints,
-		DialTimeout:          5 * time.Second,
-		DialKeepAliveTime:    10 * time.Second, // etcd refuses pings that come closer than 5 s
+		Context:     ctx,
+		Endpoints:   endpoints,
+		DialTimeout: 5 * time.Second,
+		// Of a connection with a stream, as etcd ends one that is pinged without: then gRPC pings all of them half as often,
+		// and again, until a watch that is cut off is noticed after many minutes. It also refuses pings that come closer than 5 s.
+		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		PermitWithoutStream:  true,
 		MaxCallSendMsgSize:   maxRequest,
 		Username:             e.Username,
 		Password:             e.Password,
