@@ -463,31 +463,35 @@ func (m *Monitor) colleaguesLocked(now time.Time) []string {
 
 // assignLocked returns the targets that this node probes: of those that say how many vantages
 // of a site they want, the ones that it is among the first for. peers are the others of the
-// site. Each pair of node and target has its own weight (rendezvous hashing), so that the loss
-// of a node moves only what was its own.
+// site, by name. Each pair of node and target has its own weight (rendezvous hashing), so that
+// the loss of a node moves only what was its own.
 func (m *Monitor) assignLocked(peers []string) []Target {
 	if m.o.Role == config.RoleAnswer {
 		return nil
 	}
+	if m.reassign {
+		m.ranks, m.colleagues = make(map[gslb.EndpointID]int), nil
+	}
+	for p := range differ(peers, m.colleagues) {
+		by := -1
+		if _, came := slices.BinarySearch(peers, p); came {
+			by = 1
+		}
+		for id, t := range m.targets {
+			if own, w := rendezvous(m.o.Node, id), rendezvous(p, id); t.Probe.Vantages > 0 && (w > own || w == own && p < m.o.Node) {
+				m.ranks[id] += by
+			}
+		}
+	}
+	m.colleagues = peers
 	out := make([]Target, 0, len(m.targets))
 	for _, t := range m.targets {
-		if t.Probe.Vantages == 0 || t.Probe.Vantages > len(peers) || m.rankLocked(t.ID, peers) < t.Probe.Vantages {
+		if t.Probe.Vantages == 0 || t.Probe.Vantages > len(peers) || m.ranks[t.ID] < t.Probe.Vantages {
 			out = append(out, t)
 		}
 	}
 	slices.SortFunc(out, func(a, b Target) int { return compareID(a.ID, b.ID) })
 	return out
-}
-
-// rankLocked returns how many of peers come before this node for id.
-func (m *Monitor) rankLocked(id gslb.EndpointID, peers []string) int {
-	own, before := rendezvous(m.o.Node, id), 0
-	for _, p := range peers {
-		if w := rendezvous(p, id); w > own || w == own && p < m.o.Node {
-			before++
-		}
-	}
-	return before
 }
 
 // rendezvous returns the weight of a node for an endpoint.
@@ -520,7 +524,6 @@ func (m *Monitor) assign() {
 		return
 	}
 	mine := m.assignLocked(peers)
-	m.colleagues = peers
 	same := m.assigned != nil && len(mine) == len(m.assigned)
 	for i := 0; same && i < len(mine); i++ {
 		same = mine[i].ID == m.assigned[i].ID

@@ -211,6 +211,47 @@ func TestHearBitmaps(t *testing.T) {
 	}
 }
 
+// TestAssign lets nodes of a site come and go, and wants of each what a count from the start says.
+func TestAssign(t *testing.T) {
+	m := New(Options{Node: "ns50", Site: "a"})
+	targets := fakeTargets(40)
+	for i := range targets {
+		targets[i].Probe.Vantages = i % 4 // 0: all
+	}
+	m.SetTargets(targets)
+	var peers []string
+	for range 200 {
+		if i := rand.IntN(100); i != 50 {
+			name := fmt.Sprintf("ns%02d", i)
+			if at, ok := slices.BinarySearch(peers, name); ok {
+				peers = slices.Delete(slices.Clone(peers), at, at+1)
+			} else {
+				peers = slices.Insert(slices.Clone(peers), at, name)
+			}
+		}
+		m.reassign = rand.IntN(20) == 0
+		var got, want []gslb.EndpointID
+		for _, x := range m.assignLocked(peers) {
+			got = append(got, x.ID)
+		}
+		for _, x := range targets {
+			before := 0
+			for _, p := range peers {
+				if own, w := rendezvous("ns50", x.ID), rendezvous(p, x.ID); w > own {
+					before++
+				}
+			}
+			if k := x.Probe.Vantages; k == 0 || k > len(peers) || before < k {
+				want = append(want, x.ID)
+			}
+		}
+		slices.SortFunc(want, compareID)
+		if !slices.Equal(got, want) {
+			t.Fatalf("among %v: got %v, want %v", peers, got, want)
+		}
+	}
+}
+
 // TestHearForged gives a monitor that knows the keys of nodes what their owners did not sign,
 // what is repeated, and more than anybody says.
 func TestHearForged(t *testing.T) {

@@ -82,19 +82,20 @@ type Monitor struct {
 	refs       reach
 	keys       map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
 	lists      lists
-	owed       []owed    // to be sent by the loop
-	catching   budget    // of digests to answer
-	note       []byte    // of this node; nil: none
-	noteAt     time.Time // when note was set
-	words      int       // that this node said
-	told       int       // how many of its results a round of beats has told
-	assigned   []Target  // that this node probes; nil before the first
-	colleagues []string  // among whom assigned was chosen
-	reassign   bool      // whatever is assigned is new
-	shared     bool      // a target wants only some vantages of a site
-	counted    time.Time // when countLocked was last
-	recount    bool      // what this node tests changed since
-	tested     int       // what it tests, and of that what fails: counted, and kept with each result
+	owed       []owed                  // to be sent by the loop
+	catching   budget                  // of digests to answer
+	note       []byte                  // of this node; nil: none
+	noteAt     time.Time               // when note was set
+	words      int                     // that this node said
+	told       int                     // how many of its results a round of beats has told
+	assigned   []Target                // that this node probes; nil before the first
+	colleagues []string                // among whom assigned was chosen, by name
+	ranks      map[gslb.EndpointID]int // how many of them come before this node for a target
+	reassign   bool                    // whatever is assigned is new
+	shared     bool                    // a target wants only some vantages of a site
+	counted    time.Time               // when countLocked was last
+	recount    bool                    // what this node tests changed since
+	tested     int                     // what it tests, and of that what fails: counted, and kept with each result
 	failing    int
 	judges     []string  // who was alive and believed when all was judged last; nil: judge all anew
 	unknown    int       // of judged: without a vote yet
