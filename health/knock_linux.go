@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"errors"
+	"io"
 	"net/netip"
 	"os"
 	"sync"
@@ -20,11 +21,15 @@ const (
 	// maxSpareLines is how many sockets of each family wait for another knock. At 10,000 knocks
 	// a second of 5 ms each 50 are under way, and more after a pause of the scheduler's.
 	maxSpareLines = 256
+	// maxHeard is how much of an answer a knock hears, and in how many parts: for all but a few
+	// probes one part of some hundred octets is the whole.
+	maxHeard      = 16 << 10
+	maxHeardParts = 4
 )
 
-// knocker opens TCP connections only to see them open, with three system calls and without a
-// goroutine, a timer or an allocation for each: a socket connects, forgets the connection, and
-// connects to the next. All sockets wait in one epoll instance, which itself waits in the
+// knocker opens TCP connections only to see them open, or to ask one thing and hear the answer,
+// with three to five system calls and without a goroutine, a timer or an allocation for each: a
+// socket connects, forgets the connection, and connects to the next. All sockets wait in one epoll instance, which itself waits in the
 // runtime's poller, so that no thread does.
 type knocker struct {
 	// set at construction
@@ -54,20 +59,39 @@ type line struct {
 type knock struct {
 	to  netip.AddrPort // set at construction; without a zone
 	job *job           // likewise: whose it is
+	ask []byte         // likewise: what is said once the connection is open; nil: nothing, and nothing is heard
 
 	// guarded by knocker.mu
 	line  *line     // nil: none is under way
 	start time.Time // of the last
 	until time.Time // zero: it was given up
+	asked bool
+	told  bool // an answer was given, and whoever has it says what is next: hear or forget
+
+	// guarded by knocker.mu, and whoever has the answer's while told
+	heard *[maxHeard]byte // nil: nothing
+	n     int             // octets of heard
+	parts int             // in which they came
+	end   error           // what followed them; nil: more may
 }
 
-// newKnock returns how to knock at addr for j, or nil if a knocker cannot.
-func newKnock(addr netip.AddrPort, j *job) *knock {
+// newKnock returns how to knock at addr for j, and say ask, or nil if a knocker cannot.
+func newKnock(addr netip.AddrPort, ask []byte, j *job) *knock {
 	if addr.Addr().Zone() != "" {
 		return nil
 	}
-	return &knock{to: addr, job: j}
+	return &knock{to: addr, ask: ask, job: j}
 }
+
+// text is what c heard, and what followed it.
+func (c *knock) text() ([]byte, error) {
+	if c.heard == nil {
+		return nil, c.end
+	}
+	return c.heard[:c.n], c.end
+}
+
+var heards = sync.Pool{New: func() any { return new([maxHeard]byte) }}
 
 // socket returns what a line to c's address is made and connected with.
 func (c *knock) socket() (family int, to unix.Sockaddr) {
@@ -121,6 +145,7 @@ func (k *knocker) start(c *knock, limit time.Duration) {
 		k.mu.Unlock()
 		return
 	}
+	c.asked, c.told, c.n, c.parts, c.end = false, false, 0, 0, nil
 	c.start = time.Now()
 	c.until = c.start.Add(limit)
 	l, err := k.lineLocked(family)
@@ -170,7 +195,7 @@ func (k *knocker) lineLocked(family int) (*line, error) {
 	}
 	k.next++
 	l := &line{fd: fd, token: k.next, family: family}
-	event := unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLET, Fd: int32(uint32(l.token)), Pad: int32(uint32(l.token >> 32))}
+	event := unix.EpollEvent{Events: unix.EPOLLOUT | unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(uint32(l.token)), Pad: int32(uint32(l.token >> 32))}
 	if err := unix.EpollCtl(k.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		_ = unix.Close(fd)
 		return nil, err
@@ -205,8 +230,27 @@ func (k *knocker) listen(uintptr) (done bool) {
 
 // hearLocked takes what epoll says of a line whose knock is under way.
 func (k *knocker) hearLocked(l *line, events uint32, now time.Time) {
-	if events&(unix.EPOLLERR|unix.EPOLLHUP) == 0 {
-		k.answerLocked(l.knock, now, nil)
+	c := l.knock
+	switch {
+	case c.told: // hear looks for itself
+		return
+	case c.asked:
+		k.readLocked(c, now)
+		return
+	case events&(unix.EPOLLERR|unix.EPOLLHUP) == 0 && c.ask == nil:
+		k.answerLocked(c, now, nil)
+		return
+	case events&(unix.EPOLLERR|unix.EPOLLHUP) == 0 && events&unix.EPOLLOUT != 0:
+		c.asked = true
+		if n, err := unix.Write(l.fd, c.ask); err != nil {
+			k.answerLocked(c, now, err)
+		} else if n < len(c.ask) {
+			k.answerLocked(c, now, errLong)
+		} else if events&unix.EPOLLIN != 0 { // it speaks first
+			k.readLocked(c, now)
+		}
+		return
+	case events&(unix.EPOLLERR|unix.EPOLLHUP) == 0:
 		return
 	}
 	switch errno, err := unix.GetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_ERROR); {
@@ -215,6 +259,58 @@ func (k *knocker) hearLocked(l *line, events uint32, now time.Time) {
 	case errno != 0:
 		k.answerLocked(l.knock, now, syscall.Errno(errno))
 	} // else the line was not connected when epoll looked at it, and now it is about to be
+}
+
+// readLocked tells what there is to hear for c, if anything.
+func (k *knocker) readLocked(c *knock, now time.Time) {
+	if c.heard == nil {
+		c.heard = heards.Get().(*[maxHeard]byte)
+	}
+	n, err := unix.Read(c.line.fd, c.heard[c.n:])
+	for err == unix.EINTR {
+		n, err = unix.Read(c.line.fd, c.heard[c.n:])
+	}
+	switch {
+	case err == unix.EAGAIN: // epoll says when there is
+		return
+	case err != nil:
+		c.end = err
+	case n == 0:
+		c.end = io.EOF
+	default:
+		c.n += n
+	}
+	c.told = true
+	c.parts++
+	k.answers <- answer{job: c.job, start: c.start, took: now.Sub(c.start)}
+}
+
+// hear says that what c heard is not the whole: it is told more, or errLong.
+func (k *knocker) hear(c *knock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lines == nil { // run is over
+		return
+	}
+	c.told = false
+	switch now := time.Now(); {
+	case c.until.IsZero():
+		k.answerLocked(c, now, context.Canceled)
+	case c.parts >= maxHeardParts || c.n == maxHeard:
+		k.answerLocked(c, now, errLong)
+	default:
+		k.readLocked(c, now)
+	}
+}
+
+// forget says that what c heard is enough. It reports whether c was given up meanwhile.
+func (k *knocker) forget(c *knock) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lines != nil {
+		k.releaseLocked(c, c.end == nil || c.end == io.EOF)
+	}
+	return c.until.IsZero()
 }
 
 // tick answers the knocks whose time is over.
@@ -227,7 +323,7 @@ func (k *knocker) tick() error {
 	for _, l := range k.lines {
 		switch c := l.knock; {
 		case c == nil:
-		case l.starting > 0 || now.Before(c.until):
+		case l.starting > 0 || c.told || now.Before(c.until):
 			k.ticking = true
 		case c.until.IsZero():
 			k.answerLocked(c, now, context.Canceled)
@@ -247,15 +343,24 @@ func (k *knocker) tickLocked(now time.Time) error {
 	return k.file.SetReadDeadline(now.Add(knockTick))
 }
 
-// answerLocked says what came of c, and lets its line, if it has one, forget it.
+// answerLocked says what came of c in the end, and lets its line, if it has one, forget it.
 func (k *knocker) answerLocked(c *knock, now time.Time, err error) {
 	k.answers <- answer{job: c.job, start: c.start, took: now.Sub(c.start), err: err}
+	k.releaseLocked(c, err == nil)
+}
+
+// releaseLocked lets c's line, if it has one, forget it; it is for another knock if it is well.
+func (k *knocker) releaseLocked(c *knock, well bool) {
+	if c.heard != nil {
+		heards.Put(c.heard)
+		c.heard = nil
+	}
 	l := c.line
 	if l == nil {
 		return
 	}
 	l.knock, c.line = nil, nil
-	if err == nil && len(k.spare[l.family]) < maxSpareLines && disconnect(l.fd) == nil {
+	if well && len(k.spare[l.family]) < maxSpareLines && disconnect(l.fd) == nil {
 		k.spare[l.family] = append(k.spare[l.family], l)
 		return
 	}

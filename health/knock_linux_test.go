@@ -1,11 +1,14 @@
 package health
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -91,7 +94,7 @@ func TestKnock(t *testing.T) {
 		under := make(map[*job]netip.AddrPort)
 		begin := func(addr netip.AddrPort, limit time.Duration) *knock {
 			j := new(job)
-			j.knock = newKnock(addr, j)
+			j.knock = newKnock(addr, nil, j)
 			under[j] = addr
 			k.start(j.knock, limit)
 			return j.knock
@@ -133,7 +136,7 @@ func TestKnock(t *testing.T) {
 	k.close()
 	running.Wait()
 	j := new(job)
-	k.start(newKnock(closed, j), ample) // too late: nothing comes of it
+	k.start(newKnock(closed, nil, j), ample) // too late: nothing comes of it
 	eventually(t, "all is closed", func() bool { return openFiles(t) <= before })
 }
 
@@ -214,4 +217,53 @@ func TestProberKnocks(t *testing.T) {
 		t.Errorf("Run returned %v", err)
 	}
 	eventually(t, "all is closed", func() bool { return openFiles(t) <= before })
+}
+
+// TestKnockHears asks servers that answer in parts, at length or oddly, and wants of the prober
+// what it says of them over a connection of its own, by a knock where that can hear it.
+func TestKnockHears(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n"
+	long := strings.Repeat("x", maxHeard)
+	for _, tc := range []struct {
+		name     string
+		parts    []string
+		contains string
+		class    Class
+		long     bool // for a knock
+	}{
+		{"at once", []string{head + "\r\nabcdef"}, "abcdef", OK, false},
+		{"in parts", []string{head[:9], head[9:] + "\r\nabc", "def"}, "abcdef", OK, false},
+		{"another body", []string{head + "\r\nabc", "deg"}, "abcdef", WrongBody, false},
+		{"until it hangs up", []string{"HTTP/1.0 200 OK\r\n\r\nabc", "def"}, "abcdef", OK, false},
+		{"chunks", []string{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", "3\r\ndef\r\n0\r\n\r\n"}, "abcdef", OK, false},
+		{"a status is enough", []string{"HTTP/1.1 503 No\r\nContent-Length: 99999\r\n\r\n"}, "", WrongStatus, false},
+		{"an interim answer", []string{"HTTP/1.1 103 Early Hints\r\n\r\n", head + "\r\nabcdef"}, "abcdef", OK, false},
+		{"less than it says", []string{head + "\r\nabc"}, "", Reset, false},
+		{"nonsense", []string{"SSH-2.0-x\r\n\r\n"}, "", Protocol, false},
+		{"at length", []string{"HTTP/1.1 200 OK\r\n\r\n" + long + "y"}, "y", OK, true},
+		{"a long header", []string{head + "A: " + long + "\r\n\r\nabcdef"}, "abcdef", OK, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			addr := talk(t, func(c *net.TCPConn) {
+				_, _ = http.ReadRequest(bufio.NewReader(c))
+				for i, part := range tc.parts {
+					if i > 0 {
+						time.Sleep(5 * time.Millisecond) // most likely it comes by itself
+					}
+					_, _ = c.Write([]byte(part))
+				}
+			})
+			x := target(addr, config.Probe{HTTP: &config.HTTPProbe{Contains: tc.contains}, Interval: config.Duration(ample), Timeout: config.Duration(ample)})
+			p, r := knockOnce(t, x)
+			if r.Class != tc.class {
+				t.Errorf("got %+v, want %v", r, tc.class)
+			}
+			if j := p.jobs[x.ID]; j.long != tc.long || j.flight.knock != true {
+				t.Errorf("long: %v, by a knock: %v, want %v and that a knock began it", j.long, j.flight.knock, tc.long)
+			}
+			if own := probeOnce(t, x, nil); own.Class != r.Class || own.Detail != r.Detail {
+				t.Errorf("over its own connection %+v, want %+v", own, r)
+			}
+		})
+	}
 }

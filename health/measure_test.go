@@ -160,13 +160,17 @@ func TestMeasureProbes(t *testing.T) {
 		_, err2 := c.Read(answer)
 		return errors.Join(err, err2)
 	})
-	for _, kind := range []string{"tcp", "http"} {
-		t.Run(kind, func(t *testing.T) {
+	for _, k := range []struct {
+		kind  string
+		probe config.Probe
+	}{
+		{"tcp", config.Probe{TCP: &config.TCPProbe{}}},
+		{"http", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz"}}},
+		{"http anew", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz", Reuse: 1}}}, // as where no connection can be kept
+	} {
+		t.Run(k.kind, func(t *testing.T) {
 			runtime.GC()
-			p := config.Probe{TCP: &config.TCPProbe{}}
-			if kind == "http" {
-				p = config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz"}}
-			}
+			kind, p := k.kind, k.probe
 			var targets []Target
 			for i := range *measureEndpoints {
 				x := target(addr, p)

@@ -89,9 +89,10 @@ type job struct {
 	target Target                       // set at construction
 	probe  func(context.Context) Result // set at construction; ends within the target's timeout
 
-	release func() // set at construction: closes what the probe keeps between its runs; may be nil
-	knock   *knock // set at construction: how a knocker makes the probe; nil: it cannot
-	flight  flight // of a knock; only for those who have it under way
+	release func()     // set at construction: closes what the probe keeps between its runs; may be nil
+	knock   *knock     // set at construction: how a knocker makes the probe; nil: it cannot
+	http    *httpProbe // set at construction: whose probe it is; may be nil
+	flight  flight     // of a knock; only for those who have it under way
 
 	// guarded by Prober.mu
 	state  State
@@ -100,6 +101,7 @@ type job struct {
 	due    time.Time
 	index  int                // in Prober.queue; -1 in flight, stalled or gone
 	gone   bool               // the target was removed or replaced
+	long   bool               // what is to be heard is too long for a knock
 	cancel context.CancelFunc // ends the probe in flight; nil when there is none, or a knock
 }
 
@@ -109,10 +111,15 @@ type flight struct {
 	state State // that job was in
 	start time.Time
 	again bool // it is tried a second time
+	knock bool // by the knocker
 }
 
+// errLong is the error of a knock whose answer is too long, or comes in too many parts.
+var errLong = errors.New("an answer that is too long")
+
 // answer is what came of a knock. Its error is one of the system, or context.DeadlineExceeded,
-// or context.Canceled if it was given up.
+// or errLong, or context.Canceled if it was given up. Of one that asks something and has no
+// error, the knock has what it heard so far, and waits to be told what is next.
 type answer struct {
 	job   *job
 	start time.Time
@@ -162,9 +169,13 @@ func (p *Prober) SetTargets(targets []Target) {
 			continue
 		}
 		j := &job{target: t, index: -1}
-		j.probe, j.release = p.prepare(t)
-		if t.Probe.TCP != nil && t.Probe.TCP.Send == "" && t.Probe.TCP.Expect == "" && p.o.probe == nil {
-			j.knock = newKnock(t.Addr, j)
+		j.probe, j.http, j.release = p.prepare(t)
+		switch tcp := t.Probe.TCP; {
+		case p.o.probe != nil:
+		case tcp != nil && tcp.Send == "" && tcp.Expect == "":
+			j.knock = newKnock(t.Addr, nil, j)
+		case j.http != nil && j.http.plain():
+			j.knock = newKnock(t.Addr, j.http.wire, j)
 		}
 		j.state.Verdict = p.restored[t.ID]
 		if old != nil {
@@ -205,13 +216,16 @@ func (p *Prober) dropLocked(j *job) {
 	switch {
 	case j.cancel != nil:
 		j.cancel()
-	case p.knocks(j):
+	case j.knock != nil && p.knocker != nil:
 		p.knocker.giveUp(j.knock)
 	}
 }
 
-// knocks reports whether j is a matter of the knocker.
-func (p *Prober) knocks(j *job) bool { return j.knock != nil && p.knocker != nil }
+// knocksLocked reports whether the next probe of j is a matter of the knocker: one over HTTP is if
+// no connection is kept for it and there is no room to keep one.
+func (p *Prober) knocksLocked(j *job) bool {
+	return j.knock != nil && p.knocker != nil && (j.http == nil || !j.long && j.http.conn == nil && !(j.http.reuses() && p.kept.room()))
+}
 
 // close closes what j's probe keeps. No probe of j is in flight.
 func (j *job) close() {
@@ -220,15 +234,15 @@ func (j *job) close() {
 	}
 }
 
-// prepare returns the probe of t, which ends within its timeout, and what closes what it keeps
-// between its runs, if anything.
-func (p *Prober) prepare(t Target) (probe func(context.Context) Result, release func()) {
+// prepare returns the probe of t, which ends within its timeout, whose it is if it is one over
+// HTTP, and what closes what it keeps between its runs, if anything.
+func (p *Prober) prepare(t Target) (probe func(context.Context) Result, h *httpProbe, release func()) {
 	if p.o.probe != nil {
-		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }, nil
+		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }, nil, nil
 	}
 	kind, limit := p.kind(t), time.Duration(t.Probe.Timeout)
 	if t.Probe.HTTP != nil {
-		h := p.newHTTPProbe(t)
+		h = p.newHTTPProbe(t)
 		h.kept = &p.kept
 		kind, release = inverted(t, h.run), h.release
 	}
@@ -236,7 +250,7 @@ func (p *Prober) prepare(t Target) (probe func(context.Context) Result, release 
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		return kind(ctx)
-	}, release
+	}, h, release
 }
 
 // kind returns the probe of t by its kind, the opposite of it if that is wanted.
@@ -373,7 +387,8 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) (wait time.Dura
 		heap.Pop(&p.queue)
 		p.inFlight++
 		f := flight{job: j, state: j.state, start: now}
-		if p.knocks(j) {
+		if p.knocksLocked(j) {
+			f.knock = true
 			j.flight = f
 			knocks = append(knocks, j)
 			continue
@@ -425,8 +440,19 @@ func (p *Prober) run(d duty) {
 func (p *Prober) answered(ctx context.Context, a answer) {
 	f, over := &a.job.flight, a.err == context.Canceled
 	r := Result{Latency: a.took}
-	if a.err != nil {
+	switch h := a.job.http; {
+	case a.err == errLong:
+		p.takeLong(a.job)
+		return
+	case a.err != nil:
 		r = failed(a.took, a.err, Protocol)
+	case h != nil:
+		var more bool
+		if r, more = p.heard(a); more {
+			p.knocker.hear(a.job.knock)
+			return
+		}
+		over = p.knocker.forget(a.job.knock)
 	}
 	if a.job.target.Probe.Invert {
 		r = invert(r)
@@ -439,6 +465,13 @@ func (p *Prober) answered(ctx context.Context, a answer) {
 		}
 	}
 	p.finish(*f, r, over)
+}
+
+// heard judges what a knock heard so far, unless it takes more to judge.
+func (p *Prober) heard(a answer) (r Result, more bool) {
+	defer p.survive(a.job, &r)
+	text, end := a.job.knock.text()
+	return a.job.http.heard(text, end, a.took)
 }
 
 // doubts reports whether r is to be tried again at once, and counts that: it would begin a run
@@ -472,7 +505,7 @@ func (p *Prober) finish(f flight, r Result, over bool) {
 		defer nudge(p.wake)
 	}
 	p.inFlight--
-	if !p.knocks(j) {
+	if !f.knock {
 		p.spare++
 	}
 	if j.target.Probe.Exec != nil {
@@ -491,6 +524,21 @@ func (p *Prober) finish(f flight, r Result, over bool) {
 	if j.index == 0 {
 		nudge(p.wake)
 	}
+}
+
+// takeLong puts a job whose answer is too long for a knock back in the queue, to be probed
+// in the other way: now, and from now on.
+func (p *Prober) takeLong(j *job) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer nudge(p.wake)
+	p.inFlight--
+	if j.gone {
+		j.close()
+		return
+	}
+	j.long, j.due = true, time.Now()
+	heap.Push(&p.queue, j)
 }
 
 // resumeLocked puts the exec probe that waits longest back in the queue, now that there is room.
@@ -627,20 +675,26 @@ func (p *Prober) medianLocked(j *job) time.Duration {
 // the endpoint: for a node that was stopped, or is short of CPU, everything is too late.
 const overrun = 500 * time.Millisecond
 
-// attempt runs j's probe once. A panic in it is a bug of ours, but no reason for the node to
-// stop answering: it is logged, and says nothing of the endpoint.
-func (p *Prober) attempt(ctx context.Context, j *job) (r Result) {
+// attempt runs j's probe once.
+func (p *Prober) attempt(ctx context.Context, j *job) Result {
 	start := time.Now()
-	defer func() {
-		if v := recover(); v != nil {
-			p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", v, "stack", string(debug.Stack()))
-			r = Result{Class: Local, Detail: "panic"}
-		}
-		if ctx.Err() == nil {
-			r = p.count(j, start, time.Since(start), r)
-		}
+	r := func() (r Result) {
+		defer p.survive(j, &r)
+		return j.probe(ctx)
 	}()
-	return j.probe(ctx)
+	if ctx.Err() == nil {
+		r = p.count(j, start, time.Since(start), r)
+	}
+	return r
+}
+
+// survive, deferred, ends a panic in j's probe with the result r. It is a bug of ours, but no reason
+// for the node to stop answering: it is logged, and says nothing of the endpoint.
+func (p *Prober) survive(j *job, r *Result) {
+	if v := recover(); v != nil {
+		p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", v, "stack", string(debug.Stack()))
+		*r = Result{Class: Local, Detail: "panic"}
+	}
 }
 
 // count counts the result of an attempt that began at start, and returns what it says after all.

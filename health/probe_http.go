@@ -71,6 +71,8 @@ func (b *budgeted) take() bool {
 
 func (b *budgeted) give() { b.n.Add(-1) }
 
+func (b *budgeted) room() bool { return b.n.Load() < b.limit }
+
 // maxFiles returns how many files this process may open; 0 if that is not known.
 func maxFiles() int64 {
 	var limit unix.Rlimit
@@ -121,6 +123,61 @@ func (p *Prober) newHTTPProbe(t Target) *httpProbe {
 	pr.err = pr.request.Write(&wire)
 	pr.wire = wire.Bytes()
 	return pr
+}
+
+// plain reports whether the probe is one over HTTP/1.1 without TLS.
+func (p *httpProbe) plain() bool {
+	return p.err == nil && p.tls == nil && !p.target.Probe.HTTP.HTTP2
+}
+
+// reuses reports whether the probe keeps connections if there is room.
+func (p *httpProbe) reuses() bool { return p.target.Probe.HTTP.Reuse > 1 }
+
+// heard judges what was heard within took of the answer to the request. end is what followed it;
+// with nil, more may follow, and more says that it takes more to judge.
+func (p *httpProbe) heard(text []byte, end error, took time.Duration) (r Result, more bool) {
+	in := &soFar{text: text, end: end}
+	reader := readers.Get().(*bufio.Reader)
+	reader.Reset(in)
+	defer func() {
+		reader.Reset(nil)
+		readers.Put(reader)
+	}()
+	resp, err := readResponse(reader, p.request)
+	if err == nil {
+		defer func() { _ = resp.Body.Close() }()
+		r, _ = p.judge(time.Now(), resp, resp.Body)
+	}
+	if in.short {
+		return Result{}, true
+	}
+	if err != nil {
+		return failed(took, err, Protocol), false
+	}
+	r.Latency = took
+	return r, false
+}
+
+// soFar reads text and what followed it. short says that a reader asked for more than there is.
+type soFar struct {
+	text  []byte
+	end   error
+	short bool
+}
+
+var errShort = errors.New("more is to come")
+
+func (s *soFar) Read(b []byte) (int, error) {
+	n := copy(b, s.text)
+	s.text = s.text[n:]
+	switch {
+	case n > 0 || len(b) == 0:
+		return n, nil
+	case s.end == nil:
+		s.short = true
+		return 0, errShort
+	}
+	return 0, s.end
 }
 
 // run makes one probe.

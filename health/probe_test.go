@@ -72,14 +72,47 @@ func closedPort(t *testing.T) netip.AddrPort {
 	return addr
 }
 
+// probeOnce returns the result of a probe. One that a knocker makes, too, is to have the same by it.
 func probeOnce(t *testing.T, x Target, roots *x509.CertPool) Result {
 	t.Helper()
 	p := NewProber(ProberOptions{RootCAs: roots})
-	probe, release := p.prepare(x)
+	probe, h, release := p.prepare(x)
 	if release != nil {
 		defer release()
 	}
-	return probe(t.Context())
+	r := probe(t.Context())
+	if h != nil && h.plain() && !x.Probe.Invert {
+		if _, k := knockOnce(t, x); k.Class != r.Class || k.Detail != r.Detail && r.Class != Timeout || k.Latency <= 0 {
+			t.Errorf("by the knocker: %+v, want %+v", k, r)
+		}
+	}
+	return r
+}
+
+// knockOnce returns a prober that kept no connections, and what it reported first.
+func knockOnce(t *testing.T, x Target) (*Prober, Result) {
+	t.Helper()
+	first := make(chan Result, 1)
+	take := func(r Result) {
+		select {
+		case first <- r:
+		default:
+		}
+	}
+	p := NewProber(ProberOptions{Report: func(_ Target, r Result, _ State) { take(r) }, Fault: func(_ Target, r Result) { take(r) }})
+	p.kept.limit = 0
+	p.SetTargets([]Target{x})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	select {
+	case r := <-first:
+		return p, r
+	case <-time.After(patience):
+		t.Fatal("no result")
+		return nil, Result{}
+	}
 }
 
 func serverAddr(s *httptest.Server) netip.AddrPort {
@@ -109,7 +142,7 @@ func TestProbeHTTPReuse(t *testing.T) {
 	t.Cleanup(s.Close)
 	p := NewProber(ProberOptions{})
 	prepare := func(reuse int) (func() Class, func()) {
-		probe, release := p.prepare(target(serverAddr(s), config.Probe{
+		probe, _, release := p.prepare(target(serverAddr(s), config.Probe{
 			HTTP: &config.HTTPProbe{Reuse: reuse}, Interval: config.Duration(ample), Timeout: config.Duration(ample)}))
 		return func() Class { return probe(t.Context()).Class }, release
 	}
@@ -326,7 +359,7 @@ func TestProbeEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan Result, 1)
 	x := target(addr, config.Probe{HTTP: &config.HTTPProbe{}, Interval: config.Duration(time.Hour), Timeout: config.Duration(time.Hour)})
-	probe, _ := NewProber(ProberOptions{}).prepare(x)
+	probe, _, _ := NewProber(ProberOptions{}).prepare(x)
 	go func() { done <- probe(ctx) }()
 	<-reached
 	cancel()
