@@ -18,6 +18,7 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
 )
 
 func TestFollow(t *testing.T) {
@@ -170,6 +171,34 @@ func TestApplyToAnother(t *testing.T) {
 	}
 	if _, _, err := r.try(t.Context(), other.raw, Change{Put: put}, put, touched); !isErr(err, ErrHeld) || !strings.Contains(err.Error(), "etcd is cluster") {
 		t.Errorf("written to another cluster: %v, want ErrHeld", err)
+	}
+}
+
+// states are those of a connection, one after the other; after the last it stays.
+type states []connectivity.State
+
+func (s *states) GetState() connectivity.State { return (*s)[0] }
+
+func (s *states) WaitForStateChange(context.Context, connectivity.State) bool {
+	*s = (*s)[1:]
+	return len(*s) > 0
+}
+
+// TestWhenLost: a connection that is not ready yet is not lost, and one that was is.
+func TestWhenLost(t *testing.T) {
+	const connecting, ready, idle, failed = connectivity.Connecting, connectivity.Ready, connectivity.Idle, connectivity.TransientFailure
+	for _, tt := range []struct {
+		conn states
+		want bool
+	}{
+		{states{ready}, false}, {states{connecting, ready}, false}, {states{idle}, true}, {states{failed}, true},
+		{states{connecting, failed}, true}, {states{ready, idle}, true}, {states{ready, connecting}, true}, {states{connecting, ready, connecting}, true},
+	} {
+		lost, conn := false, slices.Clone(tt.conn)
+		whenLost(t.Context(), &conn, func(error) { lost = true })
+		if lost != tt.want {
+			t.Errorf("%v: lost is %t, want %t", tt.conn, lost, tt.want)
+		}
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 )
 
@@ -160,12 +159,20 @@ func (s *session) watch(ctx context.Context, cli *clientv3.Client, l *listing) e
 	}
 }
 
+// connection is what whenLost reads of a grpc.ClientConn.
+type connection interface {
+	GetState() connectivity.State
+	WaitForStateChange(ctx context.Context, from connectivity.State) bool
+}
+
 // whenLost waits until conn leads to no server any more, which it tells lost, or ctx ends. A
-// watch alone does not tell: its client goes on trying in silence.
-func whenLost(ctx context.Context, conn *grpc.ClientConn, lost context.CancelCauseFunc) {
-	for {
+// watch alone does not tell: its client goes on trying in silence. A connection that was just
+// made may have served a call before it says that it is ready.
+func whenLost(ctx context.Context, conn connection, lost context.CancelCauseFunc) {
+	for ready := false; ; {
 		state := conn.GetState()
-		if state != connectivity.Ready {
+		ready = ready || state == connectivity.Ready
+		if state != connectivity.Ready && (ready || state != connectivity.Connecting) {
 			lost(errors.New("watch: the connection to etcd is lost"))
 			return
 		}
