@@ -284,14 +284,28 @@ func (l *lan) until(limit time.Duration, what string, some []*process, f func(no
 	}
 }
 
-// stays wants what f wants of every node, all the time.
+// stays wants what f wants of every node, all the time, and that each still speaks in the end.
 func (l *lan) stays(span time.Duration, what string, some []*process, f func(nodeSays) bool) {
 	l.t.Helper()
-	for end := time.Now().Add(span); time.Now().Before(end); poll() {
+	began := time.Now()
+	look := func() (silent int) {
 		for _, p := range some {
-			if s, _ := p.says(); !f(s) {
+			s, age := p.says()
+			if !f(s) {
 				l.t.Fatalf("%s: %+v", what, s)
 			}
+			if age >= time.Since(began)/2 {
+				silent++
+			}
+		}
+		return silent
+	}
+	for ; time.Since(began) < span; poll() {
+		look()
+	}
+	for ; look() > 0; poll() {
+		if time.Since(began) > span+patience {
+			l.t.Fatalf("%d of %d nodes are silent", look(), len(some))
 		}
 	}
 }
