@@ -23,7 +23,7 @@ const (
 	maxSpareLines = 256
 	// maxHeard is how much of an answer a knock hears, and in how many parts: for all but a few
 	// probes one part of some hundred octets is the whole.
-	maxHeard      = 16 << 10
+	maxHeard      = 4 << 10
 	maxHeardParts = 4
 )
 
