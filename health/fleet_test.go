@@ -239,13 +239,75 @@ func (f *bigFleet) mood(n *fleetNode) {
 	if f.tick < n.turns || !n.slow && n.bad == 0 {
 		return
 	}
+	first := n.turns == 0
 	n.turns = f.tick + int((time.Minute+f.upTo(4*time.Minute))/fleetTick)
 	if n.bad > 0 || !n.slow {
 		n.bad = 0
 		return
 	}
 	n.bad = 30 + f.rng.IntN(71)
+	if first { // so that even a short run has something
+		n.bad = 100
+	}
 	f.after(n, 0, happening{kind: aPause})
+}
+
+// TestStopped stops a node that finds an endpoint down by itself. When it goes on it hears some of
+// the others before those who say up, and is to take that silence for its own.
+func TestStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{Node: "ns1", Site: "a", Transport: new(memTransport)})
+		targets := fakeTargets(3)
+		m.SetTargets(targets)
+		seq := uint64(0)
+		speak := func(node string, up bool) {
+			seq++
+			r := Report{Node: node, Heading: Heading{Version: Version{1, seq}, Site: node, Period: heartbeat, At: time.Now()}}
+			if up {
+				r.Observations = []Observation{{ID: targets[0].ID, Version: r.Heading.Version, Up: true, At: time.Now()}}
+			}
+			for _, b := range encodeReport(&r, time.Now(), maxPacket) {
+				e := seal(nil, b)
+				m.hear(e.append(nil))
+			}
+		}
+		witnesses, others := []string{"ns2", "ns3"}, []string{"ns4", "ns5", "ns6", "ns7"}
+		beat := func() {
+			for i, x := range targets {
+				m.observe(x, Result{Class: []Class{Refused, OK, OK}[i]}, State{Verdict: []gslb.Verdict{gslb.Down, gslb.Up, gslb.Up}[i]})
+			}
+			for _, n := range witnesses {
+				speak(n, true)
+			}
+			for _, n := range others {
+				speak(n, false)
+			}
+			m.age()
+			time.Sleep(heartbeat)
+		}
+		for range 5 {
+			beat()
+		}
+		flips := m.Stats().Flips
+		if v := m.Views()[0]; v.Verdict != "up" || v.Why != "1 of 3 vantages say down, in 1 sites" {
+			t.Fatalf("got %+v, want up by two of three", v)
+		}
+		time.Sleep(staleFloor + 1) // nothing happens here
+		for _, n := range others {
+			speak(n, false)
+		}
+		m.observe(targets[0], Result{Class: Refused}, State{Verdict: gslb.Down})
+		m.age()
+		if v := m.Views()[0]; v.Verdict != "up" || !v.Unknown || !m.Stats().Abstains {
+			t.Errorf("when it goes on: %+v, abstains %v, want the last verdict", v, m.Stats().Abstains)
+		}
+		for range 8 { // until what it tests itself is counted anew, too
+			beat()
+		}
+		if v, s := m.Views()[0], m.Stats(); v.Verdict != "up" || v.Unknown || s.Abstains || s.Flips != flips {
+			t.Errorf("after a while: %+v, %d flips, want up by two of three and %d", v, s.Flips, flips)
+		}
+	})
 }
 
 // TestFleetSlowNodes runs a fleet for long, of which a tenth are slow: for minutes they do
@@ -288,9 +350,12 @@ func TestFleetSlowNodes(t *testing.T) {
 				}
 			}
 		}
-		slow := max(1, nodes/10)
-		for _, i := range f.rng.Perm(nodes)[:slow] {
-			f.nodes[i].slow = true
+		slow := 0
+		for _, i := range f.rng.Perm(nodes) {
+			if n := f.nodes[i]; slow < max(1, nodes/10) && len(n.Monitor.assigned) > 0 {
+				n.slow = true
+				slow++
+			}
 		}
 		f.packets = 0
 		for left := *fleetTime; left > 0; left -= time.Minute {

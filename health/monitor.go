@@ -78,6 +78,8 @@ type Monitor struct {
 	faults     map[gslb.EndpointID]string // why this node's own probe of a target says nothing
 	doubts     map[string]bool            // the vantages that are not believed, at doubtAt
 	apart      bool                       // likewise: this node is on the smaller side of a partition
+	lookedAt   time.Time                  // at them, last
+	deafUntil  time.Time                  // this node was stopped, and is yet to hear what the others say
 	doubtAt    time.Time
 	refs       reach
 	keys       map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature

@@ -95,6 +95,9 @@ func (m *Monitor) doubtsLocked(now time.Time) map[string]bool {
 	return m.doubts
 }
 
+// stopped is after how long without a look a node was stopped: each beat looks.
+const stopped = 3 * heartbeat
+
 // lookLocked looks at all nodes: whether this one is on the smaller side of a partition, as far
 // as it can tell, and which are not believed. It does so once a beat, in which time alone may
 // have changed that, and when something is said that may.
@@ -102,8 +105,11 @@ func (m *Monitor) lookLocked(now time.Time) {
 	if age := now.Sub(m.doubtAt); age >= 0 && age < heartbeat {
 		return
 	}
-	m.doubtAt = now
-	m.apart = m.refs != reachGood && m.gossip != nil && m.table.Lost(now)
+	if !m.lookedAt.IsZero() && now.Sub(m.lookedAt) > stopped { // the silence is its own: it did not listen
+		m.deafUntil = now.Add(m.self.Period + heartbeat)
+	}
+	m.doubtAt, m.lookedAt = now, now
+	m.apart = m.gossip != nil && (m.refs != reachGood && m.table.Lost(now) || now.Before(m.deafUntil))
 	alive := m.table.Doubts(now)
 	for i := range alive {
 		if alive[i].Node == m.o.Node {
@@ -111,10 +117,10 @@ func (m *Monitor) lookLocked(now time.Time) {
 		}
 	}
 	m.doubts = doubtful(alive)
-	if m.apart { // those that are left with this node are the smaller part, too
-		m.doubts = make(map[string]bool, len(alive))
-		for _, d := range alive {
-			m.doubts[d.Node] = true
+	if m.apart { // those that are left with this node are the smaller part, too, and so is who is heard next
+		m.doubts = make(map[string]bool, len(m.table.order))
+		for _, v := range m.table.order {
+			m.doubts[v.name] = true
 		}
 	}
 }
