@@ -51,7 +51,7 @@ func DescribeBriefly(s *gslb.Snapshot, q *tracing.Query, d *gslb.Decision) traci
 	if !ok {
 		return tracing.Facts{}
 	}
-	s.Decide(s.Services[q.Service], c, d)
+	s.DecideFor(families(q.Qtype), s.Services[q.Service], c, d)
 	f := tracing.Facts{Service: d.Service.Name, Reason: d.Reason.String(), Plan: s.Plan, Place: placeOf(s, c.Addr)}
 	if d.Pool != nil {
 		f.Pool = d.Pool.Name
@@ -60,12 +60,13 @@ func DescribeBriefly(s *gslb.Snapshot, q *tracing.Query, d *gslb.Decision) traci
 	return f
 }
 
-// answered returns which of the addresses decided on an answer to qtype holds: those of its family, or all.
+// answered returns which of the addresses decided on an answer to qtype holds: those of its family; of
+// one family for ANY, as answer.go has it; or all.
 func answered(qtype uint16, v4, v6 []netip.Addr) []netip.Addr {
-	switch qtype {
-	case typeA:
+	switch {
+	case qtype == typeA, qtype == typeANY && len(v4) > 0:
 		return v4
-	case typeAAAA:
+	case qtype == typeAAAA, qtype == typeANY:
 		return v6
 	}
 	return slices.Concat(v4, v6)
