@@ -40,7 +40,7 @@ type Probe struct {
 	Brownout *Brownout `json:"brownout,omitempty"` // failures that do not come in a row
 	Slow     *Slow     `json:"slow,omitempty"`     // successes that are too slow to be one
 	Idle     float64   `json:"idle,omitempty"`     // the interval of what nobody asks for, as a multiple, 1..100; default 1
-	Vantages int       `json:"vantages,omitempty"` // nodes of each site that probe an endpoint; default 0: all
+	Vantages int       `json:"vantages,omitempty"` // nodes of each site that probe an endpoint; default 0: all. Every node holds what all of them find, up to 262,144 findings: with many nodes and endpoints, say how many
 	Quorum   *Quorum   `json:"quorum,omitempty"`   // how many vantages it takes
 	Damping  *Damping  `json:"damping,omitempty"`  // what becomes of an endpoint that flaps
 }
