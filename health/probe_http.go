@@ -137,12 +137,8 @@ func (p *httpProbe) reuses() bool { return p.target.Probe.HTTP.Reuse > 1 }
 // with nil, more may follow, and more says that it takes more to judge.
 func (p *httpProbe) heard(text []byte, end error, took time.Duration) (r Result, more bool) {
 	in := &soFar{text: text, end: end}
-	reader := readers.Get().(*bufio.Reader)
-	reader.Reset(in)
-	defer func() {
-		reader.Reset(nil)
-		readers.Put(reader)
-	}()
+	reader := borrowReader(in)
+	defer giveBack(reader)
 	resp, err := readResponse(reader, p.request)
 	if err == nil {
 		defer func() { _ = resp.Body.Close() }()
@@ -221,6 +217,18 @@ func (p *httpProbe) run(ctx context.Context) Result {
 
 var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
 
+// borrowReader returns a reader of in, until giveBack.
+func borrowReader(in io.Reader) *bufio.Reader {
+	reader := readers.Get().(*bufio.Reader)
+	reader.Reset(in)
+	return reader
+}
+
+func giveBack(reader *bufio.Reader) {
+	reader.Reset(nil)
+	readers.Put(reader)
+}
+
 // ask sends the request over c and judges the answer. The connection is kept for the next
 // probe, or closed. ended says that there is no answer, for the server had ended a connection
 // that was kept: that is its right, and no result.
@@ -243,12 +251,8 @@ func (p *httpProbe) ask(ctx context.Context, start time.Time, c *httpConn) (r Re
 	if _, err := c.Write(p.wire); err != nil {
 		return fail(err)
 	}
-	reader := readers.Get().(*bufio.Reader)
-	reader.Reset(in)
-	defer func() {
-		reader.Reset(nil)
-		readers.Put(reader)
-	}()
+	reader := borrowReader(in)
+	defer giveBack(reader)
 	resp, err := readResponse(reader, p.request)
 	switch {
 	case err != nil && in.N <= 0:
