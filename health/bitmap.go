@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"iter"
 	"time"
 
 	"github.com/meridian-gslb/meridian/gslb"
@@ -26,8 +27,21 @@ const (
 
 // Bits are marks of targets in a row of a list.
 type Bits struct {
-	First int
-	Marks []byte // one each
+	First, Count int
+	Octets       []byte // of two marks each, as they travel
+}
+
+// all yields the marks that say something, by their targets' places in a list of that length.
+func (b *Bits) all(length int) iter.Seq2[int, byte] {
+	return func(yield func(int, byte) bool) {
+		for i, octet := range b.Octets {
+			for at := b.First + 2*i; octet != 0 && at < length; at, octet = at+1, octet>>4 {
+				if m := octet & 0xf; m != 0 && !yield(at, m) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // listOf returns the hash that names a list of targets in order.
@@ -60,34 +74,28 @@ func encodeBits(r *Report, marks []byte, now time.Time, limit int) [][]byte {
 	return messages
 }
 
-// decodeBits reads what follows the heading.
+// decodeBits reads what follows the heading. It shares d's octets.
 func decodeBits(d *decoder) (*Bits, error) {
-	bits := &Bits{First: int(d.uint(maxRegisters))}
-	n := int(d.uint(maxRegisters))
-	if octets := d.take(uint64(n+1) / 2); d.err == nil {
-		bits.Marks = make([]byte, n)
-		for i := range bits.Marks {
-			m := octets[i/2] >> (4 * (i % 2)) & 0xf
-			if m == 0 { // most of them, where targets are shared among many
-				continue
-			}
-			if m&^marksKnown != 0 || m&markKnown == 0 {
+	bits := &Bits{First: int(d.uint(maxRegisters)), Count: int(d.uint(maxRegisters))}
+	bits.Octets = d.take(uint64(bits.Count+1) / 2)
+	for _, octet := range bits.Octets {
+		for ; octet != 0; octet >>= 4 { // most say nothing, where targets are shared among many
+			if m := octet & 0xf; m != 0 && (m&^marksKnown != 0 || m&markKnown == 0) {
 				return nil, fmt.Errorf("mark %#x", m)
 			}
-			bits.Marks[i] = m
-		}
-		if n%2 == 1 && octets[n/2]>>4 != 0 {
-			return nil, errors.New("a mark after the last")
 		}
 	}
-	if d.err == nil && len(d.b) > 0 {
+	switch n := len(bits.Octets); {
+	case d.err == nil && bits.Count%2 == 1 && bits.Octets[n-1]>>4 != 0:
+		return nil, errors.New("a mark after the last")
+	case d.err == nil && len(d.b) > 0:
 		return nil, errors.New("octets after the marks")
 	}
 	return bits, d.err
 }
 
 // markOf returns what o says in a bitmap.
-func markOf(o Observation) byte {
+func markOf(o *Observation) byte {
 	m := byte(markKnown)
 	if o.Up {
 		m |= markUp
@@ -100,29 +108,26 @@ func markOf(o Observation) byte {
 
 // observations returns what r's bitmap says of the targets in list: its votes, and that there is
 // none any more where had has one. Of most targets a node says nothing, and never did.
-func (r *Report) observations(list []gslb.EndpointID, had map[gslb.EndpointID]Observation) []Observation {
-	marks := r.Bits.Marks[:max(0, min(len(r.Bits.Marks), len(list)-r.Bits.First))]
+func (r *Report) observations(list []gslb.EndpointID, had map[gslb.EndpointID]*register) []Observation {
 	var out []Observation
 	again := 0 // of those in had
-	for i, m := range marks {
-		if m == 0 {
-			continue
-		}
-		id := list[r.Bits.First+i]
+	for at, m := range r.Bits.all(len(list)) {
+		id := list[at]
 		out = append(out, Observation{ID: id, Version: r.Heading.Version, At: r.Heading.At, Up: m&markUp != 0, Flipping: m&markFlipping != 0})
-		if _, ok := had[id]; ok {
+		if had[id] != nil {
 			again++
 		}
 	}
 	if again == len(had) {
 		return out
 	}
-	for i, m := range marks {
-		if m != 0 {
-			continue
+	for i := range r.Bits.Count {
+		at := r.Bits.First + i
+		if at >= len(list) {
+			break
 		}
-		if id := list[r.Bits.First+i]; had[id].ID == id {
-			out = append(out, Observation{ID: id, Version: r.Heading.Version, At: r.Heading.At, Silent: true})
+		if r.Bits.Octets[i/2]>>(4*(i%2))&0xf == 0 && had[list[at]] != nil {
+			out = append(out, Observation{ID: list[at], Version: r.Heading.Version, At: r.Heading.At, Silent: true})
 		}
 	}
 	return out

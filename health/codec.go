@@ -149,7 +149,7 @@ func encodeReport(r *Report, now time.Time, limit int) [][]byte {
 	}
 }
 
-// decodeMessage returns the report of a message that arrived at now. It keeps nothing of b.
+// decodeMessage returns the report of a message that arrived at now. The marks of a bitmap share b.
 // With an error nothing of the message is to be used.
 func decodeMessage(b []byte, now time.Time) (Report, error) {
 	if len(b) < 2 {

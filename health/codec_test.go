@@ -168,7 +168,7 @@ func FuzzDecodeMessage(f *testing.F) {
 			}
 		}
 		if r.Bits != nil {
-			messages = encodeBits(&r, append(make([]byte, r.Bits.First), r.Bits.Marks...), epoch, maxMessage+r.Bits.First)
+			messages = encodeBits(&r, append(make([]byte, r.Bits.First), r.Bits.marks()...), epoch, maxMessage+r.Bits.First)
 		}
 		var again []Observation
 		for _, m := range messages {
@@ -180,8 +180,8 @@ func FuzzDecodeMessage(f *testing.F) {
 				t.Fatalf("got heading %+v, want %+v", got.Heading, r.Heading)
 			}
 			again = append(again, got.Observations...)
-			if r.Bits != nil && !bytes.Equal(got.Bits.Marks[r.Bits.First:], r.Bits.Marks) {
-				t.Fatalf("got marks %v, want %v", got.Bits.Marks, r.Bits.Marks)
+			if r.Bits != nil && !bytes.Equal(got.Bits.marks()[r.Bits.First:], r.Bits.marks()) {
+				t.Fatalf("got marks %v, want %v", got.Bits.marks(), r.Bits.marks())
 			}
 		}
 		if !reflect.DeepEqual(again, r.Observations) {

@@ -1,6 +1,8 @@
 package health
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"encoding/base64"
 	"errors"
@@ -169,9 +171,10 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 	relay := len(r.Observations) == 1
 	var changed []Change
 	refused := 0
-	if list := m.lists.byHash[r.Heading.List]; r.Bits == nil || v == nil || !m.table.confirm(v, &r, e.message, list) {
+	list, known := m.lists.byHash[r.Heading.List]
+	if r.Bits == nil || v == nil || !m.table.confirm(v, &r) {
 		if r.Bits != nil {
-			var had map[gslb.EndpointID]Observation
+			var had map[gslb.EndpointID]*register
 			if v != nil {
 				had = v.observed
 			}
@@ -180,7 +183,10 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 		changed, refused = m.table.Merge(r)
 		m.stats.dropped[dropFull].Add(uint64(refused))
 	}
-	if v = m.table.nodes[r.Node]; v != nil {
+	if v == nil { // unless there was no room
+		v = m.table.nodes[r.Node]
+	}
+	if v != nil {
 		if len(changed) > 0 {
 			v.unsettle()
 		}
@@ -188,19 +194,16 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 		case r.Part != nil:
 			v.notes.take(r.Heading.Version, r.Part)
 		case r.Bits != nil:
-			v.keep(&r, &e, refused == 0 && r.Heading.Version == v.heading.Version, now)
+			settled := known && refused == 0 && r.Heading.Version == v.heading.Version
+			v.keep(&r, &e, list, settled, now)
 		default:
 			for _, o := range r.Observations {
-				m.seeLocked(r.Node, o.ID, now, o.Latency)
+				m.seeLocked(v, o.ID, now, o.Latency)
 			}
 		}
+		m.turnLocked(v, changed, now)
 	}
-	for _, c := range changed {
-		if c.Flip {
-			m.turnLocked(r.Node, c.ID, now)
-		}
-	}
-	if h := m.headingOf(r.Node); (h.Failing > mostFails) != (before.Failing > mostFails) || h.Abstains != before.Abstains || h.Leaving != before.Leaving || h.Blind != before.Blind {
+	if h := headingOf(v); (h.Failing > mostFails) != (before.Failing > mostFails) || h.Abstains != before.Abstains || h.Leaving != before.Leaving || h.Blind != before.Blind {
 		m.doubtAt = time.Time{}
 	}
 	if len(changed) > 0 {
@@ -237,47 +240,69 @@ func (m *Monitor) pressingLocked(node string, changed []Change) iter.Seq[gslb.En
 	}
 }
 
-// headingOf returns what node says of itself; the zero Heading of one that is not known.
-func (m *Monitor) headingOf(node string) Heading {
-	if v := m.table.nodes[node]; v != nil {
-		return v.heading
+// headingOf returns what v says of itself; the zero Heading of one that is not known.
+func headingOf(v *vantage) Heading {
+	if v == nil {
+		return Heading{}
 	}
-	return Heading{}
+	return v.heading
 }
 
-// keep remembers a bitmap, to pass it on and to know it again. settled says that the table has
-// taken in all of it, and nothing later.
-func (v *vantage) keep(r *Report, e *envelope, settled bool, now time.Time) {
-	old, had := v.pages[r.Bits.First]
-	switch {
-	case !had && len(v.pages) >= maxPages, old.version.Compare(r.Heading.Version) >= 0:
-		return
-	case v.pages == nil:
-		v.pages = make(map[int]page)
-	case !had || old.list != r.Heading.List:
-		maps.DeleteFunc(v.pages, func(_ int, p page) bool { return p.list != r.Heading.List })
+// page returns the bitmap that is kept of the targets from first on; nil without one.
+func (v *vantage) page(first int) *page {
+	i, ok := slices.BinarySearchFunc(v.pages, first, comparePage)
+	if !ok {
+		return nil
 	}
-	v.pages[r.Bits.First] = page{version: r.Heading.Version, list: r.Heading.List, count: len(r.Bits.Marks), settled: settled, at: now.Add(-e.age),
-		sealed: envelope{age: e.age, message: append(old.sealed.message[:0], e.message...), signature: append(old.sealed.signature[:0], e.signature...)}}
+	return &v.pages[i]
 }
+
+func comparePage(p page, first int) int { return cmp.Compare(p.first, first) }
+
+// keep remembers a bitmap of the targets in list, to pass it on and to know it again. settled says
+// that the table has taken in all of it, and nothing later.
+func (v *vantage) keep(r *Report, e *envelope, list []gslb.EndpointID, settled bool, now time.Time) {
+	p := v.page(r.Bits.First)
+	switch {
+	case p == nil && len(v.pages) >= maxPages, p != nil && p.version.Compare(r.Heading.Version) >= 0:
+		return
+	case p == nil || p.list != r.Heading.List:
+		v.pages = slices.DeleteFunc(v.pages, func(p page) bool { return p.list != r.Heading.List })
+		i, ok := slices.BinarySearchFunc(v.pages, r.Bits.First, comparePage)
+		if !ok {
+			v.pages = slices.Insert(v.pages, i, page{first: r.Bits.First, list: r.Heading.List})
+		}
+		p = &v.pages[i]
+	}
+	if settled && !(p.settled && bytes.Equal(p.octets(), r.Bits.Octets)) {
+		p.stands = p.stands[:0]
+		for at := range r.Bits.all(len(list)) {
+			if o := v.observed[list[at]]; o != nil {
+				p.stands = append(p.stands, o)
+			}
+		}
+	}
+	p.version, p.settled, p.marks, p.at = r.Heading.Version, settled, len(r.Bits.Octets), now.Add(-e.age)
+	p.sealed = envelope{age: e.age, message: append(p.sealed.message[:0], e.message...), signature: append(p.sealed.signature[:0], e.signature...)}
+}
+
+// octets returns the marks of p as they are in its message.
+func (p *page) octets() []byte { return p.sealed.message[len(p.sealed.message)-p.marks:] }
 
 // unsettle says that a vote of v is another now, for which a bitmap that was kept need not stand.
 func (v *vantage) unsettle() {
-	for first, p := range v.pages {
-		if p.settled {
-			p.settled = false
-			v.pages[first] = p
-		}
+	for i := range v.pages {
+		v.pages[i].settled = false
 	}
 }
 
 // packets returns the bitmaps that are kept of v, with their age at now.
 func (v *vantage) packets(now time.Time) [][]byte {
 	var out [][]byte
-	for _, first := range slices.Sorted(maps.Keys(v.pages)) {
-		p := v.pages[first]
-		p.sealed.age = now.Sub(p.at)
-		out = append(out, p.sealed.append(nil))
+	for i := range v.pages {
+		e := v.pages[i].sealed
+		e.age = now.Sub(v.pages[i].at)
+		out = append(out, e.append(nil))
 	}
 	return out
 }
@@ -295,7 +320,7 @@ func (m *Monitor) ownLocked(now time.Time, all bool) [][]byte {
 			i++
 		}
 		if i < len(results) && results[i].ID == id && !results[i].Silent && m.currentLocked(results[i], now) {
-			marks[at] = markOf(results[i])
+			marks[at] = markOf(&results[i])
 		}
 	}
 	messages := encodeBits(&report, marks, now, maxPacket)
@@ -335,8 +360,8 @@ func (m *Monitor) sealAll(messages [][]byte) [][]byte {
 // agreedLocked reports whether every node that is heard has the same list of targets, so that
 // bitmaps say all.
 func (m *Monitor) agreedLocked(now time.Time) bool {
-	for _, v := range m.table.order {
-		if v.name != m.o.Node && v.heading.List != m.self.List && v.alive(now) {
+	for i := range m.table.order {
+		if s := &m.table.order[i]; s.list != m.self.List && s.name != m.o.Node && s.alive(now) {
 			return false
 		}
 	}
@@ -352,8 +377,9 @@ func (m *Monitor) state(join bool) []byte {
 	m.sayLocked(now)
 	packets := m.ownLocked(now, join || !m.agreedLocked(now))
 	has := []known{{node: m.o.Node, version: m.self.Version}}
-	for _, v := range m.table.order {
-		if v.name == m.o.Node || !v.alive(now) {
+	for i := range m.table.order {
+		v := m.table.order[i].of
+		if v.name == m.o.Node || !m.table.alive(v, now) {
 			continue
 		}
 		has = append(has, known{v.name, v.heading.Version, now.Sub(v.heading.At)})
@@ -391,13 +417,14 @@ func (m *Monitor) catchUp(peer string, has []known, now time.Time) error {
 		return errFlood
 	}
 	var packets [][]byte
-	for _, v := range m.table.order {
+	for i := range m.table.order {
+		v := m.table.order[i].of
 		name := v.name
 		switch {
 		case name == peer && own.Compare(v.heading.Version) < 0 && own.Epoch != v.heading.Version.Epoch:
 			packets = append(packets, v.packets(now)...) // of a later life than its own: it must hear of it
 			continue
-		case name == m.o.Node || name == peer || !v.alive(now) || len(packets) >= sendBudget:
+		case name == m.o.Node || name == peer || !m.table.alive(v, now) || len(packets) >= sendBudget:
 			continue
 		}
 		if age, ok := ages[name]; !ok || age > now.Sub(v.heading.At)+digestSlack {
@@ -452,10 +479,10 @@ func keysOf(o *config.Objects) map[string]ed25519.PublicKey {
 
 // colleaguesLocked returns the other nodes of this node's site that probe and are heard, by name.
 func (m *Monitor) colleaguesLocked(now time.Time) []string {
-	var names []string
-	for _, v := range m.table.order {
-		if v.name != m.o.Node && v.heading.Site == m.o.Site && !v.heading.Blind && v.alive(now) {
-			names = append(names, v.name)
+	names := make([]string, 0, len(m.colleagues)+1)
+	for i := range m.table.order {
+		if s := &m.table.order[i]; s.site == m.o.Site && s.name != m.o.Node && !s.blind && s.alive(now) {
+			names = append(names, s.name)
 		}
 	}
 	return names
@@ -472,16 +499,23 @@ func (m *Monitor) assignLocked(peers []string) []Target {
 	if m.reassign {
 		m.ranks, m.colleagues = make(map[gslb.EndpointID]int), nil
 	}
-	for p := range differ(peers, m.colleagues) {
-		by := -1
-		if _, came := slices.BinarySearch(peers, p); came {
-			by = 1
+	changed := slices.Collect(differ(peers, m.colleagues))
+	for id, t := range m.targets {
+		if t.Probe.Vantages == 0 || len(changed) == 0 {
+			continue
 		}
-		for id, t := range m.targets {
-			if own, w := rendezvous(m.o.Node, id), rendezvous(p, id); t.Probe.Vantages > 0 && (w > own || w == own && p < m.o.Node) {
-				m.ranks[id] += by
+		own, rank := rendezvous(m.o.Node, id), m.ranks[id]
+		for _, p := range changed {
+			if w := rendezvous(p, id); w < own || w == own && p > m.o.Node {
+				continue
+			}
+			if _, came := slices.BinarySearch(peers, p); came {
+				rank++
+			} else {
+				rank--
 			}
 		}
+		m.ranks[id] = rank
 	}
 	m.colleagues = peers
 	out := make([]Target, 0, len(m.targets))
@@ -492,6 +526,26 @@ func (m *Monitor) assignLocked(peers []string) []Target {
 	}
 	slices.SortFunc(out, func(a, b Target) int { return compareID(a.ID, b.ID) })
 	return out
+}
+
+// differ returns what only one of a and b has, both of which are in order.
+func differ(a, b []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for len(a) > 0 || len(b) > 0 {
+			one := &a // that has the lesser
+			switch {
+			case len(a) > 0 && len(b) > 0 && a[0] == b[0]:
+				a, b = a[1:], b[1:]
+				continue
+			case len(a) == 0 || len(b) > 0 && b[0] < a[0]:
+				one = &b
+			}
+			if !yield((*one)[0]) {
+				return
+			}
+			*one = (*one)[1:]
+		}
+	}
 }
 
 // rendezvous returns the weight of a node for an endpoint.

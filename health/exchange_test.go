@@ -71,6 +71,15 @@ func TestBundleRoundTrip(t *testing.T) {
 	}
 }
 
+// marks returns each of b's marks, also those that say nothing.
+func (b *Bits) marks() []byte {
+	marks := make([]byte, b.Count)
+	for at, m := range b.all(b.First + b.Count) {
+		marks[at-b.First] = m
+	}
+	return marks
+}
+
 func TestBitsRoundTrip(t *testing.T) {
 	for _, n := range []int{1, 2, 3, 1000, 5001} {
 		r := sampleReport(0)
@@ -90,7 +99,7 @@ func TestBitsRoundTrip(t *testing.T) {
 			if err != nil || back.Bits.First != len(got) || back.Heading != r.Heading {
 				t.Fatalf("%d targets: got %+v, %v", n, back, err)
 			}
-			got = append(got, back.Bits.Marks...)
+			got = append(got, back.Bits.marks()...)
 		}
 		if !bytes.Equal(got, marks) {
 			t.Errorf("%d targets: got %v, want %v", n, got, marks)
@@ -115,7 +124,7 @@ func TestBitsBesideReports(t *testing.T) {
 			if rand.IntN(2) == 0 {
 				r.Observations = []Observation{{ID: idA, Version: v, Told: v, Up: up, Class: Class(rand.IntN(3)), At: epoch}}
 			} else {
-				r.Bits = &Bits{Marks: []byte{markOf(Observation{Up: up}), markKnown, 0}}
+				r.Bits = &Bits{Count: 3, Octets: []byte{markOf(&Observation{Up: up}) | markKnown<<4, 0}}
 				r.Observations = r.observations(list, nil)
 				r.Bits = nil
 			}
@@ -196,8 +205,8 @@ func TestHearBitmaps(t *testing.T) {
 		}
 		for i, id := range list {
 			o, ok := v.observed[id]
-			if got := markOf(o); ok && !o.Silent {
-				if got != says[i] || o.Version != heading.Version {
+			if ok && !o.Silent {
+				if got := markOf(&o.Observation); got != says[i] || o.Version != heading.Version {
 					t.Fatalf("word %d: %v is %#x in %v, want %#x", heading.Version.Seq, id, got, o.Version, says[i])
 				}
 				confirmed++

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,7 +91,7 @@ func newBigFleet(nodes int, seed uint64) *bigFleet {
 		f.index[name] = int32(i)
 		all = append(all, memberlist.Node{Name: name, Addr: net.IPv4(10, 0, byte(i>>8), byte(i)), Port: 7946})
 	}
-	slices.SortFunc(all, func(a, b memberlist.Node) int { return compareName(&vantage{name: a.Name}, b.Name) })
+	slices.SortFunc(all, func(a, b memberlist.Node) int { return strings.Compare(a.Name, b.Name) })
 	for i := range nodes {
 		n := &fleetNode{number: int32(i), states: make(map[gslb.EndpointID]State)}
 		n.Monitor = New(Options{Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: new(memTransport),

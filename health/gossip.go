@@ -408,7 +408,7 @@ func (g *gossip) round(peers []memberlist.Node, messages [][]byte, budget int, n
 	*next += n
 	g.mu.Unlock()
 	for i := range n {
-		g.send(peers[(first+i)%len(peers)], messages)
+		g.send(&peers[(first+i)%len(peers)], messages)
 	}
 }
 
@@ -416,14 +416,14 @@ func (g *gossip) round(peers []memberlist.Node, messages [][]byte, budget int, n
 func (g *gossip) tell(messages [][]byte) {
 	peers := slices.Clone(g.members())
 	rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] })
-	for _, p := range peers[:min(len(peers), sendBudget)] {
-		g.send(p, messages)
+	for i := range peers[:min(len(peers), sendBudget)] {
+		g.send(&peers[i], messages)
 	}
 }
 
-func (g *gossip) send(peer memberlist.Node, messages [][]byte) {
+func (g *gossip) send(peer *memberlist.Node, messages [][]byte) {
 	for _, m := range messages {
-		if err := g.post(&peer, m); err != nil {
+		if err := g.post(peer, m); err != nil {
 			g.stats.dropped[dropSend].Add(1)
 			continue
 		}
@@ -437,7 +437,7 @@ func (g *gossip) sendTo(peer string, packets [][]byte) bool {
 	p, ok := g.peers[peer]
 	g.mu.Unlock()
 	if ok {
-		g.send(p, packets)
+		g.send(&p, packets)
 	}
 	return ok
 }

@@ -74,12 +74,11 @@ type Monitor struct {
 	guard      *guard                        // nil: what is judged is served
 	regional   map[string]*guard             // of each region, as its own vantages see it; nil: no policy asks
 	regions    map[string]string             // of sites
-	seen       map[string]map[gslb.EndpointID]*seen
-	faults     map[gslb.EndpointID]string // why this node's own probe of a target says nothing
-	doubts     map[string]bool            // the vantages that are not believed, at doubtAt
-	apart      bool                       // likewise: this node is on the smaller side of a partition
-	lookedAt   time.Time                  // at them, last
-	deafUntil  time.Time                  // this node was stopped, and is yet to hear what the others say
+	faults     map[gslb.EndpointID]string    // why this node's own probe of a target says nothing
+	doubts     map[string]bool               // the vantages that are not believed, at doubtAt
+	apart      bool                          // likewise: this node is on the smaller side of a partition
+	lookedAt   time.Time                     // at them, last
+	deafUntil  time.Time                     // this node was stopped, and is yet to hear what the others say
 	doubtAt    time.Time
 	refs       reach
 	keys       map[string]ed25519.PublicKey // of nodes; empty: none is asked for a signature
@@ -99,7 +98,7 @@ type Monitor struct {
 	recount    bool                    // what this node tests changed since
 	tested     int                     // what it tests, and of that what fails: counted, and kept with each result
 	failing    int
-	judges     []string  // who was alive and believed when all was judged last; nil: judge all anew
+	anew       bool      // all is to be judged with the next beat
 	unknown    int       // of judged: without a vote yet
 	public     *verdicts // of judged; nil when out of date
 	restored   map[gslb.EndpointID]gslb.Verdict
@@ -141,7 +140,7 @@ func New(o Options) *Monitor {
 		o: o, log: discardIfNil(o.Logger), stats: new(stats),
 		changed: make(chan struct{}, 1), first: make(chan struct{}), wake: make(chan struct{}, 1),
 		targets: make(map[gslb.EndpointID]Target), judged: make(map[gslb.EndpointID]judgement),
-		news: make(map[gslb.EndpointID]bool), seen: make(map[string]map[gslb.EndpointID]*seen),
+		news:   make(map[gslb.EndpointID]bool),
 		faults: make(map[gslb.EndpointID]string),
 		// The clock gives an epoch that no earlier life of this node had. Where it was set
 		// back, peers tell this node of its earlier life, and it starts a later one.
@@ -310,6 +309,9 @@ func (m *Monitor) setTargets(targets []Target) {
 		delete(m.judged, id)
 		delete(m.faults, id)
 		m.table.Remove(m.o.Node, id)
+		for _, v := range m.table.voters[id] {
+			v.said.seen = nil
+		}
 		m.changeLocked()
 	}
 	m.targets, m.recount = next, true
@@ -366,7 +368,7 @@ func (m *Monitor) SetIdle(pools map[string]bool) {
 	m.prober.SetIdle(pools)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.judges = nil // votes last longer or shorter now
+	m.anew = true // votes last longer or shorter now
 }
 
 // Changed returns a channel that receives after Verdicts or Flipping changed: once for all
@@ -392,13 +394,13 @@ func (m *Monitor) observe(t Target, r Result, s State) {
 		Class: r.Class, Latency: r.Latency, Score: r.Score, Detail: r.Detail, At: now,
 	})
 	m.stats.dropped[dropFull].Add(uint64(refused))
-	m.seeLocked(m.o.Node, t.ID, now, r.Latency)
+	if v := m.table.nodes[m.o.Node]; v != nil {
+		m.seeLocked(v, t.ID, now, r.Latency)
+		m.turnLocked(v, changed, now)
+	}
 	if len(changed) > 0 {
 		for _, c := range changed {
 			m.news[c.ID] = m.news[c.ID] || c.Flip
-			if c.Flip {
-				m.turnLocked(m.o.Node, c.ID, now)
-			}
 		}
 		m.judgeLocked(now, idsOf(changed))
 		nudge(m.wake)
@@ -508,12 +510,6 @@ func (m *Monitor) age() {
 	m.sayLocked(now) // a node is heard by itself
 	if now.Sub(m.forgot) >= time.Minute {
 		m.table.Forget(now)
-		for node, of := range m.seen {
-			maps.DeleteFunc(of, func(id gslb.EndpointID, _ *seen) bool { _, ok := m.targets[id]; return !ok })
-			if m.table.nodes[node] == nil {
-				delete(m.seen, node)
-			}
-		}
 		m.forgot = now
 	}
 	m.reviewLocked(now)
@@ -526,19 +522,8 @@ func (m *Monitor) age() {
 // alive and believed and was not at the last time, or the other way round, and what has votes
 // whose own time has come.
 func (m *Monitor) reviewLocked(now time.Time) {
-	doubts := m.doubtsLocked(now)
-	judges := slices.DeleteFunc(m.table.Alive(now), func(name string) bool { return doubts[name] })
-	all, due := m.judges == nil, make(map[gslb.EndpointID]bool)
-	if !all {
-		for name := range differ(judges, m.judges) {
-			if v := m.table.nodes[name]; v != nil {
-				for id := range v.observed {
-					due[id] = true
-				}
-			}
-		}
-	}
-	m.judges = judges
+	due, all := m.table.Turned(m.doubtsLocked(now), now), m.anew
+	m.anew = false
 	m.judgeLocked(now, func(yield func(gslb.EndpointID) bool) {
 		for id, j := range m.judged {
 			if (all || due[id] || now.After(j.until)) && !yield(id) {
@@ -546,26 +531,6 @@ func (m *Monitor) reviewLocked(now time.Time) {
 			}
 		}
 	})
-}
-
-// differ returns what only one of a and b has, both of which are in order.
-func differ(a, b []string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for len(a) > 0 || len(b) > 0 {
-			one := &a // that has the lesser
-			switch {
-			case len(a) > 0 && len(b) > 0 && a[0] == b[0]:
-				a, b = a[1:], b[1:]
-				continue
-			case len(a) == 0 || len(b) > 0 && b[0] < a[0]:
-				one = &b
-			}
-			if !yield((*one)[0]) {
-				return
-			}
-			*one = (*one)[1:]
-		}
-	}
 }
 
 func idsOf(changes []Change) iter.Seq[gslb.EndpointID] {

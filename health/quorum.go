@@ -2,6 +2,7 @@ package health
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/meridian-gslb/meridian/gslb"
@@ -104,25 +105,38 @@ func Judge(r Rule, last gslb.Verdict, votes []Vote) Judgement {
 
 // judge counts the votes, or with later those that there are once all who may flip have.
 func (r *Rule) judge(last gslb.Verdict, votes []Vote, later bool) Judgement {
-	var j Judgement
-	var sites, downSites [8]string // beyond these it makes no difference
-	allSites := 0
+	var c count
 	for i := range votes {
-		v := &votes[i]
-		if !r.counts(v) {
-			continue
-		}
-		j.Of++
-		allSites = addSite(&sites, allSites, v.Site)
-		if v.Up != (later && v.Flipping) {
-			continue
-		}
-		j.Down++
-		j.Sites = addSite(&downSites, j.Sites, v.Site)
-		j.Must = j.Must || r.must(v)
+		c.add(r, &votes[i], later)
 	}
+	return c.judge(r, last)
+}
+
+// count counts votes one by one.
+type count struct {
+	j                Judgement
+	sites, downSites [8]string // beyond these it makes no difference
+	all              int       // of sites
+}
+
+func (c *count) add(r *Rule, v *Vote, later bool) {
+	if !r.counts(v) {
+		return
+	}
+	c.j.Of++
+	c.all = addSite(&c.sites, c.all, v.Site)
+	if v.Up != (later && v.Flipping) {
+		return
+	}
+	c.j.Down++
+	c.j.Sites = addSite(&c.downSites, c.j.Sites, v.Site)
+	c.j.Must = c.j.Must || r.must(v)
+}
+
+func (c *count) judge(r *Rule, last gslb.Verdict) Judgement {
+	j := c.j
 	j.Unanimous = j.Down == 0 || j.Down == j.Of
-	switch enough := float64(j.Down) > r.Share*float64(j.Of) && j.Down >= min(r.Min, j.Of) && j.Sites >= min(r.Sites, allSites); {
+	switch enough := float64(j.Down) > r.Share*float64(j.Of) && j.Down >= min(r.Min, j.Of) && j.Sites >= min(r.Sites, c.all); {
 	case j.Of == 0:
 		j.Verdict, j.Silent = last, true
 	case j.Down > 0 && (enough || j.Must):
@@ -148,19 +162,23 @@ const mostFails = 50
 // doubtful returns which of the vantages that are alive are not to be believed: those that
 // say so themselves, and those for which more than half of everything fails. If the latter
 // are a quorum it is the world that fails, and they are believed.
-func doubtful(alive []Doubt) map[string]bool {
-	votes := make([]Vote, 0, len(alive))
-	for _, d := range alive {
-		votes = append(votes, Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= mostFails, Abstains: d.Abstains})
+func doubtful(alive iter.Seq[Doubt]) map[string]bool {
+	var c count
+	var odd []Doubt
+	for d := range alive {
+		c.add(&defaultRule, &Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= mostFails, Abstains: d.Abstains}, false)
+		if d.Abstains || d.Failing > mostFails {
+			odd = append(odd, d)
+		}
 	}
-	world := defaultRule.judge(gslb.Up, votes, false).Verdict == gslb.Down
+	world := c.judge(&defaultRule, gslb.Up).Verdict == gslb.Down
 	var out map[string]bool
-	for _, v := range votes {
-		if v.Abstains || !v.Up && !world {
+	for _, d := range odd {
+		if d.Abstains || !world {
 			if out == nil {
-				out = make(map[string]bool)
+				out = make(map[string]bool, len(odd))
 			}
-			out[v.Node] = true
+			out[d.Node] = true
 		}
 	}
 	return out

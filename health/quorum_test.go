@@ -165,7 +165,7 @@ func TestDoubtful(t *testing.T) {
 			}
 			alive = append(alive, d)
 		}
-		if got := strings.Join(slices.Sorted(maps.Keys(doubtful(alive))), ""); got != tc.want {
+		if got := strings.Join(slices.Sorted(maps.Keys(doubtful(slices.Values(alive)))), ""); got != tc.want {
 			t.Errorf("%s: got %q, want %q", tc.name, got, tc.want)
 		}
 	}

@@ -68,7 +68,7 @@ func (n *simNode) alive() int {
 func (w *world) known(id gslb.EndpointID) (n int) {
 	for _, s := range w.nodes {
 		s.mu.Lock()
-		if v := s.table.nodes["ns0"]; v != nil && !v.observed[id].Up && v.observed[id].ID == id {
+		if v := s.table.nodes["ns0"]; v != nil && v.observed[id] != nil && !v.observed[id].Up {
 			n++
 		}
 		s.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"hash/fnv"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -48,15 +49,15 @@ func (v Version) Compare(w Version) int {
 type Observation struct {
 	ID       gslb.EndpointID
 	Version  Version   // of the vote
+	At       time.Time // when the vote was made or confirmed, by the clock of who holds it
 	Up       bool      // after rise and fall
 	Flipping bool      // Up may be about to change
 	Silent   bool      // it says nothing of the endpoint any more
-	At       time.Time // when the vote was made or confirmed, by the clock of who holds it
 
-	Told    Version // of the result; zero when none was told yet
 	Class   Class
+	Score   uint8   // 0..100
+	Told    Version // of the result; zero when none was told yet
 	Latency time.Duration
-	Score   uint8 // 0..100
 	Detail  string
 }
 
@@ -163,30 +164,103 @@ type Report struct {
 // use. The zero value is empty.
 type Table struct {
 	nodes     map[string]*vantage
-	order     []*vantage                     // those of nodes by name
-	voters    map[gslb.EndpointID][]*vantage // who has an observation of it, by name
-	registers int                            // observations of all nodes
+	order     []standing                  // of each of nodes, by name: order[v.place].of is v
+	voters    map[gslb.EndpointID][]voter // who has an observation of it, by name
+	registers int                         // observations of all nodes
 }
 
 // vantage is one node in a table.
 type vantage struct {
 	name     string
+	place    int // in the table's order
 	heading  Heading
 	gone     Version // what was said up to here no longer counts: the node died or left after it
-	observed map[gslb.EndpointID]Observation
-	pages    map[int]page // the last of its bitmaps, by their first target, to be passed on
-	room     budget       // for messages that it signed
+	room     budget  // for messages that it signed
+	pages    []page  // the last of its bitmaps, by their first target
+	observed map[gslb.EndpointID]*register
 	notes    notes
 }
 
+// standing is what each beat asks of every vantage, all of them side by side: the vantages of a
+// large fleet take more memory than any cache has. It follows from the vantage; see stand.
+type standing struct {
+	of                       *vantage
+	name, site               string
+	at                       time.Time     // when it was heard
+	patience                 time.Duration // for how long that counts; 0: not at all, since it left or membership lost it
+	list                     uint64
+	failing                  uint8
+	leaving, abstains, blind bool
+	counted                  bool // it was alive and not in doubt when Turned looked last
+}
+
+// stand brings v's standing up to date. Whoever changes v's heading, or what is gone, calls it.
+func (t *Table) stand(v *vantage) {
+	h, s := &v.heading, &t.order[v.place]
+	s.site, s.at, s.list, s.failing, s.leaving, s.abstains, s.blind = h.Site, h.At, h.List, h.Failing, h.Leaving, h.Abstains, h.Blind
+	if s.patience = h.patience(); h.Leaving || h.Version.Compare(v.gone) <= 0 {
+		s.patience = 0
+	}
+}
+
+// enlist gives v a place in the order.
+func (t *Table) enlist(v *vantage) {
+	i, _ := slices.BinarySearchFunc(t.order, v.name, func(s standing, name string) int { return strings.Compare(s.name, name) })
+	t.order = slices.Insert(t.order, i, standing{of: v, name: v.name})
+	t.replace(i)
+	t.stand(v)
+}
+
+// strike takes v's place away.
+func (t *Table) strike(v *vantage) {
+	t.order = slices.Delete(t.order, v.place, v.place+1)
+	t.replace(v.place)
+}
+
+// replace tells the vantages from i on their places.
+func (t *Table) replace(i int) {
+	for ; i < len(t.order); i++ {
+		t.order[i].of.place = i
+	}
+}
+
+// alive reports whether the vantage is heard at now: not too long ago, since membership last
+// lost it, and not with its last word.
+func (s *standing) alive(now time.Time) bool { return s.patience > 0 && now.Sub(s.at) <= s.patience }
+
+// fresh reports whether the vantage's observation o of an endpoint that is probed every interval
+// still counts at now.
+func (s *standing) fresh(o *register, interval time.Duration, now time.Time) bool {
+	return s.alive(now) && now.Sub(o.At) <= max(staleFactor*interval, s.patience)
+}
+
+// alive is that of v's standing.
+func (t *Table) alive(v *vantage, now time.Time) bool { return t.order[v.place].alive(now) }
+
+// register is what a vantage says of an endpoint, and what is remembered of its word beside that.
+type register struct {
+	Observation
+	seen *seen // nil: nothing; see Monitor.seeLocked
+}
+
+// voter is a vantage and what it says of an endpoint.
+type voter struct {
+	*vantage
+	said *register
+}
+
+func compareVoter(v voter, name string) int { return strings.Compare(v.name, name) }
+
 // page is one bitmap as it was signed.
 type page struct {
+	first   int // of its targets in the list
 	version Version
 	list    uint64
-	count   int       // of its marks
-	settled bool      // no vote of the node is in the table that its marks take back
-	sealed  envelope  // age is that at the time
-	at      time.Time // when it was heard, less the age
+	settled bool        // the table has taken in all of it, and no other vote of the node since
+	stands  []*register // if settled: those that its marks say
+	sealed  envelope    // age is that at the time
+	marks   int         // octets at the end of the message
+	at      time.Time   // when it was heard, less the age
 }
 
 // Change is an observation that is new, or whose Up or Flipping is.
@@ -204,16 +278,17 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 			return nil, max(1, len(r.Observations))
 		}
 		if t.nodes == nil {
-			t.nodes, t.voters = make(map[string]*vantage), make(map[gslb.EndpointID][]*vantage)
+			t.nodes, t.voters = make(map[string]*vantage), make(map[gslb.EndpointID][]voter)
 		}
-		v = &vantage{name: r.Node, heading: r.Heading, observed: make(map[gslb.EndpointID]Observation)}
+		v = &vantage{name: r.Node, heading: r.Heading, observed: make(map[gslb.EndpointID]*register)}
 		v.heading.Site = unique.Make(r.Heading.Site).Value()
 		t.nodes[r.Node] = v
-		t.order = enlist(t.order, v)
+		t.enlist(v)
 	}
-	v.hear(r.Heading)
+	t.hear(v, r.Heading)
 	for _, o := range r.Observations {
-		old, had := v.observed[o.ID]
+		kept, had := v.observed[o.ID]
+		var old Observation
 		if !had {
 			if o.Silent {
 				continue // nothing is nothing new
@@ -223,11 +298,15 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 				continue
 			}
 			t.registers++
-			t.voters[o.ID] = enlist(t.voters[o.ID], v)
+			kept = new(register)
+			v.observed[o.ID] = kept
+			i, _ := slices.BinarySearchFunc(t.voters[o.ID], v.name, compareVoter)
+			t.voters[o.ID] = slices.Insert(t.voters[o.ID], i, voter{v, kept})
 		} else {
+			old = kept.Observation
 			o = old.join(o)
 		}
-		v.observed[o.ID] = o
+		kept.Observation = o
 		if !had || old.Up != o.Up || old.Flipping != o.Flipping || old.Silent != o.Silent {
 			changed = append(changed, Change{ID: o.ID, Flip: had && !old.Silent && !o.Silent && old.Up != o.Up})
 		}
@@ -235,56 +314,33 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 	return changed, refused
 }
 
-// enlist returns all, which is in order of name, with v.
-func enlist(all []*vantage, v *vantage) []*vantage {
-	i, _ := slices.BinarySearchFunc(all, v.name, compareName)
-	return slices.Insert(all, i, v)
-}
-
-// strike returns all, which is in order of name, without v.
-func strike(all []*vantage, v *vantage) []*vantage {
-	i, _ := slices.BinarySearchFunc(all, v.name, compareName)
-	return slices.Delete(all, i, i+1)
-}
-
-func compareName(v *vantage, name string) int { return strings.Compare(v.name, name) }
-
-// confirm is Merge for a bitmap that says what the kept one before it says, of the targets in
-// list, and so changes nothing but how fresh the votes are. It reports whether it is one; if not,
-// it is to be merged. A bitmap is mostly that, and of targets of which the node says nothing.
-func (t *Table) confirm(v *vantage, r *Report, message []byte, list []gslb.EndpointID) bool {
-	p := v.pages[r.Bits.First]
-	marks := (len(r.Bits.Marks) + 1) / 2 // octets, the last of both messages
-	if !p.settled || p.list != r.Heading.List || p.version.Epoch != r.Heading.Version.Epoch || p.version.Seq >= r.Heading.Version.Seq ||
-		p.count != len(r.Bits.Marks) || !bytes.Equal(p.sealed.message[len(p.sealed.message)-marks:], message[len(message)-marks:]) {
+// confirm is Merge for a bitmap that says what the kept one before it says, and so changes
+// nothing but how fresh the votes are. It reports whether it is one; if not, it is to be merged.
+// A bitmap is mostly that.
+func (t *Table) confirm(v *vantage, r *Report) bool {
+	p, h := v.page(r.Bits.First), &r.Heading
+	if p == nil || !p.settled || p.list != h.List || p.version.Epoch != h.Version.Epoch || p.version.Seq >= h.Version.Seq ||
+		!bytes.Equal(p.octets(), r.Bits.Octets) {
 		return false
 	}
-	for i, mark := range r.Bits.Marks {
-		at := r.Bits.First + i
-		if mark == 0 || at >= len(list) {
-			continue
-		}
-		o, ok := v.observed[list[at]]
-		if !ok || markOf(o) != mark || o.Silent {
-			return false
-		}
-		if o.Version.Compare(r.Heading.Version) < 0 {
-			o.Version, o.At = r.Heading.Version, r.Heading.At
-			v.observed[o.ID] = o
+	for _, o := range p.stands {
+		if o.Version.Compare(h.Version) < 0 {
+			o.Version, o.At = h.Version, h.At
 		}
 	}
-	v.hear(r.Heading)
+	t.hear(v, *h)
 	return true
 }
 
 // hear joins what v says of itself.
-func (v *vantage) hear(h Heading) {
+func (t *Table) hear(v *vantage, h Heading) {
 	if h.Site == v.heading.Site { // one copy of each name: to compare all with all others' is a part of every beat
 		h.Site = v.heading.Site
 	} else {
 		h.Site = unique.Make(h.Site).Value()
 	}
 	v.heading = v.heading.join(h)
+	t.stand(v)
 }
 
 // Gone says that membership has lost a node: what is known of it no longer counts, until it
@@ -292,6 +348,7 @@ func (v *vantage) hear(h Heading) {
 func (t *Table) Gone(node string) {
 	if v := t.nodes[node]; v != nil && v.gone.Compare(v.heading.Version) < 0 {
 		v.gone = v.heading.Version
+		t.stand(v)
 	}
 }
 
@@ -301,6 +358,7 @@ func (t *Table) Remove(node string, id gslb.EndpointID) {
 		if _, ok := v.observed[id]; ok {
 			t.removed(v, id)
 			delete(v.observed, id)
+			v.unsettle()
 		}
 	}
 }
@@ -308,7 +366,8 @@ func (t *Table) Remove(node string, id gslb.EndpointID) {
 // removed keeps count of an observation that is about to go.
 func (t *Table) removed(v *vantage, id gslb.EndpointID) {
 	t.registers--
-	if t.voters[id] = strike(t.voters[id], v); len(t.voters[id]) == 0 {
+	i, _ := slices.BinarySearchFunc(t.voters[id], v.name, compareVoter)
+	if t.voters[id] = slices.Delete(t.voters[id], i, i+1); len(t.voters[id]) == 0 {
 		delete(t.voters, id)
 	}
 }
@@ -318,8 +377,9 @@ func (t *Table) removed(v *vantage, id gslb.EndpointID) {
 func (t *Table) Digest(now time.Time) uint64 {
 	h := fnv.New64a()
 	var b []byte
-	for _, v := range t.order {
-		if !v.alive(now) {
+	for i := range t.order {
+		v := t.order[i].of
+		if !t.alive(v, now) {
 			continue
 		}
 		b = binary.BigEndian.AppendUint64(append(append(b[:0], v.name...), 0), v.heading.Version.Epoch)
@@ -343,7 +403,7 @@ func (t *Table) Forget(now time.Time) {
 			for id := range v.observed {
 				t.removed(v, id)
 			}
-			t.order = strike(t.order, v)
+			t.strike(v)
 			delete(t.nodes, name)
 			continue
 		}
@@ -358,8 +418,8 @@ func (t *Table) Forget(now time.Time) {
 // Names returns the nodes of the table in order.
 func (t *Table) Names() []string {
 	names := make([]string, len(t.order))
-	for i, v := range t.order {
-		names[i] = v.name
+	for i := range t.order {
+		names[i] = t.order[i].name
 	}
 	return names
 }
@@ -379,46 +439,35 @@ func (t *Table) Report(node string, ids ...gslb.EndpointID) Report {
 	r.Observations = make([]Observation, 0, len(ids))
 	for _, id := range ids {
 		if o, ok := v.observed[id]; ok && o.Version.Epoch == v.heading.Version.Epoch && o.Version.Seq <= v.heading.Version.Seq {
-			r.Observations = append(r.Observations, o)
+			r.Observations = append(r.Observations, o.Observation)
 		}
 	}
 	slices.SortFunc(r.Observations, func(a, b Observation) int { return compareID(a.ID, b.ID) })
 	return r
 }
 
-// alive reports whether v is heard at now: not too long ago, since membership last lost it,
-// and not with its last word.
-func (v *vantage) alive(now time.Time) bool {
-	return !v.heading.Leaving && now.Sub(v.heading.At) <= v.heading.patience() && v.heading.Version.Compare(v.gone) > 0
-}
-
-// fresh reports whether v's observation o of an endpoint that is probed every interval still
-// counts at now.
-func (v *vantage) fresh(o Observation, interval time.Duration, now time.Time) bool {
-	return v.alive(now) && now.Sub(o.At) <= max(staleFactor*interval, v.heading.patience())
-}
-
-// Doubts returns what the vantages that are heard at now say of themselves.
-func (t *Table) Doubts(now time.Time) []Doubt {
-	var out []Doubt
-	for _, v := range t.order {
-		if !v.heading.Blind && v.alive(now) {
-			out = append(out, Doubt{Node: v.name, Site: v.heading.Site, Failing: v.heading.Failing, Abstains: v.heading.Abstains})
+// Doubts yields what the vantages that are heard at now say of themselves.
+func (t *Table) Doubts(now time.Time) iter.Seq[Doubt] {
+	return func(yield func(Doubt) bool) {
+		for i := range t.order {
+			if s := &t.order[i]; !s.blind && s.alive(now) && !yield(Doubt{Node: s.name, Site: s.site, Failing: s.failing, Abstains: s.abstains}) {
+				return
+			}
 		}
 	}
-	return out
 }
 
 // Lost reports whether more of the nodes that are known are not heard than are: those that
 // left are not missed, and those that were silent for long are forgotten.
 func (t *Table) Lost(now time.Time) bool {
 	heard, known := 0, 0
-	for _, v := range t.order {
-		if v.heading.Leaving || now.Sub(v.heading.At) > forgetAfter {
+	for i := range t.order {
+		s := &t.order[i]
+		if s.leaving || now.Sub(s.at) > forgetAfter {
 			continue
 		}
 		known++
-		if v.alive(now) {
+		if s.alive(now) {
 			heard++
 		}
 	}
@@ -431,16 +480,16 @@ func (t *Table) Lost(now time.Time) bool {
 func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) (votes []Vote, until time.Time) {
 	until = now.Add(maxInterval)
 	for _, v := range t.voters[id] {
-		o := v.observed[id]
-		if o.Silent || !v.alive(now) {
+		o, s := v.said, &t.order[v.place]
+		if o.Silent || !s.alive(now) {
 			continue
 		}
-		if !v.fresh(o, interval, now) {
+		if !s.fresh(o, interval, now) {
 			until = now // whoever confirms it gives it back
 			continue
 		}
 		until = earlier(until, o.At.Add(max(staleFactor*interval, staleFloor))) // or later: a node may promise less
-		votes = append(votes, Vote{Node: v.name, Site: v.heading.Site, Up: o.Up, Flipping: o.Flipping})
+		votes = append(votes, Vote{Node: s.name, Site: s.site, Up: o.Up, Flipping: o.Flipping})
 	}
 	return votes, until
 }
@@ -448,10 +497,26 @@ func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time)
 // Alive returns the nodes that are heard at now, in order.
 func (t *Table) Alive(now time.Time) []string {
 	var names []string
-	for _, v := range t.order {
-		if v.alive(now) {
-			names = append(names, v.name)
+	for i := range t.order {
+		if s := &t.order[i]; s.alive(now) {
+			names = append(names, s.name)
 		}
 	}
 	return names
+}
+
+// Turned returns the endpoints of which a vantage says something that is heard at now and not in
+// doubt, and was not when Turned was called last, or the other way round.
+func (t *Table) Turned(doubts map[string]bool, now time.Time) map[gslb.EndpointID]bool {
+	due := make(map[gslb.EndpointID]bool)
+	for i := range t.order {
+		s := &t.order[i]
+		if counts := s.alive(now) && !doubts[s.name]; counts != s.counted {
+			s.counted = counts
+			for id := range s.of.observed {
+				due[id] = true
+			}
+		}
+	}
+	return due
 }

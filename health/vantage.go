@@ -110,17 +110,20 @@ func (m *Monitor) lookLocked(now time.Time) {
 	}
 	m.doubtAt, m.lookedAt = now, now
 	m.apart = m.gossip != nil && (m.refs != reachGood && m.table.Lost(now) || now.Before(m.deafUntil))
-	alive := m.table.Doubts(now)
-	for i := range alive {
-		if alive[i].Node == m.o.Node {
-			alive[i].Abstains = m.refs == reachBad || m.apart
+	m.doubts = doubtful(func(yield func(Doubt) bool) {
+		for d := range m.table.Doubts(now) {
+			if d.Node == m.o.Node {
+				d.Abstains = m.refs == reachBad || m.apart
+			}
+			if !yield(d) {
+				return
+			}
 		}
-	}
-	m.doubts = doubtful(alive)
+	})
 	if m.apart { // those that are left with this node are the smaller part, too, and so is who is heard next
 		m.doubts = make(map[string]bool, len(m.table.order))
-		for _, v := range m.table.order {
-			m.doubts[v.name] = true
+		for i := range m.table.order {
+			m.doubts[m.table.order[i].name] = true
 		}
 	}
 }
@@ -158,19 +161,19 @@ func (m *Monitor) failLocked() {
 
 // tallyLocked counts one more result of this node, until all are counted again.
 func (m *Monitor) tallyLocked(id gslb.EndpointID, up bool) {
-	old, had := Observation{Up: true}, false
+	was, had := true, false
 	if v := m.table.nodes[m.o.Node]; v != nil {
 		if o, ok := v.observed[id]; ok {
-			old, had = o, true
+			was, had = o.Up, true
 		}
 	}
 	if !had {
 		m.tested++
 	}
 	switch {
-	case old.Up && !up:
+	case was && !up:
 		m.failing++
-	case !old.Up && up:
+	case !was && up:
 		m.failing--
 	}
 	m.failing = max(0, min(m.failing, m.tested))
@@ -275,22 +278,19 @@ type seen struct {
 	next  int
 }
 
-// seeLocked remembers a latency, in microseconds, and when the word changed.
-func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, latency time.Duration) {
-	if _, ok := m.targets[id]; !ok || m.table.nodes[node] == nil {
-		return // so that it is bounded as targets and nodes are
+// seeLocked remembers a latency that v told of a target, in microseconds, and when the word changed.
+func (m *Monitor) seeLocked(v *vantage, id gslb.EndpointID, now time.Time, latency time.Duration) {
+	o := v.observed[id]
+	if o == nil {
+		return
 	}
-	of := m.seen[node]
-	if of == nil {
-		of = make(map[gslb.EndpointID]*seen)
-		m.seen[node] = of
+	if o.seen == nil {
+		if _, ok := m.targets[id]; !ok {
+			return // so that it is bounded as targets are
+		}
+		o.seen = &seen{since: now}
 	}
-	s := of[id]
-	if s == nil {
-		s = &seen{since: now}
-		of[id] = s
-	}
-	o := m.table.nodes[node].observed[id]
+	s := o.seen
 	us := uint32(max(1, min(latency.Microseconds(), 1<<31)))
 	if o.Class != OK {
 		us = 0
@@ -299,10 +299,12 @@ func (m *Monitor) seeLocked(node string, id gslb.EndpointID, now time.Time, late
 	s.next++
 }
 
-// turnLocked remembers that node says something else of id from now.
-func (m *Monitor) turnLocked(node string, id gslb.EndpointID, now time.Time) {
-	if s := m.seen[node][id]; s != nil {
-		s.since = now
+// turnLocked remembers that v says something else from now of what flipped.
+func (m *Monitor) turnLocked(v *vantage, changed []Change, now time.Time) {
+	for _, c := range changed {
+		if o := v.observed[c.ID]; c.Flip && o != nil && o.seen != nil {
+			o.seen.since = now
+		}
 	}
 }
 

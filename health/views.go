@@ -47,7 +47,7 @@ func (m *Monitor) Members() []Member {
 		p.Site = cmp.Or(p.Site, v.heading.Site)
 		p.Info, p.Observed = v.heading.Info, len(v.observed)
 		p.Heard = max(0, now.Sub(v.heading.At))
-		if v.alive(now) {
+		if m.table.alive(v, now) {
 			p.State = "alive"
 		}
 		p.Abstains = doubts[name]
@@ -105,10 +105,10 @@ func (m *Monitor) Views() []View {
 			}
 			said := Vantage{
 				Node: name, Site: v.heading.Site, Up: o.Up, Class: o.Class.String(), Detail: o.Detail, Latency: o.Latency, Score: o.Score,
-				Age: max(0, now.Sub(o.At)), Fresh: v.fresh(o, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now), Abstains: doubts[name],
+				Age: max(0, now.Sub(o.At)), Fresh: m.table.order[v.place].fresh(o, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now), Abstains: doubts[name],
 			}
 			said.Counts = said.Fresh && rule.counts(&Vote{Node: name, Site: said.Site, Abstains: said.Abstains})
-			if s := m.seen[name][id]; s != nil {
+			if s := o.seen; s != nil {
 				said.Since, said.Trend = s.since, s.latencies()
 			}
 			view.Vantages = append(view.Vantages, said)
