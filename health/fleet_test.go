@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,9 +24,10 @@ import (
 // fleetNodes and fleetTime are what TestFleetSlowNodes simulates. The command for
 // testdata/bench/results/health.md is
 //
-//	GOMAXPROCS=1 go test ./health -run TestFleetSlowNodes -v -timeout 4h -fleet.nodes 1000 -fleet.time 1h
+//	go test ./health -run TestFleetSlowNodes -v -timeout 4h -fleet.nodes 1000 -fleet.time 1h
 var (
 	fleetNodes = flag.Int("fleet.nodes", map[bool]int{false: 60, true: 20}[raceEnabled], "nodes that TestFleetSlowNodes simulates")
+	fleetSeed  = flag.Uint64("fleet.seed", 5, "seed of TestFleetSlowNodes")
 	fleetTime  = flag.Duration("fleet.time", map[bool]time.Duration{false: 4 * time.Minute, true: time.Minute}[raceEnabled], "virtual time of TestFleetSlowNodes")
 )
 
@@ -33,30 +35,34 @@ const (
 	fleetTick     = 5 * time.Millisecond
 	fleetInterval = 5 * time.Second
 	fleetWheel    = 1 << 11 // ticks: 10 s
+	fleetLanes    = 2
 )
 
 // bigFleet is many nodes with everything of theirs but their shells. What a node knows, says, hears,
 // tests and judges is its Monitor's work; one loop over virtual time calls it, in place of
 // sockets, timers and a goroutine for each packet, which cost ten times as much as the node's
 // own work. Membership is what it is at the start. Memberlist's part is played by gossip and exchange.
+//
+// The nodes are in lanes, each of which has a goroutine in every tick: whatever a node does
+// arrives in a later tick, so that no two nodes meet within one but to exchange states, which
+// waits for the end of the tick. Which lane is first makes no difference.
 type bigFleet struct {
-	rng   *rand.Rand
 	tick  int
-	wheel [fleetWheel][]happening // what happens in a tick, in order
+	wheel [fleetWheel][fleetLanes][fleetLanes][]happening // what happens in a tick, by whose doing and to whom, in order
 	nodes []*fleetNode
-	index map[string]int32 // of nodes, by name
+	meet  [fleetLanes][]*fleetNode   // those that exchange states at the end of this tick
+	told  func(n *fleetNode, v View) // of what n calls down and is not
 
 	delay, jitter time.Duration // of packets
 	loss          float64
 	probing       bool
 	dead          gslb.EndpointID // the endpoint that is down for all
-	packets       int             // that arrived
-	falls         int             // probes' verdicts that turned down
 }
 
 type fleetNode struct {
 	*Monitor
 	number int32
+	rng    *rand.Rand
 	states map[gslb.EndpointID]State // of what it tests
 
 	slow  bool // it has bad times
@@ -64,14 +70,18 @@ type fleetNode struct {
 	bad   int  // percent of what it tests that fails for it; 0: it has no bad time now
 	until int  // the tick up to which it does nothing
 	held  int  // happenings that wait for that
+
+	packets int    // that arrived
+	falls   int    // probes' verdicts that turned down
+	flips   uint64 // of its verdicts that were looked at
 }
 
 // happening is something that happens to a node.
 type happening struct {
-	kind   uint8
-	node   int32
 	packet []byte
-	id     gslb.EndpointID
+	id     *gslb.EndpointID // that is tested
+	node   int32
+	kind   uint8
 }
 
 const (
@@ -84,16 +94,14 @@ const (
 
 // newBigFleet returns a fleet of which every node is a member for every other.
 func newBigFleet(nodes int, seed uint64) *bigFleet {
-	f := &bigFleet{rng: rand.New(rand.NewPCG(seed, uint64(nodes))), index: make(map[string]int32)}
+	f := new(bigFleet)
 	var all []memberlist.Node
 	for i := range nodes {
-		name := fmt.Sprintf("ns%d", i)
-		f.index[name] = int32(i)
-		all = append(all, memberlist.Node{Name: name, Addr: net.IPv4(10, 0, byte(i>>8), byte(i)), Port: 7946})
+		all = append(all, memberlist.Node{Name: fmt.Sprintf("ns%d", i), Addr: net.IPv4(10, 0, 0, 0), Port: uint16(i)})
 	}
 	slices.SortFunc(all, func(a, b memberlist.Node) int { return strings.Compare(a.Name, b.Name) })
 	for i := range nodes {
-		n := &fleetNode{number: int32(i), states: make(map[gslb.EndpointID]State)}
+		n := &fleetNode{number: int32(i), rng: rand.New(rand.NewPCG(seed, uint64(i))), states: make(map[gslb.EndpointID]State)}
 		n.Monitor = New(Options{Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: new(memTransport),
 			probe: func(context.Context, Target) Result { panic("no prober runs") }})
 		for _, p := range all {
@@ -102,31 +110,39 @@ func newBigFleet(nodes int, seed uint64) *bigFleet {
 			}
 		}
 		n.gossip.post = func(to *memberlist.Node, message []byte) error {
-			f.send(n, f.index[to.Name], message)
+			f.send(n, int32(to.Port), message) // its number
 			return nil
 		}
 		f.nodes = append(f.nodes, n)
-		f.after(n, f.upTo(heartbeat), happening{kind: aBeat})
-		f.after(n, f.upTo(100*time.Millisecond), happening{kind: aGossip})
+		f.after(n, n.upTo(heartbeat), happening{kind: aBeat})
+		f.after(n, n.upTo(100*time.Millisecond), happening{kind: aGossip})
 	}
 	return f
 }
 
+func (n *fleetNode) lane() int { return int(n.number) % fleetLanes }
+
 // upTo returns a random time of less than d.
-func (f *bigFleet) upTo(d time.Duration) time.Duration { return time.Duration(f.rng.Int64N(int64(d))) }
+func (n *fleetNode) upTo(d time.Duration) time.Duration { return time.Duration(n.rng.Int64N(int64(d))) }
 
 // after lets h happen to n in d, by the tick, and within a turn of the wheel.
 func (f *bigFleet) after(n *fleetNode, d time.Duration, h happening) {
 	h.node = n.number
+	f.put(n, d, h)
+}
+
+// put is after for what n does to h's node.
+func (f *bigFleet) put(n *fleetNode, d time.Duration, h happening) {
 	at := (f.tick + min(fleetWheel-1, max(1, int(d/fleetTick)))) % fleetWheel
-	f.wheel[at] = append(f.wheel[at], h)
+	slot := &f.wheel[at][n.lane()][h.node%fleetLanes]
+	*slot = append(*slot, h)
 }
 
 func (f *bigFleet) send(from *fleetNode, to int32, packet []byte) {
-	if f.loss > 0 && f.rng.Float64() < f.loss {
+	if f.loss > 0 && from.rng.Float64() < f.loss {
 		return
 	}
-	f.after(f.nodes[to], f.delay+f.upTo(f.jitter), happening{kind: aPacket, packet: packet})
+	f.put(from, f.delay+from.upTo(f.jitter), happening{kind: aPacket, node: to, packet: packet})
 }
 
 // run lets time pass.
@@ -134,7 +150,30 @@ func (f *bigFleet) run(d time.Duration) {
 	for end := f.tick + int(d/fleetTick); f.tick < end; {
 		f.tick++
 		time.Sleep(fleetTick)
-		slot := &f.wheel[f.tick%fleetWheel]
+		f.lanes(f.turn)
+		for lane := range fleetLanes {
+			for _, n := range f.meet[lane] {
+				f.exchange(n)
+				f.woken(n)
+			}
+			f.meet[lane] = f.meet[lane][:0]
+		}
+	}
+}
+
+// lanes calls do for every lane, at once, and waits for all.
+func (f *bigFleet) lanes(do func(lane int)) {
+	var all sync.WaitGroup
+	for lane := range fleetLanes {
+		all.Go(func() { do(lane) })
+	}
+	all.Wait()
+}
+
+// turn lets happen what is to happen to the nodes of a lane in this tick.
+func (f *bigFleet) turn(lane int) {
+	for from := range fleetLanes {
+		slot := &f.wheel[f.tick%fleetWheel][from][lane]
 		for _, h := range *slot { // nothing is put off by a whole turn, so that none is added meanwhile
 			f.happen(f.nodes[h.node], h)
 		}
@@ -153,14 +192,16 @@ func (f *bigFleet) happen(n *fleetNode, h happening) {
 	n.held = 0
 	switch h.kind {
 	case aPacket:
-		f.packets++
+		n.packets++
 		n.hear(h.packet)
 	case aBeat:
 		n.age()
 		n.beat()
-		f.after(n, heartbeat-f.upTo(heartbeat/10), h)
+		f.after(n, heartbeat-n.upTo(heartbeat/10), h)
 		f.assigned(n)
-		f.exchange(n)
+		if n.rng.IntN(60) == 0 {
+			f.meet[n.lane()] = append(f.meet[n.lane()], n)
+		}
 		f.mood(n)
 	case aProbe:
 		f.probe(n, h)
@@ -169,15 +210,29 @@ func (f *bigFleet) happen(n *fleetNode, h happening) {
 		f.after(n, 100*time.Millisecond, h)
 	case aPause:
 		if n.bad > 0 {
-			pause := 200*time.Millisecond + f.upTo(3800*time.Millisecond)
+			pause := 200*time.Millisecond + n.upTo(3800*time.Millisecond)
 			n.until = f.tick + int(pause/fleetTick)
-			f.after(n, pause+f.upTo(time.Second), h)
+			f.after(n, pause+n.upTo(time.Second), h)
 		}
 	}
+	f.woken(n)
+}
+
+// woken lets n say what is new, and looks at what it calls down.
+func (f *bigFleet) woken(n *fleetNode) {
 	select {
 	case <-n.wake:
-		n.speak()
 	default:
+		return
+	}
+	n.speak()
+	if flips := n.stats.flips.Load(); flips != n.flips {
+		n.flips = flips
+		for _, v := range n.Views() {
+			if v.Verdict == "down" && v.Endpoint != f.dead.Addr && f.told != nil {
+				f.told(n, v)
+			}
+		}
 	}
 }
 
@@ -186,29 +241,30 @@ func (f *bigFleet) assigned(n *fleetNode) {
 	for _, t := range n.Monitor.assigned {
 		if _, ok := n.states[t.ID]; !ok && f.probing {
 			n.states[t.ID] = State{}
-			f.after(n, f.upTo(fleetInterval), happening{kind: aProbe, id: t.ID})
+			f.after(n, n.upTo(fleetInterval), happening{kind: aProbe, id: &t.ID})
 		}
 	}
 }
 
 // probe lets n test an endpoint, if it is still n's to test.
 func (f *bigFleet) probe(n *fleetNode, h happening) {
-	if !slices.ContainsFunc(n.Monitor.assigned, func(t Target) bool { return t.ID == h.id }) {
-		delete(n.states, h.id)
+	id := *h.id
+	if !slices.ContainsFunc(n.Monitor.assigned, func(t Target) bool { return t.ID == id }) {
+		delete(n.states, id)
 		return
 	}
 	r := Result{Latency: time.Millisecond}
-	if h.id == f.dead || n.bad > 0 && int(rendezvous(fmt.Sprint(n.number, n.turns), h.id)%100) < n.bad {
+	if id == f.dead || n.bad > 0 && int(rendezvous(fmt.Sprint(n.number, n.turns), id)%100) < n.bad {
 		r = Result{Class: Timeout, Latency: 2 * time.Second, Detail: "no answer within 2s"}
 	}
-	t, was := n.targets[h.id], n.states[h.id]
+	t, was := n.targets[id], n.states[id]
 	now := was.NextOf(r.Class == OK, &t.Probe)
 	if was.Verdict == gslb.Up && now.Verdict == gslb.Down {
-		f.falls++
+		n.falls++
 	}
-	n.states[h.id] = now
+	n.states[id] = now
 	n.observe(t, r, now)
-	f.after(n, fleetInterval-f.upTo(fleetInterval/10), h)
+	f.after(n, fleetInterval-n.upTo(fleetInterval/10), h)
 }
 
 // gossip does what memberlist does with broadcasts.
@@ -217,7 +273,7 @@ func (f *bigFleet) gossip(n *fleetNode) {
 		if n.Monitor.gossip.queue.NumQueued() == 0 {
 			return
 		}
-		to := int32(f.rng.IntN(len(f.nodes)))
+		to := int32(n.rng.IntN(len(f.nodes)))
 		for _, b := range n.Monitor.gossip.queue.GetBroadcasts(3, 1400) {
 			if to != n.number {
 				f.send(n, to, b)
@@ -226,9 +282,10 @@ func (f *bigFleet) gossip(n *fleetNode) {
 	}
 }
 
-// exchange does what memberlist does with states, each minute as in a fleet of a thousand.
+// exchange does what memberlist does with states, which each node does once a minute as in a fleet
+// of a thousand.
 func (f *bigFleet) exchange(n *fleetNode) {
-	if peer := f.nodes[f.rng.IntN(len(f.nodes))]; f.rng.IntN(60) == 0 && peer != n && peer.until <= f.tick {
+	if peer := f.nodes[n.rng.IntN(len(f.nodes))]; peer != n && peer.until <= f.tick {
 		mine, theirs := n.state(false), peer.state(false)
 		peer.hear(mine)
 		n.hear(theirs)
@@ -241,12 +298,12 @@ func (f *bigFleet) mood(n *fleetNode) {
 		return
 	}
 	first := n.turns == 0
-	n.turns = f.tick + int((time.Minute+f.upTo(4*time.Minute))/fleetTick)
+	n.turns = f.tick + int((time.Minute+n.upTo(4*time.Minute))/fleetTick)
 	if n.bad > 0 || !n.slow {
 		n.bad = 0
 		return
 	}
-	n.bad = 30 + f.rng.IntN(71)
+	n.bad = 30 + n.rng.IntN(71)
 	if first { // so that even a short run has something
 		n.bad = 100
 	}
@@ -322,13 +379,14 @@ func TestFleetSlowNodes(t *testing.T) {
 		defer debug.SetMemoryLimit(debug.SetMemoryLimit(10 << 30))
 	}
 	synctest.Test(t, func(t *testing.T) {
-		f := newBigFleet(nodes, 5)
+		f := newBigFleet(nodes, *fleetSeed)
 		f.delay, f.jitter, f.loss = 20*time.Millisecond, 10*time.Millisecond, 0.01
-		flips := func() (n uint64) {
-			for _, x := range f.nodes {
-				n += x.stats.flips.Load()
+		f.told = func(n *fleetNode, v View) { t.Logf("%v: ns%d: %+v", time.Duration(f.tick)*fleetTick, n.number, v) }
+		count := func() (packets, falls int, flips uint64) {
+			for _, n := range f.nodes {
+				packets, falls, flips = packets+n.packets, falls+n.falls, flips+n.stats.flips.Load()
 			}
-			return n
+			return packets, falls, flips
 		}
 		f.run(10 * time.Second) // until all hear all: one that is alone tests everything
 		targets := fakeTargets(nodes * 3 / 10)
@@ -336,9 +394,11 @@ func TestFleetSlowNodes(t *testing.T) {
 			p := &targets[i].Probe
 			p.Vantages, p.Interval, p.Timeout, p.Rise, p.Fall = 3, config.Duration(fleetInterval), config.Duration(2*time.Second), 2, 3
 		}
-		for _, n := range f.nodes {
-			n.SetTargets(targets)
-		}
+		f.lanes(func(lane int) {
+			for i := lane; i < nodes; i += fleetLanes {
+				f.nodes[i].SetTargets(targets)
+			}
+		})
 		f.run(10 * time.Second)
 		f.probing = true
 		f.run(20 * time.Second)
@@ -352,28 +412,30 @@ func TestFleetSlowNodes(t *testing.T) {
 			}
 		}
 		slow := 0
-		for _, i := range f.rng.Perm(nodes) {
+		for _, i := range rand.New(rand.NewPCG(*fleetSeed, 0)).Perm(nodes) {
 			if n := f.nodes[i]; slow < max(1, nodes/10) && len(n.Monitor.assigned) > 0 {
 				n.slow = true
 				slow++
 			}
 		}
-		f.packets = 0
+		before, _, _ := count()
 		for left := *fleetTime; left > 0; left -= time.Minute {
-			before := cpu(t)
+			spent := cpu(t)
 			f.run(min(left, time.Minute))
 			if nodes > 300 {
-				t.Logf("%v left; this minute took %v of CPU; false verdicts: %d", left, cpu(t)-before, flips())
+				_, falls, flips := count()
+				t.Logf("%v left; this minute took %v of CPU; an endpoint was down for one that tests it %d times, false verdicts: %d", left, cpu(t)-spent, falls, flips)
 			}
 		}
+		packets, falls, flips := count()
 		var memory runtime.MemStats
 		runtime.ReadMemStats(&memory)
 		t.Logf("%d nodes, %d of them slow, %d endpoints that %.1f test: in %v %d times an endpoint was down for one that tests it, %.1f packets a node and second, false verdicts: %d; %d MiB",
-			nodes, slow, len(targets), float64(tests)/float64(len(targets)), *fleetTime, f.falls, float64(f.packets)/fleetTime.Seconds()/float64(nodes), flips(), memory.Sys>>20)
-		if flips() != 0 {
-			t.Errorf("%d false verdicts, want none", flips())
+			nodes, slow, len(targets), float64(tests)/float64(len(targets)), *fleetTime, falls, float64(packets-before)/fleetTime.Seconds()/float64(nodes), flips, memory.Sys>>20)
+		if flips != 0 {
+			t.Errorf("%d false verdicts, want none", flips)
 		}
-		if f.falls == 0 {
+		if falls == 0 {
 			t.Error("no slow node ever found anything down: the test shows nothing")
 		}
 		for _, n := range f.nodes {
