@@ -55,9 +55,9 @@ func ruleOf(q *config.Quorum) Rule {
 	return r
 }
 
-// counts reports whether v has a say.
-func (r *Rule) counts(v *Vote) bool {
-	return !v.Abstains && !slices.Contains(r.MonitorOnly, v.Node) && !slices.Contains(r.MonitorOnly, v.Site)
+// monitors reports whether v only looks, and has no say.
+func (r *Rule) monitors(v *Vote) bool {
+	return slices.Contains(r.MonitorOnly, v.Node) || slices.Contains(r.MonitorOnly, v.Site)
 }
 
 // must reports whether v alone can bring an endpoint down.
@@ -70,6 +70,7 @@ type Judgement struct {
 	Verdict   gslb.Verdict
 	Flipping  bool // it would change if every vantage that may be about to change its mind did
 	Silent    bool // no vote counts: Verdict is the last one
+	Unsure    bool // down by the votes of those that abstain alone: Verdict is the last one
 	Unanimous bool // every vote that counts says the same
 	Down, Of  int  // votes that say down, of those that count
 	Sites     int  // in which somebody says down
@@ -83,6 +84,8 @@ func (j Judgement) Why() string {
 		return "no vantage that counts speaks: the last verdict stays"
 	case j.Must:
 		return fmt.Sprintf("one that must be healthy says down, with %d of %d vantages", j.Down, j.Of)
+	case j.Unsure:
+		return fmt.Sprintf("%d of %d vantages say down, and more that are not believed now: the last verdict stays", j.Down, j.Of)
 	case j.Down == 0:
 		return fmt.Sprintf("all of %d vantages say up", j.Of)
 	}
@@ -95,21 +98,35 @@ func (j Judgement) Why() string {
 // several sites if there are vantages in several: a false "up" costs some clients a retry, a
 // false "down" takes capacity from all. Up needs only that down does not have as many: of two
 // vantages both must say down, of three two; an even split is up. Without any vote the last
-// verdict stays: silence is no evidence. Judge depends on nothing but its arguments, and not
-// on the order of votes, so that nodes with the same table agree.
+// verdict stays: silence is no evidence. What is down stays so, too, as long as it were down if
+// those that abstain were believed: when much fails at once, vantages that found it so begin to
+// abstain one by one, until they are so many that all are believed again. Judge depends on
+// nothing but its arguments, and not on the order of votes, so that nodes with the same table agree.
 func Judge(r Rule, last gslb.Verdict, votes []Vote) Judgement {
 	j := r.judge(last, votes, false)
-	j.Flipping = r.judge(last, votes, true).Verdict != j.Verdict
+	j.Flipping = r.judge(j.Verdict, votes, true).Verdict != j.Verdict
 	return j
 }
 
-// judge counts the votes, or with later those that there are once all who may flip have.
+// judge judges the votes, or with later those that there are once all who may flip have.
 func (r *Rule) judge(last gslb.Verdict, votes []Vote, later bool) Judgement {
-	var c count
+	var counted, all count
 	for i := range votes {
-		c.add(r, &votes[i], later)
+		if v := &votes[i]; !v.Abstains {
+			counted.add(r, v, later)
+		}
 	}
-	return c.judge(r, last)
+	j := counted.judge(r, last)
+	if last != gslb.Down || j.Verdict != gslb.Up || j.Of == len(votes) {
+		return j
+	}
+	for i := range votes {
+		all.add(r, &votes[i], later)
+	}
+	if all.judge(r, last).Verdict == gslb.Down {
+		j.Verdict, j.Unsure, j.Unanimous = last, true, false
+	}
+	return j
 }
 
 // count counts votes one by one.
@@ -120,7 +137,7 @@ type count struct {
 }
 
 func (c *count) add(r *Rule, v *Vote, later bool) {
-	if !r.counts(v) {
+	if r.monitors(v) {
 		return
 	}
 	c.j.Of++
@@ -130,7 +147,7 @@ func (c *count) add(r *Rule, v *Vote, later bool) {
 	}
 	c.j.Down++
 	c.j.Sites = addSite(&c.downSites, c.j.Sites, v.Site)
-	c.j.Must = c.j.Must || r.must(v)
+	c.j.Must = c.j.Must || !v.Abstains && r.must(v)
 }
 
 func (c *count) judge(r *Rule, last gslb.Verdict) Judgement {
@@ -166,7 +183,9 @@ func doubtful(alive iter.Seq[Doubt]) map[string]bool {
 	var c count
 	var odd []Doubt
 	for d := range alive {
-		c.add(&defaultRule, &Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= mostFails, Abstains: d.Abstains}, false)
+		if !d.Abstains {
+			c.add(&defaultRule, &Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= mostFails}, false)
+		}
 		if d.Abstains || d.Failing > mostFails {
 			odd = append(odd, d)
 		}

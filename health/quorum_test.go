@@ -64,17 +64,17 @@ func TestJudgeTwin(t *testing.T) {
 	for range 2000 {
 		votes := make([]Vote, rand.IntN(9))
 		for i := range votes {
-			votes[i] = Vote{Up: rand.IntN(2) == 0, Flipping: rand.IntN(4) == 0}
+			votes[i] = Vote{Up: rand.IntN(2) == 0, Flipping: rand.IntN(4) == 0, Abstains: rand.IntN(4) == 0}
 		}
 		last := gslb.Verdict(rand.IntN(3))
 		j := Judge(defaultRule, last, votes)
 		got, flipping := j.Verdict, j.Flipping
 		later := make([]Vote, len(votes))
 		for i, v := range votes {
-			later[i] = Vote{Up: v.Up != v.Flipping}
+			later[i] = Vote{Up: v.Up != v.Flipping, Abstains: v.Abstains}
 		}
 		want := slowJudge(last, votes)
-		if wantFlipping := slowJudge(last, later) != want; got != want || flipping != wantFlipping {
+		if wantFlipping := slowJudge(want, later) != want; got != want || flipping != wantFlipping {
 			t.Fatalf("Judge(%v, %+v) = %v, %v, want %v, %v", last, votes, got, flipping, want, wantFlipping)
 		}
 		rand.Shuffle(len(votes), func(i, j int) { votes[i], votes[j] = votes[j], votes[i] })
@@ -85,16 +85,20 @@ func TestJudgeTwin(t *testing.T) {
 }
 
 func slowJudge(last gslb.Verdict, votes []Vote) gslb.Verdict {
-	balance := 0
+	balance, all, of := 0, 0, 0
 	for _, v := range votes {
+		one := -1
 		if v.Up {
-			balance++
-		} else {
-			balance--
+			one = 1
+		}
+		all += one
+		if !v.Abstains {
+			balance += one
+			of++
 		}
 	}
 	switch {
-	case len(votes) == 0:
+	case of == 0, last == gslb.Down && all < 0:
 		return last
 	case balance < 0:
 		return gslb.Down
@@ -139,6 +143,41 @@ func TestRules(t *testing.T) {
 		if j.Verdict != tc.want || j.Unanimous != tc.all || j.Silent != (tc.want == gslb.Unknown) || j.Why() == "" {
 			t.Errorf("%s: got %+v, want %v", tc.name, j, tc.want)
 		}
+	}
+}
+
+// TestUnsure: what is down stays down while those that abstain would make it so, and it takes none
+// of them to bring anything down.
+func TestUnsure(t *testing.T) {
+	for _, tc := range []struct {
+		votes  string // + up, - down, x down and abstains, * up and abstains
+		want   gslb.Verdict
+		unsure bool
+	}{
+		{"+-x", gslb.Down, true},
+		{"+xx", gslb.Down, true},
+		{"++x", gslb.Up, false},
+		{"++-x", gslb.Up, false},
+		{"+-*", gslb.Up, false},
+		{"--*", gslb.Down, false},
+		{"-+***", gslb.Up, false},
+		{"xx", gslb.Down, false}, // silence
+	} {
+		var votes []Vote
+		for i, r := range tc.votes {
+			votes = append(votes, Vote{Node: fmt.Sprint(i), Site: fmt.Sprint(i), Up: r == '+' || r == '*', Abstains: r == 'x' || r == '*'})
+		}
+		j := Judge(defaultRule, gslb.Down, votes)
+		if j.Verdict != tc.want || j.Unsure != tc.unsure || j.Unsure && j.Unanimous {
+			t.Errorf("%s, down before: got %+v, want %v, unsure %v", tc.votes, j, tc.want, tc.unsure)
+		}
+		if j := Judge(defaultRule, gslb.Up, votes); j.Unsure || tc.unsure && j.Verdict != gslb.Up {
+			t.Errorf("%s, up before: got %+v, want what those say that count", tc.votes, j)
+		}
+	}
+	must := Rule{Share: defaultShare, Min: 1, Sites: 1, MustBeHealthy: []string{"a"}}
+	if j := Judge(must, gslb.Down, []Vote{{Node: "a", Abstains: true}, {Node: "b", Up: true}, {Node: "c", Up: true}}); j.Verdict != gslb.Up {
+		t.Errorf("one that must be healthy abstains: got %+v, want up", j)
 	}
 }
 

@@ -62,7 +62,7 @@ type View struct {
 	Pool     string     `json:"pool"`
 	Endpoint netip.Addr `json:"endpoint"`
 	Verdict  string     `json:"verdict"`           // that is served: up, down, unknown
-	Unknown  bool       `json:"unknown,omitempty"` // no vantage that counts speaks: Verdict is the last one
+	Unknown  bool       `json:"unknown,omitempty"` // no vantage that counts speaks, or those that abstain would decide: Verdict is the last one
 	Since    time.Time  `json:"since"`
 	Why      string     `json:"why,omitempty"`
 	Vantages []Vantage  `json:"vantages"`

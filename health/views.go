@@ -94,7 +94,7 @@ func (m *Monitor) Views() []View {
 	views := make([]View, 0, len(m.targets))
 	for id, t := range m.targets {
 		j := m.judged[id]
-		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.Verdict), Unknown: j.Silent, Since: j.since, Why: j.Why(), Fault: m.faults[id], Vantages: []Vantage{}}
+		view := View{Pool: id.Pool, Endpoint: id.Addr, Verdict: verdictName(j.Verdict), Unknown: j.Silent || j.Unsure, Since: j.since, Why: j.Why(), Fault: m.faults[id], Vantages: []Vantage{}}
 		view.Regions = regions[id]
 		rule := ruleOf(t.Probe.Quorum)
 		for _, name := range names {
@@ -107,7 +107,7 @@ func (m *Monitor) Views() []View {
 				Node: name, Site: v.heading.Site, Up: o.Up, Class: o.Class.String(), Detail: o.Detail, Latency: o.Latency, Score: o.Score,
 				Age: max(0, now.Sub(o.At)), Fresh: m.table.order[v.place].fresh(o, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now), Abstains: doubts[name],
 			}
-			said.Counts = said.Fresh && rule.counts(&Vote{Node: name, Site: said.Site, Abstains: said.Abstains})
+			said.Counts = said.Fresh && !said.Abstains && !rule.monitors(&Vote{Node: name, Site: said.Site})
 			if s := o.seen; s != nil {
 				said.Since, said.Trend = s.since, s.latencies()
 			}
