@@ -4,8 +4,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -27,7 +29,7 @@ import (
 //	go test ./health -run TestFleetSlowNodes -v -timeout 4h -fleet.nodes 1000 -fleet.time 1h
 var (
 	fleetNodes = flag.Int("fleet.nodes", map[bool]int{false: 60, true: 20}[raceEnabled], "nodes that TestFleetSlowNodes simulates")
-	fleetSeed  = flag.Uint64("fleet.seed", 5, "seed of TestFleetSlowNodes")
+	fleetSeed  = flag.Uint64("fleet.seed", 5, "seed of TestFleetSlowNodes and TestFleetDeaths")
 	fleetTime  = flag.Duration("fleet.time", map[bool]time.Duration{false: 4 * time.Minute, true: time.Minute}[raceEnabled], "virtual time of TestFleetSlowNodes")
 )
 
@@ -56,7 +58,7 @@ type bigFleet struct {
 	delay, jitter time.Duration // of packets
 	loss          float64
 	probing       bool
-	dead          gslb.EndpointID // the endpoint that is down for all
+	dead          map[gslb.EndpointID]bool // what is down for all
 }
 
 type fleetNode struct {
@@ -74,6 +76,23 @@ type fleetNode struct {
 	packets int    // that arrived
 	falls   int    // probes' verdicts that turned down
 	flips   uint64 // of its verdicts that were looked at
+	turned  flipCount
+}
+
+// flipCount is a log that counts how often the verdict of an endpoint turned.
+type flipCount map[netip.Addr]int
+
+func (c flipCount) Enabled(_ context.Context, l slog.Level) bool { return l == slog.LevelInfo }
+func (c flipCount) WithAttrs([]slog.Attr) slog.Handler           { return c }
+func (c flipCount) WithGroup(string) slog.Handler                { return c }
+func (c flipCount) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if addr, ok := a.Value.Any().(netip.Addr); ok {
+			c[addr]++
+		}
+		return true
+	})
+	return nil
 }
 
 // happening is something that happens to a node.
@@ -101,8 +120,8 @@ func newBigFleet(nodes int, seed uint64) *bigFleet {
 	}
 	slices.SortFunc(all, func(a, b memberlist.Node) int { return strings.Compare(a.Name, b.Name) })
 	for i := range nodes {
-		n := &fleetNode{number: int32(i), rng: rand.New(rand.NewPCG(seed, uint64(i))), states: make(map[gslb.EndpointID]State)}
-		n.Monitor = New(Options{Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: new(memTransport),
+		n := &fleetNode{number: int32(i), rng: rand.New(rand.NewPCG(seed, uint64(i))), states: make(map[gslb.EndpointID]State), turned: make(flipCount)}
+		n.Monitor = New(Options{Node: fmt.Sprintf("ns%d", i), Site: fmt.Sprintf("site%d", i%3), Transport: new(memTransport), Logger: slog.New(n.turned),
 			probe: func(context.Context, Target) Result { panic("no prober runs") }})
 		for _, p := range all {
 			if p.Name != n.o.Node {
@@ -229,7 +248,7 @@ func (f *bigFleet) woken(n *fleetNode) {
 	if flips := n.stats.flips.Load(); flips != n.flips {
 		n.flips = flips
 		for _, v := range n.Views() {
-			if v.Verdict == "down" && v.Endpoint != f.dead.Addr && f.told != nil {
+			if v.Verdict == "down" && !f.dead[gslb.EndpointID{Pool: v.Pool, Addr: v.Endpoint}] && f.told != nil {
 				f.told(n, v)
 			}
 		}
@@ -246,6 +265,24 @@ func (f *bigFleet) assigned(n *fleetNode) {
 	}
 }
 
+// test lets so many vantages of each site, or 0 for all, test so many targets, until all are heard.
+func (f *bigFleet) test(n, vantages int) []Target {
+	targets := fakeTargets(n)
+	for i := range targets {
+		p := &targets[i].Probe
+		p.Vantages, p.Interval, p.Timeout, p.Rise, p.Fall = vantages, config.Duration(fleetInterval), config.Duration(2*time.Second), 2, 3
+	}
+	f.lanes(func(lane int) {
+		for i := lane; i < len(f.nodes); i += fleetLanes {
+			f.nodes[i].SetTargets(targets)
+		}
+	})
+	f.run(10 * time.Second)
+	f.probing = true
+	f.run(20 * time.Second)
+	return targets
+}
+
 // probe lets n test an endpoint, if it is still n's to test.
 func (f *bigFleet) probe(n *fleetNode, h happening) {
 	id := *h.id
@@ -254,7 +291,7 @@ func (f *bigFleet) probe(n *fleetNode, h happening) {
 		return
 	}
 	r := Result{Latency: time.Millisecond}
-	if id == f.dead || n.bad > 0 && int(rendezvous(fmt.Sprint(n.number, n.turns), id)%100) < n.bad {
+	if f.dead[id] || n.bad > 0 && int(rendezvous(fmt.Sprint(n.number, n.turns), id)%100) < n.bad {
 		r = Result{Class: Timeout, Latency: 2 * time.Second, Detail: "no answer within 2s"}
 	}
 	t, was := n.targets[id], n.states[id]
@@ -310,6 +347,30 @@ func (f *bigFleet) mood(n *fleetNode) {
 	f.after(n, 0, happening{kind: aPause})
 }
 
+// says lets m hear of node, which is in a site of its own, that of targets it finds up those with a +
+// in marks and down those with a -.
+func says(m *Monitor, node string, seq uint64, targets []Target, marks string) {
+	r := Report{Node: node, Heading: Heading{Version: Version{1, seq}, Site: node, Period: heartbeat, At: time.Now()}}
+	for i, mark := range marks {
+		r.Observations = append(r.Observations, Observation{ID: targets[i].ID, Version: r.Heading.Version, Up: mark == '+', At: time.Now()})
+	}
+	for _, b := range encodeReport(&r, time.Now(), maxPacket) {
+		e := seal(nil, b)
+		m.hear(e.append(nil))
+	}
+}
+
+// finds lets m find of its targets what marks say, likewise.
+func finds(m *Monitor, targets []Target, marks string) {
+	for i, mark := range marks {
+		if mark == '+' {
+			m.observe(targets[i], Result{}, State{Verdict: gslb.Up})
+		} else {
+			m.observe(targets[i], Result{Class: Refused}, State{Verdict: gslb.Down})
+		}
+	}
+}
+
 // TestStopped stops a node that finds an endpoint down by itself. When it goes on it hears some of
 // the others before those who say up, and is to take that silence for its own.
 func TestStopped(t *testing.T) {
@@ -318,27 +379,18 @@ func TestStopped(t *testing.T) {
 		targets := fakeTargets(3)
 		m.SetTargets(targets)
 		seq := uint64(0)
-		speak := func(node string, up bool) {
+		witnesses, others := []string{"ns2", "ns3"}, []string{"ns4", "ns5", "ns6", "ns7"}
+		hearOthers := func() {
 			seq++
-			r := Report{Node: node, Heading: Heading{Version: Version{1, seq}, Site: node, Period: heartbeat, At: time.Now()}}
-			if up {
-				r.Observations = []Observation{{ID: targets[0].ID, Version: r.Heading.Version, Up: true, At: time.Now()}}
-			}
-			for _, b := range encodeReport(&r, time.Now(), maxPacket) {
-				e := seal(nil, b)
-				m.hear(e.append(nil))
+			for _, n := range others {
+				says(m, n, seq, targets, "")
 			}
 		}
-		witnesses, others := []string{"ns2", "ns3"}, []string{"ns4", "ns5", "ns6", "ns7"}
 		beat := func() {
-			for i, x := range targets {
-				m.observe(x, Result{Class: []Class{Refused, OK, OK}[i]}, State{Verdict: []gslb.Verdict{gslb.Down, gslb.Up, gslb.Up}[i]})
-			}
+			finds(m, targets, "-++")
+			hearOthers()
 			for _, n := range witnesses {
-				speak(n, true)
-			}
-			for _, n := range others {
-				speak(n, false)
+				says(m, n, seq, targets, "+")
 			}
 			m.age()
 			time.Sleep(heartbeat)
@@ -351,10 +403,8 @@ func TestStopped(t *testing.T) {
 			t.Fatalf("got %+v, want up by two of three", v)
 		}
 		time.Sleep(staleFloor + 1) // nothing happens here
-		for _, n := range others {
-			speak(n, false)
-		}
-		m.observe(targets[0], Result{Class: Refused}, State{Verdict: gslb.Down})
+		hearOthers()
+		finds(m, targets, "-")
 		m.age()
 		if v := m.Views()[0]; v.Verdict != "up" || !v.Unknown || !m.Stats().Abstains {
 			t.Errorf("when it goes on: %+v, abstains %v, want the last verdict", v, m.Stats().Abstains)
@@ -364,6 +414,43 @@ func TestStopped(t *testing.T) {
 		}
 		if v, s := m.Views()[0], m.Stats(); v.Verdict != "up" || v.Unknown || s.Abstains || s.Flips != flips {
 			t.Errorf("after a while: %+v, %d flips, want up by two of three and %d", v, s.Flips, flips)
+		}
+	})
+}
+
+// TestDoubtsItself: a node for which most begins to fail is not believed by itself either, from the
+// very result that says so.
+func TestDoubtsItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := New(Options{Node: "ns1", Site: "a", Transport: new(memTransport)})
+		targets := fakeTargets(3)
+		m.SetTargets(targets)
+		found, seq := "-++", uint64(0)
+		beat := func() {
+			finds(m, targets, found)
+			seq++
+			for n, marks := range map[string]string{"ns2": "+++", "ns3": "+++", "ns4": "+-+", "ns5": "+-+"} {
+				says(m, n, seq, targets, marks)
+			}
+			m.age()
+			time.Sleep(heartbeat)
+		}
+		for range 5 {
+			beat()
+		}
+		flips := m.Stats().Flips
+		if v := m.Views()[1]; v.Verdict != "up" || m.Stats().Abstains {
+			t.Fatalf("one of three fails here: %+v, abstains %v, want up and not", v, m.Stats().Abstains)
+		}
+		time.Sleep(heartbeat / 2)
+		found = "--+"
+		finds(m, targets, found)
+		if v := m.Views()[1]; v.Verdict != "up" || !m.Stats().Abstains {
+			t.Errorf("two of three fail here: %+v, abstains %v, want up by the others, and that", v, m.Stats().Abstains)
+		}
+		beat()
+		if v, s := m.Views()[1], m.Stats(); v.Verdict != "up" || s.Flips != flips {
+			t.Errorf("a beat later: %+v, %d flips, want up and %d", v, s.Flips, flips)
 		}
 	})
 }
@@ -389,19 +476,7 @@ func TestFleetSlowNodes(t *testing.T) {
 			return packets, falls, flips
 		}
 		f.run(10 * time.Second) // until all hear all: one that is alone tests everything
-		targets := fakeTargets(nodes * 3 / 10)
-		for i := range targets {
-			p := &targets[i].Probe
-			p.Vantages, p.Interval, p.Timeout, p.Rise, p.Fall = 3, config.Duration(fleetInterval), config.Duration(2*time.Second), 2, 3
-		}
-		f.lanes(func(lane int) {
-			for i := lane; i < nodes; i += fleetLanes {
-				f.nodes[i].SetTargets(targets)
-			}
-		})
-		f.run(10 * time.Second)
-		f.probing = true
-		f.run(20 * time.Second)
+		targets := f.test(nodes*3/10, 3)
 		tests := 0
 		for _, n := range f.nodes {
 			tests += len(n.Monitor.assigned)
@@ -442,12 +517,74 @@ func TestFleetSlowNodes(t *testing.T) {
 			n.slow, n.turns = false, 0
 		}
 		f.run(30 * time.Second)
-		f.dead = targets[0].ID
-		f.run(35 * time.Second)
-		for _, n := range f.nodes {
-			if got := n.Verdicts()[f.dead]; got != gslb.Down {
-				t.Errorf("ns%d: %v of what died, want down", n.number, got)
-			}
+		if n := f.die(t, targets[:1], targets); n > 0 {
+			t.Errorf("%d nodes' verdicts of what died turned more than once, want none", n)
 		}
 	})
+}
+
+// die lets some of all endpoints die. Every node is to call down each of those, and nothing else at any
+// time. It returns how many of the nodes' verdicts turned more than once.
+func (f *bigFleet) die(t *testing.T, some, all []Target) (unsteady int) {
+	t.Helper()
+	for _, n := range f.nodes {
+		clear(n.turned)
+	}
+	f.dead = make(map[gslb.EndpointID]bool)
+	for _, x := range some {
+		f.dead[x.ID] = true
+	}
+	f.run(35 * time.Second)
+	for _, n := range f.nodes {
+		for _, x := range all {
+			want, flips := gslb.Up, n.turned[x.ID.Addr]
+			if f.dead[x.ID] {
+				want = gslb.Down
+			}
+			if got := n.Verdicts()[x.ID]; got != want || (flips > 0) != f.dead[x.ID] {
+				t.Errorf("ns%d: %v of %v, by %d flips, want %v", n.number, got, x.ID.Addr, flips, want)
+			}
+			if flips > 1 {
+				unsteady++
+			}
+		}
+	}
+	return unsteady
+}
+
+// TestFleetDeaths lets a part of all endpoints die and come back.
+func TestFleetDeaths(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		nodes, vantages, targets, die int
+		steady                        bool // no verdict may turn twice; where most of everything fails that can be
+	}{
+		{30, 3, 1, 1, true}, // all that some test, and most test nothing
+		{30, 3, 3, 1, true},
+		{30, 3, 9, 5, false},
+		{9, 0, 20, 15, false},
+	} {
+		t.Run(fmt.Sprintf("%d of %d", tc.die, tc.targets), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newBigFleet(tc.nodes, *fleetSeed)
+				f.delay, f.jitter, f.loss = 20*time.Millisecond, 10*time.Millisecond, 0.01
+				f.run(10 * time.Second)
+				targets := f.test(tc.targets, tc.vantages)
+				unsteady := f.die(t, targets[:tc.die], targets)
+				t.Logf("%d of %d verdicts turned more than once", unsteady, tc.nodes*tc.die)
+				if tc.steady && unsteady > 0 {
+					t.Errorf("%d verdicts turned more than once, want none", unsteady)
+				}
+				f.dead = nil
+				f.run(35 * time.Second)
+				for _, n := range f.nodes {
+					for _, x := range targets {
+						if got := n.Verdicts()[x.ID]; got != gslb.Up {
+							t.Errorf("ns%d: %v of %v when all is back, want up", n.number, got, x.ID.Addr)
+						}
+					}
+				}
+			})
+		})
+	}
 }

@@ -113,7 +113,7 @@ func (m *Monitor) lookLocked(now time.Time) {
 	m.doubts = doubtful(func(yield func(Doubt) bool) {
 		for d := range m.table.Doubts(now) {
 			if d.Node == m.o.Node {
-				d.Abstains = m.refs == reachBad || m.apart
+				d.Abstains, d.Failing = m.refs == reachBad || m.apart, m.self.Failing // as it says with its next word
 			}
 			if !yield(d) {
 				return
@@ -147,10 +147,11 @@ func (m *Monitor) countLocked(now time.Time) {
 	m.failLocked()
 }
 
-// failLocked says of this node what share of what it tests fails.
+// failLocked says of this node what share of what it tests fails. One endpoint that fails says
+// nothing of this node: where nodes share the work it may be all that it tests.
 func (m *Monitor) failLocked() {
 	share := uint8(0)
-	if m.tested > 0 {
+	if m.failing > 1 {
 		share = uint8((100*m.failing + m.tested - 1) / m.tested)
 	}
 	if (share > mostFails) != (m.self.Failing > mostFails) {
