@@ -14,34 +14,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// knockTick is how often the knocker looks for knocks whose time is over, and so how late
-	// a time-out may come.
-	knockTick = 20 * time.Millisecond
-	// maxSpareLines is how many sockets of each family wait for another knock. At 10,000 knocks
-	// a second of 5 ms each 50 are under way, and more after a pause of the scheduler's.
-	maxSpareLines = 256
-	// maxHeard is how much of an answer a knock hears, and in how many parts: for all but a few
-	// probes one part of some hundred octets is the whole.
-	maxHeard      = 4 << 10
-	maxHeardParts = 4
-)
+// knockTick is how often the knocker looks for knocks whose time is over, and so how late
+// a time-out may come.
+const knockTick = 20 * time.Millisecond
 
-// knocker opens TCP connections only to see them open, or to ask one thing and hear the answer,
-// with three to five system calls and without a goroutine, a timer or an allocation for each: a
-// socket connects, forgets the connection, and connects to the next. All sockets wait in one epoll instance, which itself waits in the
-// runtime's poller, so that no thread does.
+// knocker opens TCP connections only to see them open, or to ask one thing over HTTP and hear the
+// reply, without a goroutine, a timer or an allocation for each. A socket connects, forgets the
+// connection, and connects to the next, in three to five system calls; or it keeps the connection
+// for whoever asked, and then one to write and one to read are all. All sockets wait in one epoll
+// instance, which itself waits in the runtime's poller, so that no thread does.
 type knocker struct {
 	// set at construction
-	file    *os.File
-	epoll   int // the descriptor of file
-	answers chan<- answer
+	file     *os.File
+	epoll    int // the descriptor of file
+	answers  chan<- answer
+	maxSpare int       // lines of each family that wait for another knock: a quarter of what may be under way
+	kept     *budgeted // room for connections that are kept
 
 	mu      sync.Mutex
 	next    uint64           // guarded by mu: a token for each line, since descriptors return
 	lines   map[uint64]*line // guarded by mu, by token
 	spare   map[int][]*line  // guarded by mu: the lines without a knock, by family
+	under   []*knock         // guarded by mu: those under way, in no order
 	ticking bool             // guarded by mu: run looks again within knockTick
+	buf     [16 << 10]byte   // guarded by mu: what was read last
 }
 
 // line is a socket for one knock after another.
@@ -51,47 +47,37 @@ type line struct {
 	family int // AF_INET or AF_INET6
 
 	// guarded by knocker.mu
-	knock    *knock // under way; nil: spare
+	knock    *knock // under way, or whose connection is kept; nil: spare
 	starting int    // calls of start that may still use fd
+	asked    int    // how often over this connection
+	kept     bool   // it has its place in knocker.kept
 }
 
 // knock is what a knocker is asked to do, and does at most once at a time.
 type knock struct {
-	to  netip.AddrPort // set at construction; without a zone
-	job *job           // likewise: whose it is
-	ask []byte         // likewise: what is said once the connection is open; nil: nothing, and nothing is heard
+	to   netip.AddrPort // set at construction; without a zone
+	job  *job           // likewise: whose it is
+	http *httpProbe     // likewise: what is asked once the connection is open; nil: nothing, and nothing is heard
 
 	// guarded by knocker.mu
-	line  *line     // nil: none is under way
+	line  *line     // nil: none is under way, and no connection is kept
+	at    int       // one more than its place in knocker.under; 0: none is under way
 	start time.Time // of the last
 	until time.Time // zero: it was given up
-	asked bool
-	told  bool // an answer was given, and whoever has it says what is next: hear or forget
+	said  int       // octets of what is asked
+	told  bool      // an answer was given, and whoever has it says what is next: forget
 
-	// guarded by knocker.mu, and whoever has the answer's while told
-	heard *[maxHeard]byte // nil: nothing
-	n     int             // octets of heard
-	parts int             // in which they came
-	end   error           // what followed them; nil: more may
+	reply *reply // guarded by knocker.mu, and whoever has the answer's while told; nil: nothing came
 }
 
-// newKnock returns how to knock at addr for j, and say ask, or nil if a knocker cannot.
-func newKnock(addr netip.AddrPort, ask []byte, j *job) *knock {
+// newKnock returns how to knock at addr for j, and to make h if it is not nil, or nil if a knocker
+// cannot.
+func newKnock(addr netip.AddrPort, h *httpProbe, j *job) *knock {
 	if addr.Addr().Zone() != "" {
 		return nil
 	}
-	return &knock{to: addr, ask: ask, job: j}
+	return &knock{to: addr, http: h, job: j}
 }
-
-// text is what c heard, and what followed it.
-func (c *knock) text() ([]byte, error) {
-	if c.heard == nil {
-		return nil, c.end
-	}
-	return c.heard[:c.n], c.end
-}
-
-var heards = sync.Pool{New: func() any { return new([maxHeard]byte) }}
 
 // socket returns what a line to c's address is made and connected with.
 func (c *knock) socket() (family int, to unix.Sockaddr) {
@@ -103,7 +89,7 @@ func (c *knock) socket() (family int, to unix.Sockaddr) {
 
 // newKnocker returns a knocker that works as long as run does. It says on answers what came of
 // each knock, and needs room there for all that are under way.
-func newKnocker(answers chan<- answer) (*knocker, error) {
+func newKnocker(answers chan<- answer, kept *budgeted) (*knocker, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
@@ -112,7 +98,7 @@ func newKnocker(answers chan<- answer) (*knocker, error) {
 		_ = unix.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return &knocker{file: os.NewFile(uintptr(fd), "epoll"), epoll: fd, answers: answers,
+	return &knocker{file: os.NewFile(uintptr(fd), "epoll"), epoll: fd, answers: answers, maxSpare: max(1, cap(answers)/4), kept: kept,
 		lines: make(map[uint64]*line), spare: make(map[int][]*line)}, nil
 }
 
@@ -127,7 +113,7 @@ func (k *knocker) run() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, l := range k.lines {
-		if l.knock = nil; l.starting == 0 {
+		if l.starting == 0 {
 			k.dropLocked(l)
 		}
 	}
@@ -137,32 +123,40 @@ func (k *knocker) run() {
 // close ends run. What is started later has no answer.
 func (k *knocker) close() { _ = k.file.Close() }
 
-// start begins c, of which nothing is under way. It answers by limit and a knockTick at the latest.
+// start begins c, of which nothing is under way: over the connection that is kept for it, or else
+// a new one. It answers by limit and a knockTick at the latest.
 func (k *knocker) start(c *knock, limit time.Duration) {
-	family, to := c.socket()
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	if k.lines == nil { // run is over
-		k.mu.Unlock()
 		return
 	}
-	c.asked, c.told, c.n, c.parts, c.end = false, false, 0, 0, nil
-	c.start = time.Now()
-	c.until = c.start.Add(limit)
+	now := time.Now()
+	c.start, c.until, c.said, c.told = now, now.Add(limit), 0, false
+	k.under = append(k.under, c)
+	c.at = len(k.under)
+	if !k.ticking {
+		_ = k.tickLocked(now)
+	}
+	if c.line != nil {
+		c.line.asked++
+		k.askLocked(c, now)
+		return
+	}
+	family, to := c.socket()
 	l, err := k.lineLocked(family)
 	if err != nil {
-		k.answerLocked(c, c.start, err)
-		k.mu.Unlock()
+		k.answerLocked(c, now, err)
 		return
 	}
 	l.knock, c.line = c, l
 	l.starting++
-	if !k.ticking {
-		_ = k.tickLocked(c.start)
-	}
 	k.mu.Unlock()
+	if c.http != nil { // the request is soon to say what the last packet of the handshake would (tcp(7))
+		_ = unix.SetsockoptInt(l.fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+	}
 	err = unix.Connect(l.fd, to)
 	k.mu.Lock()
-	defer k.mu.Unlock()
 	l.starting--
 	switch {
 	case k.lines == nil:
@@ -176,9 +170,18 @@ func (k *knocker) start(c *knock, limit time.Duration) {
 func (k *knocker) giveUp(c *knock) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if c.line != nil {
+	if c.at != 0 {
 		c.until = time.Time{}
 		_ = k.file.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// release lets go of the connection that is kept for c, if any. Nothing of c is under way.
+func (k *knocker) release(c *knock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.lines != nil && c.line != nil {
+		k.freeLocked(c.line, true)
 	}
 }
 
@@ -204,8 +207,8 @@ func (k *knocker) lineLocked(family int) (*line, error) {
 	return l, nil
 }
 
-// listen answers the knocks whose connection is open or refused. It returns false when there
-// are no more, to be called again once there are.
+// listen takes what there is to hear of all lines. It returns false when there is no more, to be
+// called again once there is.
 func (k *knocker) listen(uintptr) (done bool) {
 	var events [128]unix.EpollEvent
 	for {
@@ -228,87 +231,106 @@ func (k *knocker) listen(uintptr) (done bool) {
 	}
 }
 
-// hearLocked takes what epoll says of a line whose knock is under way.
+// hearLocked takes what epoll says of a line that is not spare.
 func (k *knocker) hearLocked(l *line, events uint32, now time.Time) {
 	c := l.knock
+	failed := events&(unix.EPOLLERR|unix.EPOLLHUP) != 0
 	switch {
-	case c.told: // hear looks for itself
-		return
-	case c.asked:
-		k.readLocked(c, now)
-		return
-	case events&(unix.EPOLLERR|unix.EPOLLHUP) == 0 && c.ask == nil:
-		k.answerLocked(c, now, nil)
-		return
-	case events&(unix.EPOLLERR|unix.EPOLLHUP) == 0 && events&unix.EPOLLOUT != 0:
-		c.asked = true
-		if n, err := unix.Write(l.fd, c.ask); err != nil {
-			k.answerLocked(c, now, err)
-		} else if n < len(c.ask) {
-			k.answerLocked(c, now, errLong)
-		} else if events&unix.EPOLLIN != 0 { // it speaks first
+	case c.told: // forget looks for itself
+	case c.at == 0: // nobody was asked
+		if !silent(l.fd) {
+			k.dropLocked(l)
+		}
+	case l.asked > 0:
+		if events&unix.EPOLLOUT != 0 && c.said < len(c.http.wire) {
+			k.askLocked(c, now)
+		}
+		if c.at != 0 && events&^unix.EPOLLOUT != 0 {
 			k.readLocked(c, now)
 		}
-		return
-	case events&(unix.EPOLLERR|unix.EPOLLHUP) == 0:
-		return
+	case failed:
+		switch errno, err := unix.GetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_ERROR); {
+		case err != nil:
+			k.answerLocked(c, now, err)
+		case errno != 0:
+			k.answerLocked(c, now, syscall.Errno(errno))
+		} // else the line was not connected when epoll looked at it, and now it is about to be
+	case c.http == nil:
+		k.answerLocked(c, now, nil)
+	case events&unix.EPOLLOUT != 0:
+		l.asked = 1
+		k.askLocked(c, now)
+		if c.at != 0 && events&unix.EPOLLIN != 0 { // it speaks first
+			k.readLocked(c, now)
+		}
 	}
-	switch errno, err := unix.GetsockoptInt(l.fd, unix.SOL_SOCKET, unix.SO_ERROR); {
-	case err != nil:
-		k.answerLocked(l.knock, now, err)
-	case errno != 0:
-		k.answerLocked(l.knock, now, syscall.Errno(errno))
-	} // else the line was not connected when epoll looked at it, and now it is about to be
 }
 
-// readLocked tells what there is to hear for c, if anything.
+// askLocked says what is yet to be said of c's request, as far as there is room.
+func (k *knocker) askLocked(c *knock, now time.Time) {
+	for c.said < len(c.http.wire) {
+		switch n, err := unix.Write(c.line.fd, c.http.wire[c.said:]); err {
+		case nil:
+			c.said += n
+		case unix.EINTR:
+		case unix.EAGAIN: // epoll says when there is room
+			return
+		default:
+			k.failLocked(c, now, err)
+			return
+		}
+	}
+}
+
+// readLocked takes in what there is of the reply to c, and says so if it is enough.
 func (k *knocker) readLocked(c *knock, now time.Time) {
-	if c.heard == nil {
-		c.heard = heards.Get().(*[maxHeard]byte)
+	if c.reply == nil {
+		c.reply = borrowReply(c.http)
 	}
-	n, err := unix.Read(c.line.fd, c.heard[c.n:])
-	for err == unix.EINTR {
-		n, err = unix.Read(c.line.fd, c.heard[c.n:])
-	}
-	switch {
-	case err == unix.EAGAIN: // epoll says when there is
-		return
-	case err != nil:
-		c.end = err
-	case n == 0:
-		c.end = io.EOF
-	default:
-		c.n += n
+	for done := false; !done; {
+		n, err := unix.Read(c.line.fd, k.buf[:])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN: // epoll says when there is more
+			return
+		case err == nil && n > 0:
+			done, err = c.reply.feed(k.buf[:n])
+		case err == nil:
+			done, err = true, c.reply.end(io.EOF)
+		}
+		if err != nil {
+			k.failLocked(c, now, err)
+			return
+		}
 	}
 	c.told = true
-	c.parts++
 	k.answers <- answer{job: c.job, start: c.start, took: now.Sub(c.start)}
 }
 
-// hear says that what c heard is not the whole: it is told more, or errLong.
-func (k *knocker) hear(c *knock) {
+// failLocked says that c's connection failed, or had ended before c began.
+func (k *knocker) failLocked(c *knock, now time.Time, err error) {
+	if c.line.asked > 1 && (c.reply == nil || c.reply.untouched()) && classify(err, Protocol) == Reset {
+		err = errEnded
+	}
+	k.answerLocked(c, now, err)
+}
+
+// forget ends c, whose reply was judged. With keep its connection is kept for the next time, if
+// the server wants it too and there is room. It reports whether c was given up meanwhile.
+func (k *knocker) forget(c *knock, keep bool) (over bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.lines == nil { // run is over
-		return
+		return c.until.IsZero()
 	}
-	c.told = false
-	switch now := time.Now(); {
-	case c.until.IsZero():
-		k.answerLocked(c, now, context.Canceled)
-	case c.parts >= maxHeardParts || c.n == maxHeard:
-		k.answerLocked(c, now, errLong)
-	default:
-		k.readLocked(c, now)
-	}
-}
-
-// forget says that what c heard is enough. It reports whether c was given up meanwhile.
-func (k *knocker) forget(c *knock) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.lines != nil {
-		k.releaseLocked(c, c.end == nil || c.end == io.EOF)
+	l := c.line
+	keep = keep && c.reply.goesOn() && l.asked < c.http.conf.Reuse && silent(l.fd)
+	k.endLocked(c)
+	if keep && (l.kept || k.kept.take()) {
+		l.kept = true
+	} else {
+		k.freeLocked(l, true)
 	}
 	return c.until.IsZero()
 }
@@ -319,19 +341,16 @@ func (k *knocker) tick() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	now := time.Now()
-	k.ticking = false
-	for _, l := range k.lines {
-		switch c := l.knock; {
-		case c == nil:
-		case l.starting > 0 || c.told || now.Before(c.until):
-			k.ticking = true
+	for i := len(k.under) - 1; i >= 0; i-- { // from the end, since who ends gives its place to the last
+		switch c := k.under[i]; {
+		case c.line.starting > 0 || c.told || now.Before(c.until):
 		case c.until.IsZero():
 			k.answerLocked(c, now, context.Canceled)
 		default:
 			k.answerLocked(c, now, context.DeadlineExceeded)
 		}
 	}
-	if !k.ticking {
+	if k.ticking = len(k.under) > 0; !k.ticking {
 		return k.file.SetReadDeadline(time.Time{})
 	}
 	return k.tickLocked(now)
@@ -346,32 +365,60 @@ func (k *knocker) tickLocked(now time.Time) error {
 // answerLocked says what came of c in the end, and lets its line, if it has one, forget it.
 func (k *knocker) answerLocked(c *knock, now time.Time, err error) {
 	k.answers <- answer{job: c.job, start: c.start, took: now.Sub(c.start), err: err}
-	k.releaseLocked(c, err == nil)
+	k.endLocked(c)
+	if c.line != nil {
+		k.freeLocked(c.line, err == nil)
+	}
 }
 
-// releaseLocked lets c's line, if it has one, forget it; it is for another knock if it is well.
-func (k *knocker) releaseLocked(c *knock, well bool) {
-	if c.heard != nil {
-		heards.Put(c.heard)
-		c.heard = nil
+// endLocked makes c one that is not under way.
+func (k *knocker) endLocked(c *knock) {
+	if c.reply != nil {
+		giveBack(c.reply)
+		c.reply = nil
 	}
-	l := c.line
-	if l == nil {
+	last := len(k.under) - 1
+	k.under[c.at-1] = k.under[last]
+	k.under[c.at-1].at = c.at
+	k.under[last] = nil
+	k.under = k.under[:last]
+	c.told, c.at = false, 0
+}
+
+// freeLocked lets l forget its knock, none of which is under way; it is for another one if it is well.
+func (k *knocker) freeLocked(l *line, well bool) {
+	if !well || len(k.spare[l.family]) >= k.maxSpare || disconnect(l.fd) != nil {
+		k.dropLocked(l)
 		return
 	}
-	l.knock, c.line = nil, nil
-	if well && len(k.spare[l.family]) < maxSpareLines && disconnect(l.fd) == nil {
-		k.spare[l.family] = append(k.spare[l.family], l)
-		return
-	}
-	k.dropLocked(l)
+	k.clearLocked(l)
+	k.spare[l.family] = append(k.spare[l.family], l)
 }
 
 // dropLocked closes l.
 func (k *knocker) dropLocked(l *line) {
+	k.clearLocked(l)
 	delete(k.lines, l.token)
 	_ = disconnect(l.fd)
 	_ = unix.Close(l.fd)
+}
+
+// clearLocked makes l one without a knock or a connection.
+func (k *knocker) clearLocked(l *line) {
+	if l.kept {
+		k.kept.give()
+	}
+	if l.knock != nil {
+		l.knock.line = nil
+	}
+	l.knock, l.asked, l.kept = nil, 0, false
+}
+
+// silent reports whether the connection of a socket goes on, and there is nothing to hear.
+func silent(fd int) bool {
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLRDHUP}}
+	n, err := unix.Poll(fds[:], 0)
+	return n == 0 && err == nil
 }
 
 // disconnect ends the connection of a socket with a reset, since nothing was said and neither

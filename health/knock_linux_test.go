@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -84,7 +86,7 @@ func TestKnock(t *testing.T) {
 	const each, rounds = 200, 5
 	before := openFiles(t)
 	answers := make(chan answer, (len(open)+2)*each)
-	k, err := newKnocker(answers)
+	k, err := newKnocker(answers, new(budgeted))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,7 +131,7 @@ func TestKnock(t *testing.T) {
 		}
 	}
 	k.mu.Lock()
-	if busy := len(k.lines) - len(k.spare[unix.AF_INET]) - len(k.spare[unix.AF_INET6]); busy != 0 || len(k.spare[unix.AF_INET]) == 0 || len(k.spare[unix.AF_INET]) > maxSpareLines {
+	if busy := len(k.lines) - len(k.spare[unix.AF_INET]) - len(k.spare[unix.AF_INET6]); busy != 0 || len(k.under) != 0 || len(k.spare[unix.AF_INET]) == 0 || len(k.spare[unix.AF_INET]) > k.maxSpare {
 		t.Errorf("%d lines of %d are busy, %d spare", busy, len(k.lines), len(k.spare[unix.AF_INET]))
 	}
 	k.mu.Unlock()
@@ -223,25 +225,27 @@ func TestProberKnocks(t *testing.T) {
 // what it says of them over a connection of its own, by a knock where that can hear it.
 func TestKnockHears(t *testing.T) {
 	const head = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n"
-	long := strings.Repeat("x", maxHeard)
+	long := strings.Repeat("x", maxBody-1)
 	for _, tc := range []struct {
 		name     string
 		parts    []string
 		contains string
 		class    Class
-		long     bool // for a knock
 	}{
-		{"at once", []string{head + "\r\nabcdef"}, "abcdef", OK, false},
-		{"in parts", []string{head[:9], head[9:] + "\r\nabc", "def"}, "abcdef", OK, false},
-		{"another body", []string{head + "\r\nabc", "deg"}, "abcdef", WrongBody, false},
-		{"until it hangs up", []string{"HTTP/1.0 200 OK\r\n\r\nabc", "def"}, "abcdef", OK, false},
-		{"chunks", []string{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", "3\r\ndef\r\n0\r\n\r\n"}, "abcdef", OK, false},
-		{"a status is enough", []string{"HTTP/1.1 503 No\r\nContent-Length: 99999\r\n\r\n"}, "", WrongStatus, false},
-		{"an interim answer", []string{"HTTP/1.1 103 Early Hints\r\n\r\n", head + "\r\nabcdef"}, "abcdef", OK, false},
-		{"less than it says", []string{head + "\r\nabc"}, "", Reset, false},
-		{"nonsense", []string{"SSH-2.0-x\r\n\r\n"}, "", Protocol, false},
-		{"at length", []string{"HTTP/1.1 200 OK\r\n\r\n" + long + "y"}, "y", OK, true},
-		{"a long header", []string{head + "A: " + long + "\r\n\r\nabcdef"}, "abcdef", OK, true},
+		{"at once", []string{head + "\r\nabcdef"}, "abcdef", OK},
+		{"in parts", []string{head[:9], head[9:] + "\r\nabc", "def"}, "abcdef", OK},
+		{"another body", []string{head + "\r\nabc", "deg"}, "abcdef", WrongBody},
+		{"until it hangs up", []string{"HTTP/1.0 200 OK\r\n\r\nabc", "def"}, "abcdef", OK},
+		{"chunks", []string{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", "3\r\ndef\r\n0\r\n\r\n"}, "abcdef", OK},
+		{"a status is enough", []string{"HTTP/1.1 503 No\r\nContent-Length: 99999\r\n\r\n"}, "", WrongStatus},
+		{"an interim answer", []string{"HTTP/1.1 103 Early Hints\r\n\r\n", head + "\r\nabcdef"}, "abcdef", OK},
+		{"less than it says", []string{head + "\r\nabc"}, "", Reset},
+		{"nonsense", []string{"SSH-2.0-x\r\n\r\n"}, "", Protocol},
+		{"at length", []string{"HTTP/1.1 200 OK\r\n\r\n" + long + "y"}, "y", OK},
+		{"longer than what is read", []string{"HTTP/1.1 200 OK\r\n\r\n" + long + "y", "z"}, "z", WrongBody},
+		{"a long header", []string{head + "A: " + long[:maxHeader-100] + "\r\n\r\nabcdef"}, "abcdef", OK},
+		{"too long a header", []string{head + "A: " + long + "\r\n\r\nabcdef"}, "abcdef", Protocol},
+		{"chunks of nothing", []string{"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1;"+long+"\r\na\r\n", 3)}, "abcdef", Protocol},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			addr := talk(t, func(c *net.TCPConn) {
@@ -255,15 +259,204 @@ func TestKnockHears(t *testing.T) {
 			})
 			x := target(addr, config.Probe{HTTP: &config.HTTPProbe{Contains: tc.contains}, Interval: config.Duration(ample), Timeout: config.Duration(ample)})
 			p, r := knockOnce(t, x)
-			if r.Class != tc.class {
-				t.Errorf("got %+v, want %v", r, tc.class)
-			}
-			if j := p.jobs[x.ID]; j.long != tc.long || j.flight.knock != true {
-				t.Errorf("long: %v, by a knock: %v, want %v and that a knock began it", j.long, j.flight.knock, tc.long)
+			if j := p.jobs[x.ID]; r.Class != tc.class || !j.flight.knock {
+				t.Errorf("got %+v, want %v; by a knock: %v", r, tc.class, j.flight.knock)
 			}
 			if own := probeOnce(t, x, nil); own.Class != r.Class || own.Detail != r.Detail {
 				t.Errorf("over its own connection %+v, want %+v", own, r)
 			}
 		})
 	}
+}
+
+// TestKnockKeeps lets servers do what they may with a connection that is kept: each probe is to
+// succeed, over as many connections as it takes, and nothing is to be left.
+func TestKnockKeeps(t *testing.T) {
+	const good = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	plain := func(c net.Conn, _ int) bool { _, err := io.WriteString(c, good); return err == nil }
+	for _, tc := range []struct {
+		name   string
+		answer func(c net.Conn, nth int) bool // the nth request over c; false hangs up
+		each   int                            // requests over a connection
+		limit  int64                          // of connections that are kept
+	}{
+		{"as often as by default", plain, defaultReuse, 9},
+		{"without room", plain, 1, 0},
+		{"it closes, as it said", func(c net.Conn, _ int) bool {
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+			return false
+		}, 1, 9},
+		{"it closes after an answer", func(c net.Conn, _ int) bool { _, _ = io.WriteString(c, good); return false }, 1, 9},
+		{"it closes at the third request", func(c net.Conn, nth int) bool { return nth < 3 && plain(c, nth) }, 3, 9},
+		{"it resets at the third request", func(c net.Conn, nth int) bool {
+			if nth == 3 {
+				_ = c.(*net.TCPConn).SetLinger(0)
+			}
+			return nth < 3 && plain(c, nth)
+		}, 3, 9},
+		{"it says more than it should", func(c net.Conn, nth int) bool { _, err := io.WriteString(c, good+"!"); return err == nil }, 1, 9},
+		{"it speaks unasked", func(c net.Conn, nth int) bool {
+			_, _ = io.WriteString(c, good)
+			_, err := io.WriteString(c, "HTTP/1.1 408 Too late\r\n\r\n")
+			return err == nil
+		}, 1, 9},
+		{"chunks in parts", func(c net.Conn, nth int) bool {
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n")
+			_, err := io.WriteString(c, "ok\r\n0\r\n\r\n")
+			return err == nil
+		}, defaultReuse, 9},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			before := openFiles(t)
+			var opened, asked atomic.Int64
+			l, addr := listen(t)
+			var serving sync.WaitGroup
+			defer serving.Wait()
+			defer func() { _ = l.Close() }()
+			serving.Go(func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					opened.Add(1)
+					serving.Go(func() {
+						defer func() { _ = c.Close() }()
+						r := bufio.NewReader(c)
+						for nth := 1; ; nth++ {
+							if _, err := http.ReadRequest(r); err != nil {
+								return
+							}
+							if asked.Add(1); !tc.answer(c, nth) {
+								return
+							}
+						}
+					})
+				}
+			})
+			counters := new(stats)
+			p := NewProber(ProberOptions{stats: counters, Report: func(_ Target, r Result, _ State) {
+				if r.Class != OK || r.Latency <= 0 {
+					t.Errorf("got %+v", r)
+				}
+			}})
+			p.kept.limit = tc.limit
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- p.Run(ctx) }()
+			x := target(addr, config.Probe{HTTP: &config.HTTPProbe{Contains: "ok"}, Interval: config.Duration(10 * time.Millisecond), Timeout: config.Duration(ample)})
+			x.Probe.Interval, x.Probe.Timeout = config.Duration(10*time.Millisecond), config.Duration(ample)
+			p.SetTargets([]Target{x})
+			eventually(t, "thirty probes", func() bool { return counters.probes[OK].Load() >= 30 })
+			p.SetTargets(nil)
+			eventually(t, "nothing is kept", func() bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return p.inFlight == 0 && p.kept.n.Load() == 0
+			})
+			if n, want := opened.Load(), (asked.Load()+int64(tc.each)-1)/int64(tc.each); n < want || tc.each > 1 && n > want+1 {
+				t.Errorf("%d requests over %d connections, want %d", asked.Load(), n, want)
+			}
+			if n := counters.retries.Load(); n != 0 {
+				t.Errorf("%d failures were tried again, want none to be one", n)
+			}
+			cancel()
+			<-done
+			_ = l.Close()
+			eventually(t, "all is closed", func() bool { return openFiles(t) <= before })
+		})
+	}
+}
+
+// TestKnockIdle wants a connection that is kept to be closed, and its place given back, as soon as
+// the server ends it or speaks unasked, and when its target goes.
+func TestKnockIdle(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		end  func(p *Prober, c net.Conn)
+	}{
+		{"it hangs up", func(_ *Prober, c net.Conn) { _ = c.Close() }},
+		{"it closes its side", func(_ *Prober, c net.Conn) { _ = c.(*net.TCPConn).CloseWrite() }},
+		{"it resets", func(_ *Prober, c net.Conn) { _ = c.(*net.TCPConn).SetLinger(0); _ = c.Close() }},
+		{"it speaks", func(_ *Prober, c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 408 Too late\r\n\r\n") }},
+		{"its target goes", func(p *Prober, _ net.Conn) { p.SetTargets(nil) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			accepted, gone := make(chan net.Conn, 1), make(chan struct{})
+			addr := talk(t, func(c *net.TCPConn) {
+				defer close(gone)
+				r := bufio.NewReader(c)
+				_, _ = http.ReadRequest(r)
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+				accepted <- c
+				_, _ = r.ReadByte() // until the prober closes it, or the test
+			})
+			p := NewProber(ProberOptions{Report: func(Target, Result, State) {}})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- p.Run(ctx) }()
+			defer func() { cancel(); <-done }()
+			x := target(addr, config.Probe{HTTP: &config.HTTPProbe{}})
+			x.Probe.Interval, x.Probe.Timeout, x.Probe.Jitter = config.Duration(time.Hour), config.Duration(ample), new(float64)
+			p.SetTargets([]Target{x})
+			c := <-accepted
+			eventually(t, "it is kept", func() bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return p.inFlight == 0 && p.kept.n.Load() == 1
+			})
+			tc.end(p, c)
+			eventually(t, "it is kept no more", func() bool { return p.kept.n.Load() == 0 })
+			<-gone
+		})
+	}
+}
+
+// TestKnockHangs wants a server that stops answering over a connection that is kept to have the
+// class of that, after its timeout, and to be asked again over a new one.
+func TestKnockHangs(t *testing.T) {
+	var hangs atomic.Bool
+	addr := talk(t, func(c *net.TCPConn) {
+		r := bufio.NewReader(c)
+		for {
+			if _, err := http.ReadRequest(r); err != nil {
+				return
+			}
+			if hangs.Load() {
+				_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
+				continue
+			}
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		}
+	})
+	results := make(chan Result, 1000)
+	p := NewProber(ProberOptions{Report: func(_ Target, r Result, _ State) { results <- r }})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	x := target(addr, config.Probe{HTTP: &config.HTTPProbe{}})
+	x.Probe.Interval, x.Probe.Timeout = config.Duration(time.Second), config.Duration(time.Second/2)
+	p.SetTargets([]Target{x})
+	until := func(c Class) {
+		t.Helper()
+		for deadline := time.After(patience); ; {
+			select {
+			case r := <-results:
+				if r.Class == c {
+					return
+				}
+			case <-deadline:
+				t.Fatalf("no result of class %v", c)
+			}
+		}
+	}
+	until(OK)
+	hangs.Store(true)
+	until(Timeout)
+	if n := p.kept.n.Load(); n != 0 {
+		t.Errorf("%d connections are kept, want none", n)
+	}
+	hangs.Store(false)
+	until(OK)
 }

@@ -11,17 +11,15 @@ import (
 // knocker is for Linux alone.
 type knocker struct{}
 
-type knock struct{}
+type knock struct{ reply *reply }
 
-func newKnock(netip.AddrPort, []byte, *job) *knock { return nil }
+func newKnock(netip.AddrPort, *httpProbe, *job) *knock { return nil }
 
-func (*knock) text() ([]byte, error) { return nil, nil }
-
-func newKnocker(chan<- answer) (*knocker, error) { return nil, errors.ErrUnsupported }
+func newKnocker(chan<- answer, *budgeted) (*knocker, error) { return nil, errors.ErrUnsupported }
 
 func (*knocker) run()                        {}
 func (*knocker) close()                      {}
 func (*knocker) start(*knock, time.Duration) {}
 func (*knocker) giveUp(*knock)               {}
-func (*knocker) hear(*knock)                 {}
-func (*knocker) forget(*knock) bool          { return false }
+func (*knocker) release(*knock)              {}
+func (*knocker) forget(*knock, bool) bool    { return false }

@@ -11,7 +11,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"sync"
@@ -33,6 +35,7 @@ import (
 var (
 	measureEndpoints = flag.Int("measure.endpoints", 500, "endpoints that TestMeasureProbes probes every 5 s")
 	measureTrials    = flag.Int("measure.trials", 1, "deaths of endpoints that TestMeasureDetection measures")
+	measureProfile   = flag.String("measure.profile", "", "folder for profiles of the CPU, and of what is held, while TestMeasureProbes measures")
 )
 
 const helperEnv = "MERIDIAN_TEST_RESPONDER"
@@ -106,6 +109,32 @@ func resident(t *testing.T) float64 {
 	return 0
 }
 
+// profile starts what measure.profile asks for, until stop.
+func profile(t *testing.T, kind string) (stop func()) {
+	if *measureProfile == "" {
+		return func() {}
+	}
+	create := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(*measureProfile, strings.ReplaceAll(kind, " ", "-")+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	f := create(".cpu")
+	if err := pprof.StartCPUProfile(f); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		runtime.GC()
+		heap := create(".heap")
+		if err := errors.Join(pprof.WriteHeapProfile(heap), heap.Close(), f.Close()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestMeasureProbes probes many endpoints every 5 s, as one node of a fleet of one does.
 func TestMeasureProbes(t *testing.T) {
 	server := exec.CommandContext(t.Context(), os.Args[0])
@@ -160,22 +189,28 @@ func TestMeasureProbes(t *testing.T) {
 		_, err2 := c.Read(answer)
 		return errors.Join(err, err2)
 	})
+	every := 5 * time.Second
+	few := min(*measureEndpoints, int(maxKept()))
 	for _, k := range []struct {
-		kind  string
-		probe config.Probe
+		kind      string
+		probe     config.Probe
+		endpoints int
+		interval  time.Duration
 	}{
-		{"tcp", config.Probe{TCP: &config.TCPProbe{}}},
-		{"http", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz"}}},
-		{"http anew", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz", Reuse: 1}}}, // as where no connection can be kept
+		{"tcp", config.Probe{TCP: &config.TCPProbe{}}, *measureEndpoints, every},
+		{"http", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz"}}, *measureEndpoints, every},
+		// The two ways of it: no connection can be kept, and each can, as many as there may be, at the same rate.
+		{"http anew", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz", Reuse: 1}}, *measureEndpoints, every},
+		{"http kept", config.Probe{HTTP: &config.HTTPProbe{Path: "/healthz"}}, few, every * time.Duration(few) / time.Duration(*measureEndpoints)},
 	} {
 		t.Run(k.kind, func(t *testing.T) {
 			runtime.GC()
 			kind, p := k.kind, k.probe
 			var targets []Target
-			for i := range *measureEndpoints {
+			for i := range k.endpoints {
 				x := target(addr, p)
 				x.ID = gslb.EndpointID{Pool: fmt.Sprintf("pool-%d", i/100), Addr: idOf(i).Addr}
-				x.Probe.Interval, x.Probe.Timeout = config.Duration(5*time.Second), config.Duration(2*time.Second)
+				x.Probe.Interval, x.Probe.Timeout = config.Duration(k.interval), config.Duration(k.interval/2)
 				targets = append(targets, x)
 			}
 			m := New(Options{Node: "ns1", Site: "a"})
@@ -188,6 +223,7 @@ func TestMeasureProbes(t *testing.T) {
 			if *measureEndpoints > 1000 {
 				time.Sleep(settle)
 			}
+			stop := profile(t, k.kind)
 			before, began := cpu(t), time.Now()
 			was := m.Stats()
 			wait := span
@@ -197,12 +233,14 @@ func TestMeasureProbes(t *testing.T) {
 			time.Sleep(wait)
 			used, took := cpu(t)-before, time.Since(began)
 			s := m.Stats()
+			held := resident(t)
+			stop()
 			done2 := uint64(0)
 			for class, n := range s.Probes {
 				done2 += n - was.Probes[class]
 			}
-			t.Logf("%s: %d endpoints every 5 s: %.0f probes/s, %.0f %% of one core, %.0f µs a probe, %.0f MiB resident, %d late, results %v", kind, *measureEndpoints,
-				float64(done2)/took.Seconds(), 100*used.Seconds()/took.Seconds(), used.Seconds()*1e6/float64(max(1, done2)), resident(t), s.Late-was.Late, s.Probes)
+			t.Logf("%s: %d endpoints every %v: %.0f probes/s, %.0f %% of one core, %.0f µs a probe, %.0f MiB resident, %d late, results %v", kind, k.endpoints, k.interval,
+				float64(done2)/took.Seconds(), 100*used.Seconds()/took.Seconds(), used.Seconds()*1e6/float64(max(1, done2)), held, s.Late-was.Late, s.Probes)
 			if s.Probes["ok"] == 0 {
 				t.Error("no probe succeeds")
 			}

@@ -11,8 +11,10 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"reflect"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -67,14 +69,15 @@ type Prober struct {
 	duties   chan duty                        // for them; never full
 	restored map[gslb.EndpointID]gslb.Verdict // guarded by mu; see Restore
 	programs int                              // guarded by mu: exec probes in flight
-	stalled  []*job                           // guarded by mu: exec probes that were due and found no room, the first to go on first
+	stalled  []turn                           // guarded by mu: exec probes that were due and found no room, the first to go on first
 	pools    map[string]*poolPace             // guarded by mu
 	idle     map[string]bool                  // guarded by mu: pools that nobody asks for
 
 	files   tlsFiles
 	imports imports
-	knocker *knocker // set by Run; nil: TCP probes are made as all others are
-	kept    budgeted // connections that HTTP probes keep
+	knocker *knocker       // set by Run; nil: all probes are made in the same way
+	kept    budgeted       // connections that HTTP probes keep
+	matches *regexp.Regexp // guarded by mu: the last that was compiled, since neighbours have the same
 }
 
 // poolPace is how fast the endpoints of a pool answer this vantage.
@@ -89,19 +92,16 @@ type job struct {
 	target Target                       // set at construction
 	probe  func(context.Context) Result // set at construction; ends within the target's timeout
 
-	release func()     // set at construction: closes what the probe keeps between its runs; may be nil
-	knock   *knock     // set at construction: how a knocker makes the probe; nil: it cannot
-	http    *httpProbe // set at construction: whose probe it is; may be nil
-	flight  flight     // of a knock; only for those who have it under way
+	knock  *knock     // set at construction: how a knocker makes the probe; nil: it cannot
+	http   *httpProbe // set at construction: whose probe it is; may be nil
+	flight flight     // of a knock; only for those who have it under way
 
 	// guarded by Prober.mu
 	state  State
 	probed bool // once
 	pace   pace
-	due    time.Time
 	index  int                // in Prober.queue; -1 in flight, stalled or gone
 	gone   bool               // the target was removed or replaced
-	long   bool               // what is to be heard is too long for a knock
 	cancel context.CancelFunc // ends the probe in flight; nil when there is none, or a knock
 }
 
@@ -114,12 +114,13 @@ type flight struct {
 	knock bool // by the knocker
 }
 
-// errLong is the error of a knock whose answer is too long, or comes in too many parts.
-var errLong = errors.New("an answer that is too long")
+// errEnded is the error of a knock over a connection that was kept, and that the server had ended:
+// that is its right, and no result.
+var errEnded = errors.New("the connection had ended")
 
-// answer is what came of a knock. Its error is one of the system, or context.DeadlineExceeded,
-// or errLong, or context.Canceled if it was given up. Of one that asks something and has no
-// error, the knock has what it heard so far, and waits to be told what is next.
+// answer is what came of a knock. Its error is one of the system or of the reply, or errEnded, or
+// context.DeadlineExceeded, or context.Canceled if it was given up. Of one that asks something and
+// has no error, the knock has the reply until it is told to go.
 type answer struct {
 	job   *job
 	start time.Time
@@ -169,13 +170,13 @@ func (p *Prober) SetTargets(targets []Target) {
 			continue
 		}
 		j := &job{target: t, index: -1}
-		j.probe, j.http, j.release = p.prepare(t)
+		j.probe, j.http = p.prepare(t)
 		switch tcp := t.Probe.TCP; {
 		case p.o.probe != nil:
 		case tcp != nil && tcp.Send == "" && tcp.Expect == "":
 			j.knock = newKnock(t.Addr, nil, j)
 		case j.http != nil && j.http.plain():
-			j.knock = newKnock(t.Addr, j.http.wire, j)
+			j.knock = newKnock(t.Addr, j.http, j)
 		}
 		j.state.Verdict = p.restored[t.ID]
 		if old != nil {
@@ -202,8 +203,7 @@ func (p *Prober) SetTargets(targets []Target) {
 	// A few start at once; many share the first second.
 	now, spread := time.Now(), min(time.Second, time.Duration(len(fresh))*2*time.Millisecond)
 	for _, j := range fresh {
-		j.due = now.Add(time.Duration(rand.Float64() * float64(spread)))
-		heap.Push(&p.queue, j)
+		p.queue.put(j, now.Add(time.Duration(rand.Float64()*float64(spread))))
 	}
 }
 
@@ -211,7 +211,7 @@ func (p *Prober) dropLocked(j *job) {
 	j.gone = true
 	if j.index >= 0 {
 		heap.Remove(&p.queue, j.index)
-		j.close()
+		p.closeLocked(j)
 	}
 	switch {
 	case j.cancel != nil:
@@ -221,36 +221,36 @@ func (p *Prober) dropLocked(j *job) {
 	}
 }
 
-// knocksLocked reports whether the next probe of j is a matter of the knocker: one over HTTP is if
-// no connection is kept for it and there is no room to keep one.
-func (p *Prober) knocksLocked(j *job) bool {
-	return j.knock != nil && p.knocker != nil && (j.http == nil || !j.long && j.http.conn == nil && !(j.http.reuses() && p.kept.room()))
-}
-
-// close closes what j's probe keeps. No probe of j is in flight.
-func (j *job) close() {
-	if j.release != nil {
-		j.release()
+// closeLocked closes what j's probe keeps. No probe of j is in flight.
+func (p *Prober) closeLocked(j *job) {
+	if j.http != nil {
+		j.http.release()
+	}
+	if j.knock != nil && p.knocker != nil {
+		p.knocker.release(j.knock)
 	}
 }
 
-// prepare returns the probe of t, which ends within its timeout, whose it is if it is one over
-// HTTP, and what closes what it keeps between its runs, if anything.
-func (p *Prober) prepare(t Target) (probe func(context.Context) Result, h *httpProbe, release func()) {
+// prepare returns the probe of t, which ends within its timeout, and whose it is if it is one over
+// HTTP, which may keep a connection between its runs.
+func (p *Prober) prepare(t Target) (probe func(context.Context) Result, h *httpProbe) {
 	if p.o.probe != nil {
-		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }, nil, nil
+		return func(ctx context.Context) Result { return p.o.probe(ctx, t) }, nil
 	}
-	kind, limit := p.kind(t), time.Duration(t.Probe.Timeout)
+	var kind func(context.Context) Result
 	if t.Probe.HTTP != nil {
 		h = p.newHTTPProbe(t)
 		h.kept = &p.kept
-		kind, release = inverted(t, h.run), h.release
+		kind = inverted(t, h.run)
+	} else {
+		kind = p.kind(t)
 	}
+	limit := time.Duration(t.Probe.Timeout)
 	return func(ctx context.Context) Result {
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		return kind(ctx)
-	}, h, release
+	}, h
 }
 
 // kind returns the probe of t by its kind, the opposite of it if that is wanted.
@@ -310,9 +310,9 @@ func (p *Prober) Run(ctx context.Context) error {
 	defer p.rest()
 	if p.o.probe == nil {
 		answers := make(chan answer, p.o.MaxInFlight) // never full
-		k, err := newKnocker(answers)
+		k, err := newKnocker(answers, &p.kept)
 		if err != nil {
-			p.o.Logger.Warn("TCP probes take more CPU: no epoll", "error", err)
+			p.o.Logger.Warn("TCP and HTTP probes take more CPU: no epoll", "error", err)
 		} else {
 			p.setKnocker(k)
 			var knocking sync.WaitGroup
@@ -355,7 +355,7 @@ func (p *Prober) rest() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, j := range p.jobs {
-		j.close()
+		p.closeLocked(j)
 	}
 }
 
@@ -369,25 +369,25 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) (wait time.Dura
 	defer p.mu.Unlock()
 	now := time.Now()
 	for len(p.queue) > 0 && p.inFlight < p.o.MaxInFlight {
-		j := p.queue[0]
-		if wait := j.due.Sub(now) - batch; wait > 0 {
+		j, due := p.queue[0].job, p.queue[0].due
+		if wait := due.Sub(now) - batch; wait > 0 {
 			return max(wait, batch), knocks
 		}
 		if j.target.Probe.Exec != nil {
 			if p.programs >= maxPrograms { // its turn comes when a program ends
 				heap.Pop(&p.queue)
-				p.stalled = append(p.stalled, j)
+				p.stalled = append(p.stalled, turn{due, j})
 				continue
 			}
 			p.programs++
 		}
-		if now.Sub(j.due) > time.Duration(j.target.Probe.Interval) {
+		if now.Sub(due) > time.Duration(j.target.Probe.Interval) {
 			p.o.stats.late.Add(1)
 		}
 		heap.Pop(&p.queue)
 		p.inFlight++
 		f := flight{job: j, state: j.state, start: now}
-		if p.knocksLocked(j) {
+		if j.knock != nil && p.knocker != nil {
 			f.knock = true
 			j.flight = f
 			knocks = append(knocks, j)
@@ -441,18 +441,14 @@ func (p *Prober) answered(ctx context.Context, a answer) {
 	f, over := &a.job.flight, a.err == context.Canceled
 	r := Result{Latency: a.took}
 	switch h := a.job.http; {
-	case a.err == errLong:
-		p.takeLong(a.job)
+	case a.err == errEnded: // over a new one, in what is left of the time
+		p.knocker.start(a.job.knock, time.Duration(a.job.target.Probe.Timeout)-a.took)
 		return
 	case a.err != nil:
 		r = failed(a.took, a.err, Protocol)
 	case h != nil:
-		var more bool
-		if r, more = p.heard(a); more {
-			p.knocker.hear(a.job.knock)
-			return
-		}
-		over = p.knocker.forget(a.job.knock)
+		r = p.judge(a)
+		over = p.knocker.forget(a.job.knock, r.Class == OK)
 	}
 	if a.job.target.Probe.Invert {
 		r = invert(r)
@@ -467,11 +463,13 @@ func (p *Prober) answered(ctx context.Context, a answer) {
 	p.finish(*f, r, over)
 }
 
-// heard judges what a knock heard so far, unless it takes more to judge.
-func (p *Prober) heard(a answer) (r Result, more bool) {
+// judge judges the reply that a knock heard.
+func (p *Prober) judge(a answer) (r Result) {
 	defer p.survive(a.job, &r)
-	text, end := a.job.knock.text()
-	return a.job.http.heard(text, end, a.took)
+	reply := a.job.knock.reply
+	r.Latency = a.took
+	r.Class, r.Detail = a.job.http.judge(reply.status, reply.body, reply.size)
+	return r
 }
 
 // doubts reports whether r is to be tried again at once, and counts that: it would begin a run
@@ -514,43 +512,28 @@ func (p *Prober) finish(f flight, r Result, over bool) {
 	}
 	j.cancel = nil
 	if j.gone {
-		j.close()
+		p.closeLocked(j)
 		return
 	}
 	j.state = f.state
-	j.due = f.start.Add(p.pause(j))
+	due := f.start.Add(p.pause(j))
 	j.probed = true
-	heap.Push(&p.queue, j)
+	p.queue.put(j, due)
 	if j.index == 0 {
 		nudge(p.wake)
 	}
 }
 
-// takeLong puts a job whose answer is too long for a knock back in the queue, to be probed
-// in the other way: now, and from now on.
-func (p *Prober) takeLong(j *job) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	defer nudge(p.wake)
-	p.inFlight--
-	if j.gone {
-		j.close()
-		return
-	}
-	j.long, j.due = true, time.Now()
-	heap.Push(&p.queue, j)
-}
-
 // resumeLocked puts the exec probe that waits longest back in the queue, now that there is room.
 func (p *Prober) resumeLocked() {
 	for len(p.stalled) > 0 {
-		j := p.stalled[0]
+		j, due := p.stalled[0].job, p.stalled[0].due
 		p.stalled = p.stalled[1:]
 		if j.gone {
-			j.close()
+			p.closeLocked(j)
 			continue
 		}
-		heap.Push(&p.queue, j) // first of its kind: none was due before it
+		p.queue.put(j, due) // first of its kind: none was due before it
 		nudge(p.wake)
 		return
 	}
@@ -591,8 +574,8 @@ func (p *Prober) SetIdle(idle map[string]bool) {
 			continue
 		}
 		for _, j := range p.pools[pool].jobs {
-			if j.index >= 0 && j.target.Probe.Idle > 1 && j.due.After(now) {
-				j.due = now.Add(time.Duration(rand.Float64() * float64(min(time.Second, time.Duration(j.target.Probe.Interval)))))
+			if j.index >= 0 && j.target.Probe.Idle > 1 && p.queue[j.index].due.After(now) {
+				p.queue[j.index].due = now.Add(time.Duration(rand.Float64() * float64(min(time.Second, time.Duration(j.target.Probe.Interval)))))
 				heap.Fix(&p.queue, j.index)
 			}
 		}
@@ -648,13 +631,14 @@ func (p pace) score(median time.Duration) uint8 {
 	return uint8(max(0, min(100, s)))
 }
 
-// medianLocked returns the median latency of the pool of j, taken anew once a second.
+// medianLocked returns the median latency of the pool of j, taken anew twice an interval and at most
+// once a second.
 func (p *Prober) medianLocked(j *job) time.Duration {
 	pool := p.pools[j.target.ID.Pool]
 	if pool == nil {
 		return 0
 	}
-	if now := time.Now(); now.Sub(pool.at) >= time.Second {
+	if now := time.Now(); now.Sub(pool.at) >= max(time.Second, time.Duration(j.target.Probe.Interval)/2) {
 		pool.at = now
 		var all []time.Duration
 		for _, j := range pool.jobs {
@@ -717,24 +701,34 @@ func nudge(c chan<- struct{}) {
 	}
 }
 
-// jobQueue is a heap of jobs by due time.
-type jobQueue []*job
+// turn is when a job is due.
+type turn struct {
+	due time.Time
+	job *job
+}
+
+// jobQueue is a heap of jobs by due time, which is beside them, for 50,000 jobs are too many to
+// look into.
+type jobQueue []turn
+
+// put adds j.
+func (q *jobQueue) put(j *job, due time.Time) {
+	j.index = len(*q)
+	*q = append(*q, turn{due, j})
+	heap.Fix(q, j.index)
+}
 
 func (q jobQueue) Len() int           { return len(q) }
 func (q jobQueue) Less(a, b int) bool { return q[a].due.Before(q[b].due) }
 func (q jobQueue) Swap(a, b int) {
 	q[a], q[b] = q[b], q[a]
-	q[a].index, q[b].index = a, b
+	q[a].job.index, q[b].job.index = a, b
 }
-func (q *jobQueue) Push(x any) {
-	j := x.(*job)
-	j.index = len(*q)
-	*q = append(*q, j)
-}
+func (q *jobQueue) Push(any) {} // for heap.Interface; see put
 func (q *jobQueue) Pop() any {
 	last := len(*q) - 1
-	j := (*q)[last]
-	(*q)[last] = nil
+	j := (*q)[last].job
+	(*q)[last] = turn{}
 	*q = (*q)[:last]
 	j.index = -1
 	return j
@@ -743,7 +737,7 @@ func (q *jobQueue) Pop() any {
 // connect opens a connection to t over "tcp" or "udp" that fails whatever is done on it once ctx ends. The
 // caller closes it.
 func connect(ctx context.Context, network string, t Target) (net.Conn, error) {
-	c, err := dial(ctx, network, t)
+	c, err := dial(ctx, network, t.Addr)
 	if err != nil {
 		return nil, err
 	}
@@ -751,9 +745,9 @@ func connect(ctx context.Context, network string, t Target) (net.Conn, error) {
 }
 
 // dial is connect for a connection that outlives ctx.
-func dial(ctx context.Context, network string, t Target) (net.Conn, error) {
+func dial(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: false}, KeepAlive: -1}
-	return d.DialContext(ctx, network, t.Addr.String())
+	return d.DialContext(ctx, network, addr.String())
 }
 
 // bind lets whatever is done on c fail once ctx ends, until c is closed.

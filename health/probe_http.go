@@ -1,7 +1,6 @@
 package health
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -10,11 +9,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,23 +23,21 @@ import (
 	"github.com/meridian-gslb/meridian/gslb/config"
 )
 
-const (
-	maxHeader = 64 << 10 // octets of status line and header that a probe reads
-	maxBody   = 64 << 10 // octets of the body that a probe reads; the rest is not waited for
-)
-
-// httpProbe sends one HTTP request and judges the answer. It writes and reads through the
-// codecs of net/http and x/net/http2 but not their clients, whose pool, redirects and proxies
-// a probe must not have. It is for one probe at a time.
+// httpProbe sends one HTTP request and judges the answer. It goes without the clients of net/http
+// and x/net/http2, whose pool, redirects and proxies a probe must not have: over HTTP/1.1 it has
+// its request ready in octets, and reads the reply as far as it takes to judge it. Without TLS a
+// knocker does that, where there is one. It is for one probe at a time.
 //
 // Over HTTP/1.1 the connection of a success serves the next probes too, since to open it is
 // most of their cost on both sides. Now and then, and after every failure, a probe opens a new
 // one: a server that answers who is connected already and accepts nobody else is found then.
 type httpProbe struct {
 	// set at construction
-	target  Target
-	request *http.Request  // nil with err
-	wire    []byte         // request, over HTTP/1.1
+	addr    netip.AddrPort
+	conf    *config.HTTPProbe
+	request *http.Request  // over HTTP/2; nil otherwise
+	wire    []byte         // the request over HTTP/1.1
+	looks   bool           // at the body of the answer
 	tls     *tlsClient     // nil without TLS
 	matches *regexp.Regexp // nil: anything does
 	err     error          // why there is no request
@@ -71,8 +68,6 @@ func (b *budgeted) take() bool {
 
 func (b *budgeted) give() { b.n.Add(-1) }
 
-func (b *budgeted) room() bool { return b.n.Load() < b.limit }
-
 // maxFiles returns how many files this process may open; 0 if that is not known.
 func maxFiles() int64 {
 	var limit unix.Rlimit
@@ -88,28 +83,32 @@ func maxKept() int64 { return min(maxFiles()/2, 1<<16) }
 
 // newHTTPProbe returns the probe of t, whose probe has every default filled in.
 func (p *Prober) newHTTPProbe(t Target) *httpProbe {
-	h, pr := t.Probe.HTTP, &httpProbe{target: t}
+	h := t.Probe.HTTP
+	pr := &httpProbe{addr: t.Addr, conf: h, looks: h.Contains != "" || h.Matches != "" || h.JSON != nil}
 	u, err := url.ParseRequestURI(h.Path)
 	if err != nil {
 		pr.err = fmt.Errorf("path %q: %w", h.Path, err)
 		return pr
 	}
 	if h.Matches != "" {
-		if pr.matches, pr.err = regexp.Compile(h.Matches); pr.err != nil {
-			return pr
+		if p.matches == nil || p.matches.String() != h.Matches {
+			if p.matches, pr.err = regexp.Compile(h.Matches); pr.err != nil {
+				return pr
+			}
 		}
+		pr.matches = p.matches
 	}
 	u.Scheme, u.Host = "http", h.Host
 	header := http.Header{"User-Agent": {"meridian-health"}, "Accept": {"*/*"}}
 	for k, v := range h.Headers {
 		header.Set(k, v)
 	}
-	pr.request = &http.Request{
+	request := &http.Request{
 		Method: h.Method, URL: u, Host: h.Host, Header: header, Close: h.Reuse <= 1,
 		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
 	if host := header.Get("Host"); host != "" { // net/http leaves the field out of the header
-		pr.request.Host = host
+		request.Host = host
 	}
 	if h.TLS {
 		u.Scheme = "https"
@@ -120,61 +119,16 @@ func (p *Prober) newHTTPProbe(t Target) *httpProbe {
 		pr.tls = p.tlsClient(h.ServerName, h.SkipVerify, h.Files, alpn)
 	}
 	var wire bytes.Buffer
-	pr.err = pr.request.Write(&wire)
-	pr.wire = wire.Bytes()
+	if pr.err = request.Write(&wire); h.HTTP2 {
+		pr.request = request
+	} else {
+		pr.wire = bytes.Clone(wire.Bytes()) // without the room to grow
+	}
 	return pr
 }
 
 // plain reports whether the probe is one over HTTP/1.1 without TLS.
-func (p *httpProbe) plain() bool {
-	return p.err == nil && p.tls == nil && !p.target.Probe.HTTP.HTTP2
-}
-
-// reuses reports whether the probe keeps connections if there is room.
-func (p *httpProbe) reuses() bool { return p.target.Probe.HTTP.Reuse > 1 }
-
-// heard judges what was heard within took of the answer to the request. end is what followed it;
-// with nil, more may follow, and more says that it takes more to judge.
-func (p *httpProbe) heard(text []byte, end error, took time.Duration) (r Result, more bool) {
-	in := &soFar{text: text, end: end}
-	reader := borrowReader(in)
-	defer giveBack(reader)
-	resp, err := readResponse(reader, p.request)
-	if err == nil {
-		defer func() { _ = resp.Body.Close() }()
-		r, _ = p.judge(time.Now(), resp, resp.Body)
-	}
-	if in.short {
-		return Result{}, true
-	}
-	if err != nil {
-		return failed(took, err, Protocol), false
-	}
-	r.Latency = took
-	return r, false
-}
-
-// soFar reads text and what followed it. short says that a reader asked for more than there is.
-type soFar struct {
-	text  []byte
-	end   error
-	short bool
-}
-
-var errShort = errors.New("more is to come")
-
-func (s *soFar) Read(b []byte) (int, error) {
-	n := copy(b, s.text)
-	s.text = s.text[n:]
-	switch {
-	case n > 0 || len(b) == 0:
-		return n, nil
-	case s.end == nil:
-		s.short = true
-		return 0, errShort
-	}
-	return 0, s.end
-}
+func (p *httpProbe) plain() bool { return p.err == nil && p.tls == nil && !p.conf.HTTP2 }
 
 // run makes one probe.
 func (p *httpProbe) run(ctx context.Context) Result {
@@ -188,7 +142,7 @@ func (p *httpProbe) run(ctx context.Context) Result {
 		}
 	}
 	start := time.Now()
-	c, err := dial(ctx, "tcp", p.target)
+	c, err := dial(ctx, "tcp", p.addr)
 	if err != nil {
 		return failure(start, err, Protocol)
 	}
@@ -200,33 +154,11 @@ func (p *httpProbe) run(ctx context.Context) Result {
 		}
 		c = secure
 	}
-	if p.target.Probe.HTTP.HTTP2 {
-		c := bind(ctx, c)
-		defer func() { _ = c.Close() }()
-		resp, err := roundTrip2(c, p.request.WithContext(ctx))
-		if err != nil {
-			return failure(start, err, Protocol)
-		}
-		defer func() { _ = resp.Body.Close() }()
-		r, _ := p.judge(start, resp, resp.Body)
-		return r
+	if p.conf.HTTP2 {
+		return p.ask2(ctx, start, c)
 	}
 	r, _ := p.ask(ctx, start, &httpConn{Conn: c})
 	return r
-}
-
-var readers = sync.Pool{New: func() any { return bufio.NewReader(nil) }}
-
-// borrowReader returns a reader of in, until giveBack.
-func borrowReader(in io.Reader) *bufio.Reader {
-	reader := readers.Get().(*bufio.Reader)
-	reader.Reset(in)
-	return reader
-}
-
-func giveBack(reader *bufio.Reader) {
-	reader.Reset(nil)
-	readers.Put(reader)
 }
 
 // ask sends the request over c and judges the answer. The connection is kept for the next
@@ -243,33 +175,35 @@ func (p *httpProbe) ask(ctx context.Context, start time.Time, c *httpConn) (r Re
 		p.drop(c)
 	}()
 	c.uses++
-	in := &io.LimitedReader{R: c, N: maxHeader}
+	reply := borrowReply(p)
+	defer giveBack(reply)
 	fail := func(err error) (Result, bool) {
 		r := failure(start, err, Protocol)
-		return r, c.uses > 1 && in.N == maxHeader && r.Class == Reset && ctx.Err() == nil
+		return r, c.uses > 1 && reply.untouched() && r.Class == Reset && ctx.Err() == nil
 	}
 	if _, err := c.Write(p.wire); err != nil {
 		return fail(err)
 	}
-	reader := borrowReader(in)
-	defer giveBack(reader)
-	resp, err := readResponse(reader, p.request)
-	switch {
-	case err != nil && in.N <= 0:
-		return Result{Class: Protocol, Latency: time.Since(start), Detail: fmt.Sprintf("header over %d octets", maxHeader)}, false
-	case err != nil:
-		return fail(err)
+	buf := make([]byte, 2048)
+	for done := false; !done; {
+		n, ended := c.Read(buf)
+		var err error
+		if done, err = reply.feed(buf[:n]); !done && err == nil && ended != nil {
+			err, done = reply.end(ended), true
+		}
+		if err != nil {
+			return fail(err)
+		}
 	}
-	defer func() { _ = resp.Body.Close() }()
-	in.N = 2*maxBody + int64(maxBody) // with the framing of chunks
-	r, whole := p.judge(start, resp, resp.Body)
-	keep = whole && !resp.Close && resp.StatusCode >= 200 && reader.Buffered() == 0
+	r = Result{Latency: time.Since(start)}
+	r.Class, r.Detail = p.judge(reply.status, reply.body, reply.size)
+	keep = r.Class == OK && reply.goesOn()
 	return r, false
 }
 
 // keeps reports whether c is for more probes, and then has room.
 func (p *httpProbe) keeps(c *httpConn) bool {
-	return p.kept != nil && c.uses < p.target.Probe.HTTP.Reuse && (c.uses > 1 || p.kept.take())
+	return p.kept != nil && c.uses < p.conf.Reuse && (c.uses > 1 || p.kept.take())
 }
 
 // drop closes c.
@@ -289,6 +223,26 @@ func (p *httpProbe) release() {
 	}
 }
 
+// ask2 is ask over HTTP/2, for which each probe has a connection of its own.
+func (p *httpProbe) ask2(ctx context.Context, start time.Time, c net.Conn) Result {
+	c = bind(ctx, c)
+	defer func() { _ = c.Close() }()
+	resp, err := roundTrip2(c, p.request.WithContext(ctx))
+	if err != nil {
+		return failure(start, err, Protocol)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var body []byte
+	if expects(p.conf.Expect, resp.StatusCode) {
+		if body, err = io.ReadAll(io.LimitReader(resp.Body, maxBody+1)); err != nil && len(body) <= maxBody {
+			return failure(start, err, Protocol)
+		}
+	}
+	r := Result{Latency: time.Since(start)}
+	r.Class, r.Detail = p.judge(resp.StatusCode, body[:min(len(body), maxBody)], len(body))
+	return r
+}
+
 // roundTrip2 sends req over c by HTTP/2 (RFC 9113). What it starts ends with c.
 func roundTrip2(c net.Conn, req *http.Request) (*http.Response, error) {
 	t := &http2.Transport{AllowHTTP: true, DisableCompression: true, MaxHeaderListSize: maxHeader}
@@ -300,42 +254,28 @@ func roundTrip2(c net.Conn, req *http.Request) (*http.Response, error) {
 	return h2.RoundTrip(req)
 }
 
-// judge compares the response to what the probe expects. whole says that it is as expected
-// and was read to its end.
-func (p *httpProbe) judge(start time.Time, resp *http.Response, body io.Reader) (r Result, whole bool) {
-	h := p.target.Probe.HTTP
-	if !expects(h.Expect, resp.StatusCode) {
-		return Result{Class: WrongStatus, Latency: time.Since(start),
-			Detail: fmt.Sprintf("status %d, expected %s", resp.StatusCode, alternatives(h.Expect))}, false
-	}
-	var buf bytes.Buffer
-	into := io.Discard
-	if h.Contains != "" || h.JSON != nil || p.matches != nil {
-		into = &buf
-	}
-	n, err := io.Copy(into, io.LimitReader(body, maxBody+1))
-	if err != nil && n <= maxBody {
-		return failure(start, err, Protocol), false
-	}
-	r = Result{Latency: time.Since(start)}
-	text := buf.Bytes()[:min(buf.Len(), maxBody)]
-	wrong := func(format string, args ...any) (Result, bool) {
-		r.Class, r.Detail = WrongBody, printable(fmt.Sprintf(format, args...), maxDetail)
-		return r, false
+// judge compares an answer to what the probe expects. Of a body of size octets, or more if that
+// is over maxBody, text has what the probe looks at.
+func (p *httpProbe) judge(status int, text []byte, size int) (class Class, detail string) {
+	h := p.conf
+	wrong := func(format string, args ...any) (Class, string) {
+		return WrongBody, printable(fmt.Sprintf(format, args...), maxDetail)
 	}
 	switch {
+	case !expects(h.Expect, status):
+		return WrongStatus, fmt.Sprintf("status %d, expected %s", status, alternatives(h.Expect))
 	case h.Contains != "" && !bytes.Contains(text, []byte(h.Contains)):
 		return wrong("body without %q", h.Contains)
 	case p.matches != nil && !p.matches.Match(text):
 		return wrong("body does not match %q", h.Matches)
-	case h.JSON != nil && n > maxBody:
+	case h.JSON != nil && size > maxBody:
 		return wrong("JSON over %d octets", maxBody)
 	case h.JSON != nil:
 		if err := checkJSON(text, h.JSON); err != nil {
 			return wrong("%v", err)
 		}
 	}
-	return r, n <= maxBody
+	return OK, ""
 }
 
 // checkJSON says what is wrong with the value that e expects of text.
@@ -380,16 +320,6 @@ func checkJSON(text []byte, e *config.JSONExpect) error {
 		return fmt.Errorf("%s is %s, expected %s", e.Path, clip(got, 32), want)
 	}
 	return nil
-}
-
-// readResponse reads the final response to req: interim ones are skipped (RFC 9110 s15.2).
-func readResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
-	for {
-		resp, err := http.ReadResponse(r, req)
-		if err != nil || resp.StatusCode >= 200 || resp.StatusCode == http.StatusSwitchingProtocols {
-			return resp, err
-		}
-	}
 }
 
 func expects(ranges []config.Statuses, status int) bool {

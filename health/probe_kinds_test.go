@@ -483,7 +483,7 @@ func TestProbeExec(t *testing.T) {
 		if tc.class == Timeout {
 			x.Probe.Timeout = config.Duration(200 * time.Millisecond)
 		}
-		probe, _, _ := NewProber(ProberOptions{Exec: tc.folder}).prepare(x)
+		probe, _ := NewProber(ProberOptions{Exec: tc.folder}).prepare(x)
 		r := probe(t.Context())
 		t.Logf("%s: %v", tc.command, r)
 		wants(t, r, tc.class, tc.detail)
@@ -607,13 +607,13 @@ func TestProbeImportHangs(t *testing.T) {
 	conf := config.ImportProbe{URL: s.URL}
 	x := Target{Probe: config.Probe{Import: &conf, Interval: config.Duration(time.Minute), Timeout: config.Duration(time.Minute)}}
 	p := NewProber(ProberOptions{})
-	first, _, _ := p.prepare(x)
+	first, _ := p.prepare(x)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan Result, 1)
 	go func() { done <- first(ctx) }()
 	<-asked
 	x.Probe.Timeout = config.Duration(10 * time.Millisecond)
-	second, _, _ := p.prepare(x)
+	second, _ := p.prepare(x)
 	wants(t, second(t.Context()), Local, "still being read")
 	cancel()
 	<-done
@@ -635,7 +635,7 @@ func TestProbeImportHangsLater(t *testing.T) {
 	x := Target{ID: gslb.EndpointID{Pool: "gfe", Addr: netip.MustParseAddr("192.0.2.1")}, Probe: config.Probe{
 		Import: &config.ImportProbe{URL: s.URL, MaxAge: config.Duration(time.Hour)}, Interval: 2, Timeout: config.Duration(time.Hour)}}
 	p := NewProber(ProberOptions{})
-	probe, _, _ := p.prepare(x)
+	probe, _ := p.prepare(x)
 	wants(t, probe(t.Context()), WrongStatus, "outside verdict")
 	hang = true
 	ctx, cancel := context.WithCancel(t.Context())
@@ -658,7 +658,7 @@ func TestImportFuture(t *testing.T) {
 		}
 		x := Target{ID: gslb.EndpointID{Addr: netip.MustParseAddr("192.0.2.1")}, Probe: config.Probe{Import: &config.ImportProbe{File: file},
 			Interval: config.Duration(5 * time.Second), Timeout: config.Duration(time.Second)}}
-		probe, _, _ := NewProber(ProberOptions{}).prepare(x)
+		probe, _ := NewProber(ProberOptions{}).prepare(x)
 		for range 10 {
 			if r := probe(t.Context()); r.Class != OK {
 				t.Errorf("got %v %q, want ok", r.Class, r.Detail)

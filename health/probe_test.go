@@ -76,9 +76,9 @@ func closedPort(t *testing.T) netip.AddrPort {
 func probeOnce(t *testing.T, x Target, roots *x509.CertPool) Result {
 	t.Helper()
 	p := NewProber(ProberOptions{RootCAs: roots})
-	probe, h, release := p.prepare(x)
-	if release != nil {
-		defer release()
+	probe, h := p.prepare(x)
+	if h != nil {
+		defer h.release()
 	}
 	r := probe(t.Context())
 	if h != nil && h.plain() && !x.Probe.Invert {
@@ -142,9 +142,9 @@ func TestProbeHTTPReuse(t *testing.T) {
 	t.Cleanup(s.Close)
 	p := NewProber(ProberOptions{})
 	prepare := func(reuse int) (func() Class, func()) {
-		probe, _, release := p.prepare(target(serverAddr(s), config.Probe{
+		probe, h := p.prepare(target(serverAddr(s), config.Probe{
 			HTTP: &config.HTTPProbe{Reuse: reuse}, Interval: config.Duration(ample), Timeout: config.Duration(ample)}))
-		return func() Class { return probe(t.Context()).Class }, release
+		return func() Class { return probe(t.Context()).Class }, h.release
 	}
 	expect := func(what string, probe func() Class, n int, class Class, connections int32) {
 		t.Helper()
@@ -359,7 +359,7 @@ func TestProbeEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan Result, 1)
 	x := target(addr, config.Probe{HTTP: &config.HTTPProbe{}, Interval: config.Duration(time.Hour), Timeout: config.Duration(time.Hour)})
-	probe, _, _ := NewProber(ProberOptions{}).prepare(x)
+	probe, _ := NewProber(ProberOptions{}).prepare(x)
 	go func() { done <- probe(ctx) }()
 	<-reached
 	cancel()
