@@ -100,7 +100,7 @@ type job struct {
 	state  State
 	probed bool // once
 	pace   pace
-	index  int                // in Prober.queue; -1 in flight, stalled or gone
+	waits  bool               // in Prober.queue: it is not in flight or stalled
 	gone   bool               // the target was removed or replaced
 	cancel context.CancelFunc // ends the probe in flight; nil when there is none, or a knock
 }
@@ -169,7 +169,7 @@ func (p *Prober) SetTargets(targets []Target) {
 		if old != nil && reflect.DeepEqual(old.target, t) {
 			continue
 		}
-		j := &job{target: t, index: -1}
+		j := &job{target: t}
 		j.probe, j.http = p.prepare(t)
 		switch tcp := t.Probe.TCP; {
 		case p.o.probe != nil:
@@ -192,6 +192,7 @@ func (p *Prober) SetTargets(targets []Target) {
 			delete(p.jobs, id)
 		}
 	}
+	p.queue.sweep()
 	p.pools = make(map[string]*poolPace)
 	for _, j := range p.jobs {
 		if pool := j.target.ID.Pool; p.pools[pool] == nil {
@@ -208,9 +209,7 @@ func (p *Prober) SetTargets(targets []Target) {
 }
 
 func (p *Prober) dropLocked(j *job) {
-	j.gone = true
-	if j.index >= 0 {
-		heap.Remove(&p.queue, j.index)
+	if j.gone = true; j.waits {
 		p.closeLocked(j)
 	}
 	switch {
@@ -375,7 +374,7 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) (wait time.Dura
 		}
 		if j.target.Probe.Exec != nil {
 			if p.programs >= maxPrograms { // its turn comes when a program ends
-				heap.Pop(&p.queue)
+				p.queue.drop()
 				p.stalled = append(p.stalled, turn{due, j})
 				continue
 			}
@@ -384,7 +383,7 @@ func (p *Prober) launch(ctx context.Context, wg *sync.WaitGroup) (wait time.Dura
 		if now.Sub(due) > time.Duration(j.target.Probe.Interval) {
 			p.o.stats.late.Add(1)
 		}
-		heap.Pop(&p.queue)
+		p.queue.drop()
 		p.inFlight++
 		f := flight{job: j, state: j.state, start: now}
 		if j.knock != nil && p.knocker != nil {
@@ -519,7 +518,7 @@ func (p *Prober) finish(f flight, r Result, over bool) {
 	due := f.start.Add(p.pause(j))
 	j.probed = true
 	p.queue.put(j, due)
-	if j.index == 0 {
+	if p.queue[0].job == j {
 		nudge(p.wake)
 	}
 }
@@ -568,17 +567,16 @@ func (p *Prober) SetIdle(idle map[string]bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer nudge(p.wake)
-	now := time.Now()
-	for pool := range p.idle {
-		if idle[pool] || p.pools[pool] == nil {
-			continue
-		}
-		for _, j := range p.pools[pool].jobs {
-			if j.index >= 0 && j.target.Probe.Idle > 1 && p.queue[j.index].due.After(now) {
-				p.queue[j.index].due = now.Add(time.Duration(rand.Float64() * float64(min(time.Second, time.Duration(j.target.Probe.Interval)))))
-				heap.Fix(&p.queue, j.index)
+	awake := maps.Clone(p.idle)
+	maps.DeleteFunc(awake, func(pool string, _ bool) bool { return idle[pool] })
+	if len(awake) > 0 {
+		now := time.Now()
+		for i, t := range p.queue {
+			if c := &t.job.target.Probe; awake[t.job.target.ID.Pool] && c.Idle > 1 && t.due.After(now) {
+				p.queue[i].due = now.Add(time.Duration(rand.Float64() * float64(min(time.Second, time.Duration(c.Interval)))))
 			}
 		}
+		heap.Init(&p.queue)
 	}
 	p.idle = maps.Clone(idle)
 }
@@ -707,31 +705,38 @@ type turn struct {
 	job *job
 }
 
-// jobQueue is a heap of jobs by due time, which is beside them, for 50,000 jobs are too many to
-// look into.
+// jobQueue is a heap of jobs by due time. It does not look into them: 50,000 are more than a cache
+// holds.
 type jobQueue []turn
 
 // put adds j.
 func (q *jobQueue) put(j *job, due time.Time) {
-	j.index = len(*q)
+	j.waits = true
 	*q = append(*q, turn{due, j})
-	heap.Fix(q, j.index)
+	heap.Fix(q, len(*q)-1)
+}
+
+// drop removes the first.
+func (q *jobQueue) drop() {
+	(*q)[0].job.waits = false
+	heap.Pop(q)
+}
+
+// sweep removes those that are gone.
+func (q *jobQueue) sweep() {
+	*q = slices.DeleteFunc(*q, func(t turn) bool { return t.job.gone })
+	heap.Init(q)
 }
 
 func (q jobQueue) Len() int           { return len(q) }
 func (q jobQueue) Less(a, b int) bool { return q[a].due.Before(q[b].due) }
-func (q jobQueue) Swap(a, b int) {
-	q[a], q[b] = q[b], q[a]
-	q[a].job.index, q[b].job.index = a, b
-}
-func (q *jobQueue) Push(any) {} // for heap.Interface; see put
+func (q jobQueue) Swap(a, b int)      { q[a], q[b] = q[b], q[a] }
+func (q *jobQueue) Push(any)          {} // for heap.Interface; see put
 func (q *jobQueue) Pop() any {
 	last := len(*q) - 1
-	j := (*q)[last].job
 	(*q)[last] = turn{}
 	*q = (*q)[:last]
-	j.index = -1
-	return j
+	return nil
 }
 
 // connect opens a connection to t over "tcp" or "udp" that fails whatever is done on it once ctx ends. The
