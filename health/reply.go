@@ -23,10 +23,10 @@ const (
 type reply struct {
 	probe *httpProbe // whose request it answers; set by borrowReply
 
-	part   part
-	room   int    // octets that the header may still have, then the framing of chunks
-	begun  []byte // the line that has begun, at most maxLine octets of it
-	last   name   // of the field before, which may go on in the next line
+	part   replyPart
+	room   int        // octets that the header may still have, then the framing of chunks
+	begun  []byte     // the line that has begun, at most maxLine octets of it
+	last   replyField // of the field before, which may go on in the next line
 	status int
 	minor  int   // version 1.minor
 	length int64 // by Content-Length; -1: none
@@ -40,11 +40,11 @@ type reply struct {
 	more bool   // there were octets after the end
 }
 
-// part is what comes next of a reply.
-type part uint8
+// replyPart is what comes next of a reply.
+type replyPart uint8
 
 const (
-	partStatus part = iota
+	partStatus replyPart = iota
 	partField
 	partBody
 	partChunkSize
@@ -54,15 +54,15 @@ const (
 	partNone // it is whole, or enough for a judgement
 )
 
-// name is that of a field that says how the body is framed or what becomes of the connection.
-type name uint8
+// replyField is a field that says how the body is framed or what becomes of the connection.
+type replyField uint8
 
 const (
-	noName name = iota
-	otherName
-	connection
-	contentLength
-	transferEncoding
+	fieldNone replyField = iota
+	fieldOther
+	fieldConnection
+	fieldLength
+	fieldEncoding
 )
 
 var replies = sync.Pool{New: func() any { return new(reply) }}
@@ -239,9 +239,9 @@ func (r *reply) readField(text []byte, whole bool) error {
 	malformed := func() error { return fmt.Errorf("malformed header line %q", clip(string(text), 64)) }
 	if text[0] == ' ' || text[0] == '\t' { // the field before goes on, as it should not (s5.2)
 		switch r.last {
-		case noName, contentLength, transferEncoding:
+		case fieldNone, fieldLength, fieldEncoding:
 			return malformed()
-		case connection:
+		case fieldConnection:
 			r.readConnection(text)
 		}
 		return nil
@@ -262,20 +262,20 @@ func (r *reply) readField(text []byte, whole bool) error {
 	}
 	value = bytes.Trim(value, " \t")
 	is := func(name string) bool { return len(key) == len(name) && bytes.EqualFold(key, []byte(name)) }
-	switch r.last = otherName; {
+	switch r.last = fieldOther; {
 	case is("Connection"):
-		r.last = connection
+		r.last = fieldConnection
 		r.readConnection(value)
 		r.closes = r.closes || !whole
 	case is("Content-Length"):
-		r.last = contentLength
+		r.last = fieldLength
 		n, err := strconv.ParseUint(string(value), 10, 63)
 		if err != nil || !whole || r.length >= 0 && int64(n) != r.length {
 			return fmt.Errorf("bad Content-Length %q", clip(string(value), 64))
 		}
 		r.length = int64(n)
 	case is("Transfer-Encoding") && r.minor > 0:
-		r.last = transferEncoding
+		r.last = fieldEncoding
 		if r.chunks || !whole || !bytes.EqualFold(value, []byte("chunked")) {
 			return fmt.Errorf("unsupported transfer encoding %q", clip(string(value), 64))
 		}
