@@ -46,6 +46,7 @@ func example(t *testing.T) string {
 		{`"127.0.0.1:5300"`, `"127.0.0.1:0"`},
 		{"admin: 127.0.0.1:8053", "admin: 127.0.0.1:0"},
 		{"listen: 127.0.0.1:7946", "listen: 127.0.0.1:0"},
+		{"listen: 127.0.0.1:18000", "listen: 127.0.0.1:0"},
 		{"port: 8080", fmt.Sprintf("port: %d", closed)},
 		{"port: 8081", fmt.Sprintf("port: %d", closed)},
 	} {
