@@ -311,11 +311,16 @@ func (t *tree) notes(s *Span) []note {
 	return slices.DeleteFunc(out, func(n note) bool { return len(n.parts) == 0 })
 }
 
-// wrap emits the parts of a note in as many lines as they need.
+// maxNoteLines is how many lines one part of a note takes at most: a value may be as long as its service likes.
+const maxNoteLines = 8
+
+// wrap emits the parts of a note in as many lines as they need. One that is longer than a line goes on
+// in the next, further in.
 func (t *tree) wrap(stem string, n note) {
+	room := t.Width - columns(stem)
 	line := ""
 	flush := func() {
-		shown := fit(line, t.Width-columns(stem))
+		shown := fit(line, room)
 		if n.alarm {
 			shown = t.red(shown)
 		} else {
@@ -325,15 +330,45 @@ func (t *tree) wrap(stem string, n note) {
 		line = ""
 	}
 	for _, part := range n.parts {
-		if line != "" && columns(stem)+columns(line)+3+columns(part) > t.Width {
+		if line != "" && columns(line)+3+columns(part) > room {
 			flush()
 		}
 		if line != "" {
 			line += " · "
 		}
 		line += part
+		for lines := 1; lines < maxNoteLines && columns(line) > room; lines++ {
+			head, rest := breakAt(line, room)
+			if rest == "" {
+				break
+			}
+			line = head
+			flush()
+			line = "  " + rest
+		}
 	}
 	flush()
+}
+
+// breakAt parts s at the last space that leaves at most width columns before it, one after a comma if
+// that leaves more than half of them; without one, rest is "".
+func breakAt(s string, width int) (head, rest string) {
+	begin := len(s) - len(strings.TrimLeft(s, " ")) // an indent is no place to break
+	at, column := -1, 0
+	list := false // at comes after a comma in the second half
+	for i, r := range s {
+		if column > width {
+			break
+		}
+		if comma := i > 0 && s[i-1] == ',' && 2*column > width; r == ' ' && i > begin && (comma || !list) {
+			at, list = i, comma
+		}
+		column++
+	}
+	if at < 0 {
+		return s, ""
+	}
+	return s[:at], strings.TrimLeft(s[at:], " ")
 }
 
 // Row is a span as a line of a tree, for others to draw.

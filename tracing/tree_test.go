@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,40 @@ func TestTreeGolden(t *testing.T) {
 		if got != string(want) {
 			t.Errorf("%s, %+v:\n%s\nwant:\n%s", tc.file, tc.options, got, want)
 		}
+	}
+}
+
+// A note that is longer than a line is told whole, but for what is beyond measure.
+func TestTreeWraps(t *testing.T) {
+	health := "health: gfe-eu 2 of 2 endpoints healthy, gfe-ap 2 of 2 endpoints healthy, gfe-us 2 of 2 endpoints healthy"
+	span := func(stages ...any) []Span {
+		return []Span{{TraceID: id(1), SpanID: sid(1), Name: "gslb.decide", Service: "gslbd", Attributes: map[string]any{AttrStages: stages}}}
+	}
+	for _, tc := range []struct {
+		stage string
+		want  []string
+	}{
+		{health, []string{
+			"   health: gfe-eu 2 of 2 endpoints healthy,",
+			"     gfe-ap 2 of 2 endpoints healthy,",
+			"     gfe-us 2 of 2 endpoints healthy",
+		}},
+		{"one, of many words and without another comma where the line is to break", []string{
+			"   one, of many words and without another comma where the",
+			"     line is to break",
+		}},
+		{strings.Repeat("x", 57), []string{"   " + strings.Repeat("x", 57)}},
+		{strings.Repeat("x", 58), []string{"   " + strings.Repeat("x", 56) + "…"}},
+		{"answers " + strings.Repeat("x", 56), []string{"   answers", "     " + strings.Repeat("x", 54) + "…"}},
+		{"", []string{""}},
+	} {
+		lines := Tree(span(tc.stage), TreeOptions{Width: 60})
+		if got := lines[len(lines)-len(tc.want):]; !slices.Equal(got, tc.want) {
+			t.Errorf("%q:\n%s\nwant:\n%s", tc.stage, strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
+		}
+	}
+	if lines := Tree(span(strings.Repeat("word ", 10_000)), TreeOptions{Width: 60}); len(lines) > 3+maxNoteLines {
+		t.Errorf("an endless note: %d lines, want at most %d", len(lines), 3+maxNoteLines)
 	}
 }
 
