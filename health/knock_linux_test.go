@@ -295,11 +295,6 @@ func TestKnockKeeps(t *testing.T) {
 			return nth < 3 && plain(c, nth)
 		}, 3, 9},
 		{"it says more than it should", func(c net.Conn, nth int) bool { _, err := io.WriteString(c, good+"!"); return err == nil }, 1, 9},
-		{"it speaks unasked", func(c net.Conn, nth int) bool {
-			_, _ = io.WriteString(c, good)
-			_, err := io.WriteString(c, "HTTP/1.1 408 Too late\r\n\r\n")
-			return err == nil
-		}, 1, 9},
 		{"chunks in parts", func(c net.Conn, nth int) bool {
 			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n")
 			_, err := io.WriteString(c, "ok\r\n0\r\n\r\n")
