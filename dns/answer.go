@@ -112,7 +112,9 @@ func (r *reply) holds(rtype uint16, owner []byte) bool {
 // settings are what an answerer has of its server.
 type settings struct {
 	counters *counters
+	tally    *tally      // of what is counted for every query
 	trace    TraceWorker // nil: queries are not recorded
+	all      bool        // every query is
 	panicked func(reason any, packet []byte)
 	local    netip.AddrPort // that is asked, for records; unspecified: not known
 	maxUDP   int
@@ -132,11 +134,14 @@ type settings struct {
 type answerer struct {
 	settings
 
-	port   uint16    // that the query came from, for records
-	start  time.Time // when the batch that holds the query was read
-	last   uint32    // ns after start when the clock was read last; only with trace
-	unread uint8     // queries since then
-	made   uint8     // decisions, modulo 256
+	port   uint16         // that the query came from, for records
+	start  time.Time      // when the batch that holds the query was read
+	epoch  uint32         // the second of start, since 1970
+	last   uint32         // ns after start when the clock was read last; only with trace
+	rest   int            // queries until trace is to draw again
+	unread uint8          // queries since the clock was read
+	made   uint8          // decisions, modulo 256
+	kind   *decisionCount // of the decision
 	q      query
 	r      reply
 	res    zone.Result
@@ -153,10 +158,14 @@ type answerer struct {
 
 // newAnswerer returns an answerer that counts in c.
 func newAnswerer(c *counters, trace TraceWorker, maxUDP int, panicked func(reason any, packet []byte)) *answerer {
-	a := &answerer{settings: settings{counters: c, trace: trace, maxUDP: maxUDP, panicked: panicked}}
+	a := &answerer{settings: settings{counters: c, tally: &tally{counters: c}, maxUDP: maxUDP, panicked: panicked}}
+	a.traceBy(trace)
 	a.room()
 	return a
 }
+
+// traceBy has trace take the records of a's queries; nil: nothing does.
+func (a *answerer) traceBy(trace TraceWorker) { a.trace, a.all = trace, trace != nil && trace.All() }
 
 // room makes the memory that a and its reply keep, so large that it shares no cache line.
 func (a *answerer) room() {
@@ -164,6 +173,9 @@ func (a *answerer) room() {
 	a.r.names = make([]byte, 0, (maxChain+2)*maxName)
 	a.r.rdatas, a.r.addrs = make([][]byte, 0, 2*gslb.MaxAnswers), make([]netip.Addr, 0, 2*gslb.MaxAnswers)
 }
+
+// begin begins a batch that was read at that time.
+func (a *answerer) begin(at time.Time) { a.start, a.epoch, a.last = at, uint32(at.Unix()), 0 }
 
 // serve returns the reply to pkt, which came from the resolver at from, out of d; nil is
 // silence. The reply is in buf, which has room for a reply over UDP, or in memory of its own. A
@@ -177,17 +189,18 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 	if a.trace == nil {
 		return a.answer(d, pkt, from, tcp, buf)
 	}
-	recorded, exact := a.trace.Draw()
-	if exact && a.unread > 0 { // otherwise the query before read it, at its end
-		a.clock()
+	drawn := false
+	if a.rest--; a.rest < 0 {
+		if drawn, a.rest = a.trace.Draw(); drawn && a.unread > 0 { // otherwise the query before read it, at its end
+			a.clock()
+		}
 	}
 	reply = a.answer(d, pkt, from, tcp, buf)
 	if !a.r.echo {
 		return reply
 	}
-	exact = exact || a.notable()
-	if exact || recorded {
-		a.record(d, pkt, reply, exact)
+	if exact := drawn || a.notable(); exact || a.all {
+		a.record(d, pkt, reply, drawn, exact)
 	}
 	return reply
 }
@@ -435,7 +448,7 @@ func (a *answerer) addSteered(d *Data, owner []byte) (fallback []byte) {
 	client, fromECS := q.client()
 	d.Snapshot.DecideFor(families(q.qtype), d.Snapshot.Services[a.res.Node.Service], client, &a.d)
 	r.decided = true
-	a.counters.decided(d.Snapshot, &a.d)
+	a.kind = a.tally.countDecision(d.Snapshot, &a.d)
 	if a.made++; a.made%recentEvery == 1 { // the first as well, for who has few
 		a.counters.recent.offer(a.d.Service.Name, client)
 	}
@@ -599,7 +612,7 @@ func (a *answerer) write(buf []byte) []byte {
 		counts[inAdditional]++
 	}
 	m.putHeader(q, r, counts)
-	a.counters.replied(r)
+	a.tally.countReply(r)
 	return buf[:m.n]
 }
 
@@ -619,7 +632,7 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 		a.quarantine.add(&a.q, a.r.echo, pkt, a.start)
 	}
 	// What the panic left behind is not to be trusted.
-	*a = answerer{settings: a.settings, start: a.start}
+	*a = answerer{settings: a.settings, start: a.start, epoch: a.epoch}
 	a.room()
 	if len(pkt) < headerLen || be16(pkt[2:])&flagQR != 0 {
 		return nil
@@ -641,7 +654,8 @@ func (a *answerer) clock() {
 }
 
 // notable tells whether a query that was not drawn is worth a record: by its rcode, by what was
-// decided, or because it is late. For the last the clock is read every clockEvery queries.
+// decided, or because it is late. For the last the clock is read every clockEvery queries. What the
+// tracer once has enough of, it has for a second.
 func (a *answerer) notable() bool {
 	if a.unread++; a.unread >= clockEvery {
 		a.clock()
@@ -649,8 +663,16 @@ func (a *answerer) notable() bool {
 	if time.Duration(a.last) > slow || a.follow.asked.Ask != tracing.AskNothing {
 		return true
 	}
+	failed := a.r.rcode == rcodeServFail
+	if !failed && (!a.r.decided || a.kind.plain == a.epoch) {
+		return false
+	}
 	service, pool, reason, flags := a.decision()
-	return a.trace.Notable(service, pool, uint8(reason), uint8(flags), uint8(min(a.r.rcode, 255)))
+	notable := a.trace.Notable(service, pool, uint8(reason), uint8(flags), uint8(min(a.r.rcode, 255)))
+	if !notable && !failed {
+		a.kind.plain = a.epoch
+	}
+	return notable
 }
 
 // decision returns what was decided, as indices, or -1.
@@ -666,8 +688,8 @@ func (a *answerer) decision() (service, pool int32, reason gslb.Reason, flags gs
 
 // record writes the query's record for the tracer: an exact one, or a plain one, which does not
 // read the clock. As far as that knows, a query was parsed when the clock was read before it.
-func (a *answerer) record(d *Data, pkt, reply []byte, exact bool) {
-	t := a.trace.Begin()
+func (a *answerer) record(d *Data, pkt, reply []byte, drawn, exact bool) {
+	t := a.trace.Begin(drawn)
 	if t == nil {
 		return
 	}
@@ -698,14 +720,18 @@ func (a *answerer) record(d *Data, pkt, reply []byte, exact bool) {
 
 // TraceWorker takes the records of one worker's queries, from one goroutine at a time.
 type TraceWorker interface {
-	// Draw tells whether the next query is to be recorded, and whether exactly: with times of
-	// its own, as it will be seen.
-	Draw() (record, exact bool)
+	// All tells whether every query is to be recorded, once and for all.
+	All() bool
+	// Draw tells whether the next query is drawn, to be recorded exactly: with times of its own, as it
+	// will be seen. After it so many more are not drawn, and then Draw is to be called again.
+	Draw() (drawn bool, rest int)
 	// Notable tells whether a query that was not drawn is to be recorded exactly all the same, by its
-	// rcode or by what was decided: indices as in tracing.Query.
+	// rcode or by what was decided: indices as in tracing.Query. Of what is not, nothing like it is in the
+	// same second.
 	Notable(service, pool int32, reason, flags, rcode uint8) bool
-	// Begin returns the record to fill, zero but for Name, or nil when there is no room.
-	Begin() *tracing.Query
+	// Begin returns the record to fill, zero but for Name, of a query that was drawn or was not; nil when
+	// there is no room.
+	Begin(drawn bool) *tracing.Query
 	// Keep keeps the packets of the record that Begin returned, if they are wanted. They are
 	// copied.
 	Keep(query, reply []byte)

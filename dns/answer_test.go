@@ -309,14 +309,16 @@ type ring struct {
 	records []tracing.Query
 }
 
-func (r *ring) Draw() (record, exact bool) { return r.all || !r.picky, !r.picky }
+func (r *ring) All() bool { return r.all }
+
+func (r *ring) Draw() (drawn bool, rest int) { return !r.picky, 0 }
 
 func (r *ring) Notable(service, _ int32, reason, flags, rcode uint8) bool {
 	r.flags = flags
 	return service >= 0 || reason != 0 || rcode != rcodeNoError
 }
 
-func (r *ring) Begin() *tracing.Query {
+func (r *ring) Begin(bool) *tracing.Query {
 	if len(r.records) == r.room {
 		return nil
 	}
@@ -386,17 +388,18 @@ func TestTraceAhead(t *testing.T) {
 	var got []int
 	var flags []uint8
 	for _, name := range []string{"www.example.com", "nowhere.example.com", "mail.example.com"} {
-		a.start, a.last = time.Now(), 0 // so that a slow machine makes none of them late
+		a.begin(time.Now()) // so that a slow machine makes none of them late
+		tracer.flags = 0
 		got = append(got, serve(name))
 		flags = append(flags, tracer.flags)
 	}
 	if want := []uint8{uint8(gslb.Overridden), 0, 0}; !slices.Equal(flags, want) {
 		t.Errorf("asked with flags %v, want %v: the client is pinned to a site", flags, want)
 	}
-	if !slices.Equal(got, []int{1, 1, 0}) {
-		t.Errorf("got %d records of a decision, a name error and plain data, want 1, 1 and 0", got)
+	if !slices.Equal(got, []int{1, 0, 0}) {
+		t.Errorf("got %d records of a decision, a name error and plain data, want 1, 0 and 0", got)
 	}
-	a.start, a.last = time.Now().Add(-2*slow), 0
+	a.begin(time.Now().Add(-2 * slow))
 	n := 0
 	for range 2 * clockEvery {
 		n += serve("mail.example.com")
@@ -413,9 +416,9 @@ func TestTracePlain(t *testing.T) {
 	tracer := &ring{picky: true, all: true, room: 100}
 	a := newAnswerer(new(counters), tracer, DefaultMaxUDP, func(reason any, _ []byte) { t.Errorf("panic: %v", reason) })
 	for range 2 * clockEvery {
-		a.start, a.last = time.Now(), 0
+		a.begin(time.Now())
 		a.serve(d, ask(t, "mail.example.com", "A"), resolver, false, make([]byte, maxUDPBuffer))
-		a.start, a.last = time.Now(), 0
+		a.begin(time.Now())
 		a.serve(d, ask(t, "www.example.com", "A"), resolver, false, make([]byte, maxUDPBuffer))
 	}
 	if len(tracer.records) != 100 {
@@ -468,7 +471,8 @@ func TestAllocations(t *testing.T) {
 	for name, query := range hotQueries(t) {
 		for _, tracer := range []TraceWorker{nil, &still{}} {
 			a := testAnswerer(t)
-			a.trace, a.start = tracer, time.Now()
+			a.traceBy(tracer)
+			a.begin(time.Now())
 			allocs := testing.AllocsPerRun(100, func() { a.serve(d, query, resolver, false, buf) })
 			if allocs != 0 {
 				t.Errorf("%s, tracer %t: got %v allocations, want 0", name, tracer != nil, allocs)
@@ -480,18 +484,20 @@ func TestAllocations(t *testing.T) {
 // still is a TraceWorker with room for one record, over and over.
 type still struct{ slot tracing.Query }
 
-func (s *still) Draw() (record, exact bool)                     { return true, true }
+func (s *still) All() bool                                      { return true }
+func (s *still) Draw() (drawn bool, rest int)                   { return true, 0 }
 func (s *still) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
-func (s *still) Begin() *tracing.Query { return &s.slot }
-func (s *still) Keep(_, _ []byte)      {}
-func (s *still) Commit()               {}
+func (s *still) Begin(bool) *tracing.Query { return &s.slot }
+func (s *still) Keep(_, _ []byte)          {}
+func (s *still) Commit()                   {}
 
 func benchmarkAnswer(b *testing.B, name string, tracer TraceWorker) {
 	d := loadWorld(b).data(b)
 	query := hotQueries(b)[name]
 	a := testAnswerer(b)
-	a.trace, a.start = tracer, time.Now()
+	a.traceBy(tracer)
+	a.begin(time.Now())
 	buf := make([]byte, maxUDPBuffer)
 	b.ReportAllocs()
 	for b.Loop() {

@@ -103,6 +103,8 @@ func converse(t *testing.T, d *Data, words []string) string {
 		}
 		fmt.Fprintf(b, "why pool=%s reason=%s\n", pool, fast.d.Reason)
 	}
+	fast.tally.publish()
+	full.tally.publish()
 	showCounts(b, fast.counters)
 	if !bytes.Equal(reply, slow) {
 		var s strings.Builder

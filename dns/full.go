@@ -126,7 +126,7 @@ func (a *answerer) writeFull(buf []byte, limit int) []byte {
 		}
 		if len(out) <= limit || n <= 0 { // a signature alone may be longer than the limit
 			r.answers = len(msg.Answer)
-			a.counters.replied(r)
+			a.tally.countReply(r)
 			return out
 		}
 		if r.brief != "" { // goes before anything else: RFC 8914, section 3

@@ -10,7 +10,7 @@ import (
 const (
 	recentSize   = 4096
 	recentWindow = 1 << 18 // decisions from which those are drawn
-	recentEvery  = 8       // one in so many decisions of an answerer is offered, and its first: a power of two
+	recentEvery  = 32      // one in so many decisions of an answerer is offered, and its first: a power of two
 )
 
 // recent is a picture of the latest decisions of one worker.

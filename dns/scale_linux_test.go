@@ -49,6 +49,7 @@ func TestWorkersApart(t *testing.T) {
 			for range recentEvery {
 				a.serve(d, query, netip.MustParseAddr("10.0.0.1"), false, buf)
 			}
+			a.tally.publish()
 		}
 	}
 	type block struct {
@@ -66,6 +67,7 @@ func TestWorkersApart(t *testing.T) {
 			}
 		}
 		note("answerer", unsafe.Pointer(a), unsafe.Offsetof(a.target)+unsafe.Sizeof(a.target))
+		note("tally", unsafe.Pointer(a.tally), unsafe.Offsetof(a.tally.nDecided)+unsafe.Sizeof(a.tally.nDecided))
 		note("options", unsafe.Pointer(unsafe.SliceData(a.opts)), uintptr(cap(a.opts)))
 		note("names", unsafe.Pointer(unsafe.SliceData(a.r.names)), uintptr(cap(a.r.names)))
 		note("rdata", unsafe.Pointer(unsafe.SliceData(a.r.rdatas)), uintptr(cap(a.r.rdatas))*unsafe.Sizeof(a.r.rdatas[:1][0]))

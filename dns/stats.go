@@ -62,15 +62,15 @@ var rcodeNames = [...]string{
 // pairs.
 const cacheLine = 128
 
-// counters is what one worker counts. Its worker alone adds to it, so that no cache line is
-// shared; others read it.
+// counters is what one worker counts, much of it in a tally first. Its worker alone adds to it, so that no
+// cache line is shared; others read it.
 type counters struct {
 	_ [cacheLine]byte
 
 	queries, full, dropped    atomic.Uint64
 	truncated, unsent, panics atomic.Uint64
 	limited                   atomic.Uint64
-	replies                   [1 + outcomes][len(rcodeNames)]atomic.Uint64 // by outcome, the first without one, and rcode
+	replies                   [replyKinds]atomic.Uint64
 
 	pools atomic.Pointer[poolTable]
 
@@ -82,29 +82,24 @@ type counters struct {
 	_ [cacheLine]byte
 }
 
-// replied counts a reply.
-func (c *counters) replied(r *reply) {
-	outcome := 0
-	if r.resolved {
-		outcome = 1 + int(r.outcome)
+// replyKinds is how many kinds of replies there are: by the outcome, the first without one, and the rcode.
+const replyKinds = (1 + outcomes) * len(rcodeNames)
+
+// replyKind returns the kind of r.
+func replyKind(r *reply) int {
+	if !r.resolved {
+		return r.rcode
 	}
-	c.replies[outcome][r.rcode].Add(1)
-	if r.tc {
-		c.truncated.Add(1)
-	}
+	return (1+int(r.outcome))*len(rcodeNames) + r.rcode
 }
 
-// decided counts a decision.
-func (c *counters) decided(s *gslb.Snapshot, d *gslb.Decision) {
+// add counts n decisions out of s.
+func (c *counters) add(s *gslb.Snapshot, kind decisionKind, n uint32) {
 	t := c.pools.Load()
 	if t == nil || t.snapshot.Load() != s {
 		t = c.follow(s)
 	}
-	pool := len(s.Pools)
-	if d.Pool != nil {
-		pool = d.Pool.Index
-	}
-	t.row(d.Service.Index, d.Reason)[pool].Add(1)
+	t.row(kind.service(), kind.reason())[kind.pool()].Add(uint64(n))
 }
 
 // outcomes and reasons are how many there are.
@@ -235,8 +230,8 @@ func (c *counters) addTo(s *Stats, pools map[poolKey]uint64) {
 	s.Panics += c.panics.Load()
 	s.Limited += c.limited.Load()
 	for rcode, name := range rcodeNames {
-		for i := range c.replies {
-			n := c.replies[i][rcode].Load()
+		for i := range 1 + outcomes {
+			n := c.replies[i*len(rcodeNames)+rcode].Load()
 			if i > 0 {
 				s.Outcomes[zone.Outcome(i-1).String()] += n
 			}

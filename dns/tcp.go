@@ -69,17 +69,24 @@ type tcpAnswerer struct {
 type sharedTrace struct {
 	mu    sync.Mutex
 	inner TraceWorker
+	rest  int // records until inner is to draw again
 }
 
-// Draw wants every query recorded: what a worker drew is of its own next record, and here that
-// may be another goroutine's.
-func (t *sharedTrace) Draw() (record, exact bool) { return true, true }
+// All, Draw and Notable want every query recorded exactly: what is drawn is so of the next record, and
+// which that will be is known in Begin.
+func (t *sharedTrace) All() bool { return true }
+
+func (t *sharedTrace) Draw() (drawn bool, rest int) { return true, 0 }
 
 func (t *sharedTrace) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
-func (t *sharedTrace) Begin() *tracing.Query {
+func (t *sharedTrace) Begin(bool) *tracing.Query {
 	t.mu.Lock()
-	q := t.inner.Begin()
+	drawn := false
+	if t.rest--; t.rest < 0 {
+		drawn, t.rest = t.inner.Draw()
+	}
+	q := t.inner.Begin(drawn)
 	if q == nil {
 		t.mu.Unlock()
 	}
@@ -326,12 +333,13 @@ func (c *tcpConn) gather(in []byte, used int, out *[]byte) (int, bool) {
 	a := c.t.answerers.Get().(*tcpAnswerer)
 	a.local, a.port = c.local, c.port
 	defer c.t.answerers.Put(a)
+	defer a.tally.publish()
 	data := c.t.data.Load()
 	for len(*out) < writeSize && whole(in[used:]) {
 		query := in[used+2:][:be16(in[used:])]
 		used += 2 + len(query)
 		c.t.counters.queries.Add(1)
-		a.start, a.last = time.Now(), 0
+		a.begin(time.Now())
 		reply := a.serve(data, query, c.from, true, a.buf[:])
 		if reply == nil {
 			return used, false

@@ -46,7 +46,7 @@ func BenchmarkTraced(b *testing.B) {
 				}
 				o.Logger, o.RingSize = slog.New(slog.DiscardHandler), 1<<13 // a burst of this loop is longer than one of the network
 				r := tracing.New(o)
-				a.trace = r.Worker(0)
+				a.traceBy(r.Worker(0))
 				ctx, cancel := context.WithCancel(b.Context())
 				ran := make(chan error)
 				go func() { ran <- r.Run(ctx) }()
@@ -56,7 +56,7 @@ func BenchmarkTraced(b *testing.B) {
 			before := processTime(b)
 			for i := 0; b.Loop(); i++ {
 				if i%16 == 0 && a.trace != nil { // a batch
-					a.start, a.last = time.Now(), 0
+					a.begin(time.Now())
 				}
 				a.serve(d, pkts[i&1], from, false, buf)
 			}

@@ -59,7 +59,7 @@ func BenchmarkTracedShare(b *testing.B) {
 		s, again := w.data.Load().Snapshot, new(gslb.Decision)
 		v.trace.Brief = func(q *tracing.Query) tracing.Facts { return DescribeBriefly(s, q, again) }
 		r := tracing.New(*v.trace)
-		v.a.trace = r.Worker(0)
+		v.a.traceBy(r.Worker(0))
 		ctx, cancel := context.WithCancel(b.Context())
 		ran, thread := make(chan error), make(chan int)
 		go func() {
@@ -142,7 +142,7 @@ func BenchmarkTracedShare(b *testing.B) {
 		process, start := cpuTime(unix.RUSAGE_SELF), known()
 		for i := range 4 * queries {
 			if i%batch == 0 {
-				v.a.start, v.a.last = time.Now(), 0
+				v.a.begin(time.Now())
 			}
 			v.a.serve(data, pkts[i&1], from, false, buf)
 		}

@@ -155,6 +155,7 @@ func (w *udpWorker) run(ctx context.Context) error {
 	for end := time.Now().Add(drainTime); time.Now().Before(end) && w.recvmmsg(0) && w.n > 0; {
 		w.answer()
 	}
+	w.a.tally.publish()
 	return nil
 }
 
@@ -187,6 +188,7 @@ func (w *udpWorker) recvmmsg(uintptr) bool {
 			continue
 		case unix.EAGAIN:
 			w.n, w.errno = 0, 0
+			w.a.tally.publish()
 			return false
 		default:
 			w.n, w.errno = 0, errno
@@ -208,7 +210,7 @@ func (w *udpWorker) rearm(n int) {
 // answer answers the batch that was read, out of one Data.
 func (w *udpWorker) answer() {
 	data := w.data.Load()
-	w.a.start, w.a.last = time.Now(), 0
+	w.a.begin(time.Now())
 	w.a.counters.queries.Add(uint64(w.n))
 	w.replies, w.sent = 0, 0
 	if last := w.a.d.Service; w.steered && last != nil && w.n > 1 {
@@ -236,6 +238,9 @@ func (w *udpWorker) answer() {
 		w.replies++
 	}
 	w.steered = 2*int(w.a.made-made) > w.n
+	if w.n < batch || w.a.tally.n >= publishAfter { // before they go: who has a reply finds it counted
+		w.a.tally.publish()
+	}
 	w.sendmmsg()
 }
 

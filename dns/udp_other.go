@@ -47,10 +47,12 @@ func (w *udpWorker) run(ctx context.Context) error {
 			}
 			return err
 		}
-		w.a.start, w.a.last = time.Now(), 0
+		w.a.begin(time.Now())
 		w.a.counters.queries.Add(1)
 		w.a.port = from.Port()
-		if reply := w.a.serve(w.data.Load(), in[:n], from.Addr().Unmap().WithZone(""), false, out); reply != nil {
+		reply := w.a.serve(w.data.Load(), in[:n], from.Addr().Unmap().WithZone(""), false, out)
+		w.a.tally.publish()
+		if reply != nil {
 			if _, err := w.conn.WriteToUDPAddrPort(reply, from); err != nil {
 				w.a.counters.unsent.Add(1)
 			}

@@ -57,7 +57,7 @@ func BenchmarkRecord(b *testing.B) {
 			// The drain runs in the worker's place every 1024 records, so that none is lost and
 			// its cost shows.
 			measure(b, func() {
-				fillQuery(w.Begin())
+				fillQuery(begin(w))
 				w.Commit()
 				if n++; n%1024 == 0 {
 					r.drain(now)

@@ -24,8 +24,9 @@ import (
 // logged is a recorder with a decision log, both running.
 type logged struct {
 	*Recorder
-	log *DecisionLog
-	end func() // of both, in order; once
+	log  *DecisionLog
+	end  func() // of both, in order; once
+	rest int    // until the worker is to draw again
 }
 
 // startLog runs a recorder of one worker with a log of that configuration. Of the services s0, s1 …
@@ -56,7 +57,7 @@ func startLog(t *testing.T, c DecisionLogConfig) *logged {
 		two.Wait()
 	})
 	t.Cleanup(end)
-	return &logged{r, l, end}
+	return &logged{Recorder: r, log: l, end: end}
 }
 
 const startNS = int64(1_700_000_000_123_456_789)
@@ -64,10 +65,14 @@ const startNS = int64(1_700_000_000_123_456_789)
 // decide records a decision as a worker of the DNS server does.
 func (l *logged) decide(service, pool int32, reason uint8, tcp bool) {
 	w := l.Worker(0)
-	if record, _ := w.Draw(); !record && !w.Notable(service, pool, reason, 0, 0) {
+	drawn := false
+	if l.rest--; l.rest < 0 {
+		drawn, l.rest = w.Draw()
+	}
+	if !drawn && !w.All() && !w.Notable(service, pool, reason, 0, 0) {
 		return
 	}
-	q := w.Begin()
+	q := w.Begin(drawn)
 	if q == nil {
 		return
 	}

@@ -2,17 +2,18 @@ package tracing
 
 import (
 	"encoding/binary"
+	"math"
 	"math/bits"
 	"math/rand/v2"
 	"sync/atomic"
 )
 
-// A worker may sample ahead: of queries that nobody will see it then writes no record, which
-// spares the cache of its core the ring and the drain a look at each. It calls Draw before a
-// query and, unless that drew it, Notable after it; the recorder has the last word on what was
-// notable. What is recorded for the ledger alone it marks as Plain. A record begun without Draw is drawn for by the recorder.
+// A worker samples ahead: of queries that nobody will see it then writes no record, which spares the
+// cache of its core the ring and the drain a look at each. By Draw it learns which of the next queries
+// is drawn; of the others it asks by Notable. The recorder has the last word on what was
+// notable. What is recorded for the ledger alone it marks as Plain. Records of other Sources are drawn for by the recorder.
 
-// draw says what a worker's Draw said of a record.
+// draw says what a worker drew of a record.
 type draw uint8
 
 const (
@@ -33,9 +34,12 @@ type ahead struct {
 	bound  uint64       // as the sampler's
 	all    bool         // every record is wanted, whether it becomes spans or not
 	log    *DecisionLog // nil: none
-	logged bool         // the query is drawn for it
-	random uint64
-	last   draw
+	random *rand.Rand
+	due    bool    // the query that Draw is called for is drawn
+	share  uint64  // of the queries that are drawn, as bound, when scale was computed
+	scale  float64 // 1 / ln(1 - share)
+	traced bool    // what was drawn last is so for a trace,
+	logged bool    // and for the decision log
 	kinds  [kindRows][kindsInRow]recorded
 	plain  quota // of drawn ones that the ratio alone selects
 
@@ -94,38 +98,59 @@ func (q *quota) take(epoch uint32) bool {
 
 // init readies a for s.
 func (a *ahead) init(s *sampler, all bool, plain uint64, log *DecisionLog) {
-	a.bound, a.all, a.log, a.random = s.bound, all, log, rand.Uint64()
+	a.bound, a.all, a.log, a.random = s.bound, all, log, rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	a.plain.most = plain
 	a.unusual.most = 2 * uint64(s.interesting.rate) // what a full bucket and a second more can let through
 	a.flagged.most = uint64(s.standing.rate)
 	a.epoch.Store(1)
 }
 
-// Draw tells whether the next query is to be recorded, and whether exactly: it is sampled by the
-// ratio, or by that of the decision log. Only the producer calls it.
-func (w *Worker) Draw() (record, exact bool) {
+// All tells whether every query is to be recorded.
+func (w *Worker) All() bool { return w.ahead.all }
+
+// maxGap is the longest that Draw looks ahead, in queries: the share that the decision log wants may
+// change meanwhile.
+const maxGap = 4096
+
+// Draw tells whether the next query is drawn, by the ratio or by that of the decision log, and that of
+// the rest after it none is; then it is to be called again. Only the producer calls it.
+func (w *Worker) Draw() (drawn bool, rest int) {
 	a := &w.ahead
-	a.next()
-	a.last = notDrawn
-	if a.random>>1 < a.bound && a.plain.take(a.epoch.Load()) {
-		a.last = drawn
+	if !a.due {
+		var gap int
+		if gap, a.due = a.gap(); gap > 0 {
+			return false, gap - 1
+		}
 	}
-	exact = a.last == drawn || a.logged
-	return exact || a.all, exact
+	a.due = false
+	// What is traced by the ratio is among what is logged, or the other way round.
+	x, _ := bits.Mul64(a.random.Uint64(), a.wanted())
+	a.traced = x < a.bound && a.plain.take(a.epoch.Load())
+	a.logged = a.log != nil && x < a.log.bound.Load()
+	return a.traced || a.logged, 0
 }
 
-// next draws a number for the next query, and by it whether the decision log wants it: what is
-// traced by the ratio is among what is logged, or the other way round.
-func (a *ahead) next() {
-	a.random = a.random*6364136223846793005 + 1442695040888963407 // Knuth's MMIX; its upper bits are good
-	a.logged = a.log != nil && a.random>>1 < a.log.bound.Load()
+// wanted returns the share of queries to be drawn, as bound.
+func (a *ahead) wanted() uint64 {
+	if a.log != nil {
+		return max(a.bound, a.log.bound.Load())
+	}
+	return a.bound
 }
 
-// drawLog draws for the decision log where Draw was not called.
-func (a *ahead) drawLog() {
-	if a.last == notAsked {
-		a.next()
+// gap draws how many queries are not drawn, and whether the one after them is: the numbers are
+// distributed as if each query had been drawn for (geometric distribution), also where it ends at maxGap.
+func (a *ahead) gap() (n int, due bool) {
+	if share := a.wanted(); share != a.share {
+		a.share, a.scale = share, 1/math.Log1p(-float64(share)/(1<<63))
 	}
+	if a.share == 0 {
+		return maxGap, false
+	}
+	if n := math.Log(1-a.random.Float64()) * a.scale; n < maxGap {
+		return int(n), true
+	}
+	return maxGap, false
 }
 
 // Notable tells whether a query that was not drawn may become spans by its rcode or by what was

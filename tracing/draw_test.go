@@ -37,11 +37,15 @@ func TestDraw(t *testing.T) {
 	const queries = 100_000
 	r := New(Options{Sample: 0.1, Interesting: -1, Plain: -1, RingSize: queries})
 	w := r.Worker(0)
-	drew := 0
+	drew, rest := 0, 0
 	for range queries {
-		if record, _ := w.Draw(); record {
+		drawn := false
+		if rest--; rest < 0 {
+			drawn, rest = w.Draw()
+		}
+		if drawn {
 			drew++
-			q := w.Begin()
+			q := w.Begin(drawn)
 			q.Service, q.Pool = -1, -1
 			w.Commit()
 		}
@@ -98,9 +102,9 @@ func TestPlain(t *testing.T) {
 		w := r.Worker(0)
 		drawn := uint64(0)
 		for range 1000 {
-			if record, exact := w.Draw(); record && exact {
+			if now, _ := w.Draw(); now {
 				drawn++
-				fillQuery(w.Begin())
+				fillQuery(w.Begin(now))
 				w.next.Decided = 0 // one span, and no first of its kind
 				w.Commit()
 			}

@@ -101,7 +101,7 @@ func TestCollectors(t *testing.T) {
 					before := time.Now()
 					for range 4 {
 						recorded++
-						if q := w.Begin(); q != nil {
+						if q := begin(w); q != nil {
 							fillQuery(q)
 							w.Commit()
 						} else {
@@ -248,7 +248,7 @@ func TestShutdown(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error)
 		go func() { ran <- r.Run(ctx) }()
-		fillQuery(r.Worker(0).Begin())
+		fillQuery(begin(r.Worker(0)))
 		r.Worker(0).Commit()
 		cancel()
 		start := time.Now()
@@ -346,7 +346,7 @@ func TestExportOverHTTP(t *testing.T) {
 			Node: "ns1", Site: "eu-west", Version: "v1", Logger: quiet(), RingSize: 2048, Grace: time.Minute})
 		const queries = 1500 // five batches by their number of spans
 		for range queries {
-			fillQuery(r.Worker(0).Begin())
+			fillQuery(begin(r.Worker(0)))
 			r.Worker(0).Commit()
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -382,7 +382,7 @@ func TestNobodyListens(t *testing.T) {
 	}
 	l.Close()
 	r := New(Options{Sample: 1, Endpoint: "http://" + l.Addr().String(), RetryFor: time.Nanosecond, Grace: time.Minute, Logger: quiet()})
-	fillQuery(r.Worker(0).Begin())
+	fillQuery(begin(r.Worker(0)))
 	r.Worker(0).Commit()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -74,7 +74,7 @@ func exportOne(t *testing.T, o Options) Stats {
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error)
 	go func() { ran <- r.Run(ctx) }()
-	fillQuery(r.Worker(0).Begin())
+	fillQuery(begin(r.Worker(0)))
 	r.Worker(0).Commit()
 
 	span := fullSpan()

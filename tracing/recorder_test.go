@@ -62,7 +62,7 @@ func TestMemoryOnly(t *testing.T) {
 		go func() { ran <- r.Run(ctx) }()
 		for i := range 2 {
 			for range 3 {
-				q := r.Worker(i).Begin()
+				q := begin(r.Worker(i))
 				fillQuery(q)
 				q.Pool = int32(i)
 				r.Worker(i).Commit()
@@ -101,7 +101,7 @@ func TestLinger(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		ran := make(chan error)
 		go func() { ran <- r.Run(ctx) }()
-		fillQuery(r.Worker(0).Begin())
+		fillQuery(begin(r.Worker(0)))
 		r.Worker(0).Commit()
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
@@ -141,7 +141,7 @@ func TestPlainRecords(t *testing.T) {
 	ledger := NewLedger(4)
 	r := New(Options{Sample: 1, Ledger: ledger})
 	for _, plain := range []bool{true, false} {
-		q := r.Worker(0).Begin()
+		q := begin(r.Worker(0))
 		*q = *answered(1, time.Unix(1_700_000_000, 0), 30, "", "192.0.2.11")
 		q.Plain = plain
 		r.Worker(0).Commit()

@@ -186,7 +186,7 @@ func TestRelayEndToEnd(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	id := signer.ID(at, "www.example.com", "gfe-eu", "1f2e", 1)
 	for range 2 { // the second one is of a known kind
-		q := r.Worker(0).Begin()
+		q := begin(r.Worker(0))
 		fillQuery(q)
 		q.Decision = id
 		r.Worker(0).Commit()
@@ -274,7 +274,7 @@ func TestRelayWaitsForTheLedger(t *testing.T) {
 		synctest.Wait() // asleep until the next drain
 
 		now := time.Now()
-		q := r.Worker(0).Begin()
+		q := begin(r.Worker(0))
 		*q = *answered(ids.Signer().ID(now, "www.example.com", "gfe-eu", "1f2e", 0), now, 30, "", "192.0.2.11")
 		r.Worker(0).Commit()
 		request := exportOf(t, serverSpan("192.0.2.11", "198.51.100.7", now))

@@ -85,12 +85,12 @@ func newWorker(size int) *Worker {
 	return &Worker{lines: make([]lineOctets, n), bodies: make([]bodyOctets, n), tails: make([]tailOctets, n), mask: uint64(n - 1)}
 }
 
-// Begin returns the next record, to be filled in and handed over with Commit.
+// Begin returns the next record, of a query that Draw drew or did not, to be filled in and handed over with Commit.
 // All fields are zero but Name and Given, of which what is past NameLen and
 // GivenLen means nothing. Trace, Span and Parent go with an Asked that is not AskNothing. It returns nil if the
 // ring is full: the record is dropped and counted. A second Begin without a Commit starts the
 // same record over.
-func (w *Worker) Begin() *Query {
+func (w *Worker) Begin(queryDrawn bool) *Query {
 	tail := w.tail.Load()
 	if tail-w.seen > w.mask {
 		w.seen = w.head.Load()
@@ -102,10 +102,14 @@ func (w *Worker) Begin() *Query {
 	w.open = true
 	q := &w.next
 	q.reset()
-	w.ahead.drawLog()
-	q.Drawn, q.Logged = w.ahead.last, w.ahead.logged
-	if q.Logged {
-		w.wire[tail&w.mask].n = 0
+	q.Drawn = notDrawn
+	if queryDrawn {
+		if w.ahead.traced {
+			q.Drawn = drawn
+		}
+		if q.Logged = w.ahead.logged; q.Logged {
+			w.wire[tail&w.mask].n = 0
+		}
 	}
 	return q
 }
@@ -149,7 +153,6 @@ func (w *Worker) Commit() {
 		panic("tracing: Commit without a record from Begin")
 	}
 	w.open = false
-	w.ahead.last = notAsked
 	tail, q := w.tail.Load(), &w.next
 	at := tail & w.mask
 	w.lines[at] = *q.line()

@@ -17,6 +17,12 @@ func TestRingSize(t *testing.T) {
 	}
 }
 
+// begin draws and begins, where all queries are drawn or none.
+func begin(w *Worker) *Query {
+	drawn, _ := w.Draw()
+	return w.Begin(drawn)
+}
+
 // A ring agrees with a plain slice, whatever the order of puts and drains.
 func TestRingTwin(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
@@ -26,7 +32,7 @@ func TestRingTwin(t *testing.T) {
 	for step := range int64(100_000) {
 		switch random.IntN(10) {
 		default:
-			q := w.Begin()
+			q := begin(w)
 			if got, want := q != nil, len(twin) < 8; got != want {
 				t.Fatalf("step %d: Begin has a slot: %v, want %v", step, got, want)
 			}
@@ -39,7 +45,7 @@ func TestRingTwin(t *testing.T) {
 			w.Commit()
 			twin = append(twin, step)
 		case 0: // begun and given up
-			if q := w.Begin(); q == nil {
+			if q := begin(w); q == nil {
 				full++
 			} else {
 				q.Start = -1
@@ -67,7 +73,7 @@ func TestRingStress(t *testing.T) {
 	go func() {
 		var dropped uint64
 		for i := range uint64(records) {
-			q := w.Begin()
+			q := begin(w)
 			if q == nil {
 				dropped++
 				if dropped%64 == 0 {
@@ -112,14 +118,14 @@ func TestRingStress(t *testing.T) {
 // Begin clears every field but Name and Given, also those that are added one day.
 func TestBeginClears(t *testing.T) {
 	w := newWorker(2)
-	q := w.Begin()
+	q := begin(w)
 	v := reflect.ValueOf(q).Elem()
 	for i := range v.NumField() {
 		fill(v.Field(i))
 	}
-	w.Begin()
+	begin(w)
 	for i := range v.NumField() {
-		if name := v.Type().Field(i).Name; name != "Name" && name != "Given" && !v.Field(i).IsZero() {
+		if name := v.Type().Field(i).Name; name != "Name" && name != "Given" && name != "Drawn" && !v.Field(i).IsZero() {
 			t.Errorf("field %s after Begin: %v, want zero", name, v.Field(i))
 		}
 	}
@@ -148,8 +154,8 @@ func TestCommitWithoutBegin(t *testing.T) {
 		setup func(*Worker)
 	}{
 		{"fresh", func(*Worker) {}},
-		{"twice", func(w *Worker) { w.Begin(); w.Commit() }},
-		{"full", func(w *Worker) { w.Begin(); w.Commit(); w.Begin(); w.Commit(); w.Begin() }},
+		{"twice", func(w *Worker) { begin(w); w.Commit() }},
+		{"full", func(w *Worker) { begin(w); w.Commit(); begin(w); w.Commit(); begin(w) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorker(2)
@@ -167,7 +173,7 @@ func TestCommitWithoutBegin(t *testing.T) {
 func TestRecordAllocs(t *testing.T) {
 	w := newWorker(64)
 	got := testing.AllocsPerRun(1000, func() {
-		if q := w.Begin(); q != nil {
+		if q := begin(w); q != nil {
 			fillQuery(q)
 			w.Commit()
 		} else {
@@ -213,14 +219,14 @@ func TestRingKeeps(t *testing.T) {
 		want.Asked = Ask(random.IntN(3))
 		want.NameLen = uint8(random.IntN(256))
 		want.Plain = want.Asked == AskNothing && random.IntN(2) == 0
-		want.Logged, want.Drawn = false, notAsked
+		want.Logged, want.Drawn = false, notDrawn
 		if want.Asked == AskNothing {
 			want.Trace, want.Span, want.Parent = TraceID{}, SpanID{}, SpanID{}
 		}
 		for i := range want.Name[:want.NameLen] {
 			want.Name[i] = byte(random.Uint32())
 		}
-		*w.Begin() = want
+		*begin(w) = want
 		w.Commit()
 		w.drain(func(q *Query, _ *packets) {
 			got := *q

@@ -115,12 +115,12 @@ func TestParents(t *testing.T) {
 func TestParentInSpans(t *testing.T) {
 	r := New(Options{Interesting: -1, Describe: describeAll})
 	w := r.Worker(0)
-	q := w.Begin()
+	q := begin(w)
 	fillQuery(q)
 	req := Request{Ask: AskTrace, Trace: TraceID{9, 15: 9}, Parent: SpanID{8}}
 	req.Record(q)
 	w.Commit()
-	q = w.Begin() // its sender was told the ids
+	q = begin(w) // its sender was told the ids
 	fillQuery(q)
 	told := Request{Ask: AskTrace, Trace: TraceID{5}, Span: SpanID{6}, Tell: true}
 	told.Record(q)

@@ -140,15 +140,16 @@ type handle struct {
 
 func (h *handle) Keep(_, _ []byte) {}
 
-func (h *handle) Begin() *tracing.Query {
+func (h *handle) Begin(bool) *tracing.Query {
 	name := h.record.Name // the one field that Begin need not clear, as the ring does not
 	h.record = tracing.Query{Name: name}
 	return &h.record
 }
 func (h *handle) Commit() { h.to(&h.record) }
 
-// Draw and Notable want every query recorded.
-func (h *handle) Draw() (record, exact bool)                     { return true, true }
+// All, Draw and Notable want every query recorded exactly.
+func (h *handle) All() bool                                      { return true }
+func (h *handle) Draw() (drawn bool, rest int)                   { return true, 0 }
 func (h *handle) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 // queue is a buffer under a mutex, swapped by the drain.
