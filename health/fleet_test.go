@@ -399,7 +399,7 @@ func TestStopped(t *testing.T) {
 			beat()
 		}
 		flips := m.Stats().Flips
-		if v := m.Views()[0]; v.Verdict != "up" || v.Why != "1 of 3 vantages say down, in 1 sites" {
+		if v := m.Views()[0]; v.Verdict != "up" || v.Why != "1 of 3 vantages say down, in 1 site" {
 			t.Fatalf("got %+v, want up by two of three", v)
 		}
 		time.Sleep(staleFloor + 1) // nothing happens here

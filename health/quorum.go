@@ -86,8 +86,15 @@ func (j Judgement) Why() string {
 		return fmt.Sprintf("one that must be healthy says down, with %d of %d vantages", j.Down, j.Of)
 	case j.Unsure:
 		return fmt.Sprintf("%d of %d vantages say down, and more that are not believed now: the last verdict stays", j.Down, j.Of)
+	case j.Of == 1 && j.Down == 0:
+		return "the only vantage that counts says up"
+	case j.Of == 1:
+		return "the only vantage that counts says down"
 	case j.Down == 0:
 		return fmt.Sprintf("all of %d vantages say up", j.Of)
+	}
+	if j.Sites == 1 {
+		return fmt.Sprintf("%d of %d vantages say down, in 1 site", j.Down, j.Of)
 	}
 	return fmt.Sprintf("%d of %d vantages say down, in %d sites", j.Down, j.Of, j.Sites)
 }

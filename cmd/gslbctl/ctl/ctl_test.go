@@ -142,7 +142,7 @@ func exampleExplanation() *api.Explanation {
 
 func exampleHealth() *api.Health {
 	return &api.Health{Endpoints: []health.View{
-		{Pool: "gfe-eu", Endpoint: addr("192.0.2.11"), Verdict: "down", Since: at.Add(-3 * time.Minute), Why: "1 of 1 vantages say down, in 1 sites", Regions: map[string]string{"americas": "up"}, Vantages: []health.Vantage{
+		{Pool: "gfe-eu", Endpoint: addr("192.0.2.11"), Verdict: "down", Since: at.Add(-3 * time.Minute), Why: "the only vantage that counts says down", Regions: map[string]string{"americas": "up"}, Vantages: []health.Vantage{
 			{Since: at.Add(-190 * time.Second), Trend: []time.Duration{1e6, 8e6, 4e6, 0}, Node: "ns1", Site: "eu-west", Class: "refused", Detail: "dial 192.0.2.11:443", Age: 2 * time.Second, Fresh: true},
 			{Node: "ns2", Site: "us-east", Up: true, Class: "ok", Latency: 12300 * time.Microsecond, Age: 45 * time.Second},
 			{Node: "ns3", Site: "us-east", Class: "ok", Latency: 9 * time.Millisecond, Age: time.Second, Fresh: true},
