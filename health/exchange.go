@@ -1,7 +1,6 @@
 package health
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/ed25519"
 	"encoding/base64"
@@ -76,7 +75,7 @@ func (l *lists) add(targets map[gslb.EndpointID]Target) uint64 {
 	return hash
 }
 
-// hear takes a packet of a peer.
+// hear takes a packet of a peer. It keeps b, which nobody may change any more.
 func (m *Monitor) hear(b []byte) {
 	now := time.Now()
 	m.stats.gossipIn.Add(1)
@@ -100,7 +99,7 @@ func (m *Monitor) hearPacket(b []byte, now time.Time, outer bool) error {
 		packets, err := openBundle(b)
 		for _, p := range packets {
 			if err == nil {
-				m.drop(m.hearPacket(p, now, false))
+				m.drop(m.hearPacket(slices.Clone(p), now, false)) // what is kept of one is not to hold them all
 			}
 		}
 		return err
@@ -171,14 +170,14 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 	relay := len(r.Observations) == 1
 	var changed []Change
 	refused := 0
-	list, known := m.lists.byHash[r.Heading.List]
-	if r.Bits == nil || v == nil || !m.table.confirm(v, &r) {
+	confirmed := r.Bits != nil && v != nil && m.table.confirm(v, &r, &e, now)
+	if !confirmed {
 		if r.Bits != nil {
 			var had map[gslb.EndpointID]*register
 			if v != nil {
 				had = v.observed
 			}
-			r.Observations = r.observations(list, had)
+			r.Observations = r.observations(m.lists.byHash[r.Heading.List], had)
 		}
 		changed, refused = m.table.Merge(r)
 		m.stats.dropped[dropFull].Add(uint64(refused))
@@ -191,9 +190,11 @@ func (m *Monitor) take(r Report, e envelope, now time.Time) error {
 			v.unsettle()
 		}
 		switch {
+		case confirmed:
 		case r.Part != nil:
 			v.notes.take(r.Heading.Version, r.Part)
 		case r.Bits != nil:
+			list, known := m.lists.byHash[r.Heading.List]
 			settled := known && refused == 0 && r.Heading.Version == v.heading.Version
 			v.keep(&r, &e, list, settled, now)
 		default:
@@ -274,20 +275,21 @@ func (v *vantage) keep(r *Report, e *envelope, list []gslb.EndpointID, settled b
 		}
 		p = &v.pages[i]
 	}
-	if settled && !(p.settled && bytes.Equal(p.octets(), r.Bits.Octets)) {
-		p.stands = p.stands[:0]
+	p.stands = p.stands[:0]
+	if settled {
 		for at := range r.Bits.all(len(list)) {
 			if o := v.observed[list[at]]; o != nil {
 				p.stands = append(p.stands, o)
 			}
 		}
 	}
-	p.version, p.settled, p.marks, p.at = r.Heading.Version, settled, len(r.Bits.Octets), now.Add(-e.age)
-	p.sealed = envelope{age: e.age, message: append(p.sealed.message[:0], e.message...), signature: append(p.sealed.signature[:0], e.signature...)}
+	p.take(r, e, settled, now)
 }
 
-// octets returns the marks of p as they are in its message.
-func (p *page) octets() []byte { return p.sealed.message[len(p.sealed.message)-p.marks:] }
+// take makes p the bitmap that came in e.
+func (p *page) take(r *Report, e *envelope, settled bool, now time.Time) {
+	p.version, p.settled, p.sealed, p.octets, p.at = r.Heading.Version, settled, *e, r.Bits.Octets, now.Add(-e.age)
+}
 
 // unsettle says that a vote of v is another now, for which a bitmap that was kept need not stand.
 func (v *vantage) unsettle() {

@@ -40,6 +40,10 @@ const (
 	fleetLanes    = 2
 )
 
+// hugePages lets so much of the heap be of huge pages, where the system knows how to: a large fleet is
+// read all over the place, and of small pages a processor knows too few at a time.
+var hugePages = func(octets int) {}
+
 // bigFleet is many nodes with everything of theirs but their shells. What a node knows, says, hears,
 // tests and judges is its Monitor's work; one loop over virtual time calls it, in place of
 // sockets, timers and a goroutine for each packet, which cost ten times as much as the node's
@@ -464,6 +468,7 @@ func TestFleetSlowNodes(t *testing.T) {
 	if nodes > 300 { // every node has a table of every other
 		defer debug.SetGCPercent(debug.SetGCPercent(200))
 		defer debug.SetMemoryLimit(debug.SetMemoryLimit(10 << 30))
+		hugePages(nodes * nodes * 8 << 10)
 	}
 	synctest.Test(t, func(t *testing.T) {
 		f := newBigFleet(nodes, *fleetSeed)

@@ -50,7 +50,7 @@ type gossip struct {
 	conf             config.Gossip
 	log              *slog.Logger
 	stats            *stats
-	hear             func(message []byte)   // a message of a peer, which may be reused after the call
+	hear             func(message []byte)   // a message of a peer, which is the callee's to keep
 	state            func(join bool) []byte // what this node has to say to one that it exchanges states with
 	lost             func(peer string)      // a peer died or left
 	conflict, alone  seldom
@@ -498,7 +498,7 @@ func readMeta(b []byte) (site, role string) {
 	return site, role
 }
 
-func (d *delegate) NotifyMsg(b []byte) { d.hear(b) }
+func (d *delegate) NotifyMsg(b []byte) { d.hear(slices.Clone(b)) } // memberlist may use it again
 
 func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 	return d.queue.GetBroadcasts(overhead, limit)

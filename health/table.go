@@ -258,8 +258,8 @@ type page struct {
 	list    uint64
 	settled bool        // the table has taken in all of it, and no other vote of the node since
 	stands  []*register // if settled: those that its marks say
-	sealed  envelope    // age is that at the time
-	marks   int         // octets at the end of the message
+	sealed  envelope    // as it came; shared, so never changed
+	octets  []byte      // the marks at the end of it
 	at      time.Time   // when it was heard, less the age
 }
 
@@ -314,13 +314,13 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 	return changed, refused
 }
 
-// confirm is Merge for a bitmap that says what the kept one before it says, and so changes
+// confirm is Merge and keep for a bitmap that says what the kept one before it says, and so changes
 // nothing but how fresh the votes are. It reports whether it is one; if not, it is to be merged.
 // A bitmap is mostly that.
-func (t *Table) confirm(v *vantage, r *Report) bool {
+func (t *Table) confirm(v *vantage, r *Report, e *envelope, now time.Time) bool {
 	p, h := v.page(r.Bits.First), &r.Heading
 	if p == nil || !p.settled || p.list != h.List || p.version.Epoch != h.Version.Epoch || p.version.Seq >= h.Version.Seq ||
-		!bytes.Equal(p.octets(), r.Bits.Octets) {
+		!bytes.Equal(p.octets, r.Bits.Octets) {
 		return false
 	}
 	for _, o := range p.stands {
@@ -329,6 +329,7 @@ func (t *Table) confirm(v *vantage, r *Report) bool {
 		}
 	}
 	t.hear(v, *h)
+	p.take(r, e, h.Version == v.heading.Version, now)
 	return true
 }
 
