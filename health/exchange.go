@@ -362,8 +362,9 @@ func (m *Monitor) sealAll(messages [][]byte) [][]byte {
 // agreedLocked reports whether every node that is heard has the same list of targets, so that
 // bitmaps say all.
 func (m *Monitor) agreedLocked(now time.Time) bool {
+	up := uptime(now)
 	for i := range m.table.order {
-		if s := &m.table.order[i]; s.list != m.self.List && s.name != m.o.Node && s.alive(now) {
+		if s := &m.table.order[i]; s.list != m.self.List && s.name != m.o.Node && s.alive(up) {
 			return false
 		}
 	}
@@ -481,9 +482,9 @@ func keysOf(o *config.Objects) map[string]ed25519.PublicKey {
 
 // colleaguesLocked returns the other nodes of this node's site that probe and are heard, by name.
 func (m *Monitor) colleaguesLocked(now time.Time) []string {
-	names := make([]string, 0, len(m.colleagues)+1)
+	names, up := make([]string, 0, len(m.colleagues)+1), uptime(now)
 	for i := range m.table.order {
-		if s := &m.table.order[i]; s.site == m.o.Site && s.name != m.o.Node && !s.blind && s.alive(now) {
+		if s := &m.table.order[i]; s.site == m.o.Site && s.name != m.o.Node && !s.blind && s.alive(up) {
 			names = append(names, s.name)
 		}
 	}
@@ -520,7 +521,7 @@ func (m *Monitor) assignLocked(peers []string) []Target {
 		m.ranks[id] = rank
 	}
 	m.colleagues = peers
-	out := make([]Target, 0, len(m.targets))
+	out := make([]Target, 0, len(m.assigned))
 	for _, t := range m.targets {
 		if t.Probe.Vantages == 0 || t.Probe.Vantages > len(peers) || m.ranks[t.ID] < t.Probe.Vantages {
 			out = append(out, t)

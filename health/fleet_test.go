@@ -37,7 +37,7 @@ const (
 	fleetTick     = 5 * time.Millisecond
 	fleetInterval = 5 * time.Second
 	fleetWheel    = 1 << 11 // ticks: 10 s
-	fleetLanes    = 2
+	fleetLanes    = 8       // more than cores, which are shared with others
 )
 
 // hugePages lets so much of the heap be of huge pages, where the system knows how to: a large fleet is

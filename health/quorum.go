@@ -187,27 +187,43 @@ const mostFails = 50
 // say so themselves, and those for which more than half of everything fails. If the latter
 // are a quorum it is the world that fails, and they are believed.
 func doubtful(alive iter.Seq[Doubt]) map[string]bool {
+	var abstain, fail []string
+	others := 0
+	for d := range alive {
+		switch {
+		case d.Abstains:
+			abstain = append(abstain, d.Node)
+		case d.Failing > mostFails:
+			fail = append(fail, d.Node)
+		default:
+			others++
+		}
+	}
+	if len(fail) > others && worldFails(alive) { // those that are no more than the others are no quorum
+		fail = nil
+	}
+	if len(abstain)+len(fail) == 0 {
+		return nil
+	}
+	out := make(map[string]bool, len(abstain)+len(fail))
+	for _, node := range abstain {
+		out[node] = true
+	}
+	for _, node := range fail {
+		out[node] = true
+	}
+	return out
+}
+
+// worldFails reports whether those for which more than half of everything fails are a quorum.
+func worldFails(alive iter.Seq[Doubt]) bool {
 	var c count
-	var odd []Doubt
 	for d := range alive {
 		if !d.Abstains {
 			c.add(&defaultRule, &Vote{Node: d.Node, Site: d.Site, Up: d.Failing <= mostFails}, false)
 		}
-		if d.Abstains || d.Failing > mostFails {
-			odd = append(odd, d)
-		}
 	}
-	world := c.judge(&defaultRule, gslb.Up).Verdict == gslb.Down
-	var out map[string]bool
-	for _, d := range odd {
-		if d.Abstains || !world {
-			if out == nil {
-				out = make(map[string]bool, len(odd))
-			}
-			out[d.Node] = true
-		}
-	}
-	return out
+	return c.judge(&defaultRule, gslb.Up).Verdict == gslb.Down
 }
 
 // Doubt is what a vantage says of itself.

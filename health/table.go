@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"iter"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -186,7 +187,7 @@ type vantage struct {
 type standing struct {
 	of                       *vantage
 	name, site               string
-	at                       time.Time     // when it was heard
+	at                       time.Duration // when it was heard, by uptime
 	patience                 time.Duration // for how long that counts; 0: not at all, since it left or membership lost it
 	list                     uint64
 	failing                  uint8
@@ -197,7 +198,7 @@ type standing struct {
 // stand brings v's standing up to date. Whoever changes v's heading, or what is gone, calls it.
 func (t *Table) stand(v *vantage) {
 	h, s := &v.heading, &t.order[v.place]
-	s.site, s.at, s.list, s.failing, s.leaving, s.abstains, s.blind = h.Site, h.At, h.List, h.Failing, h.Leaving, h.Abstains, h.Blind
+	s.site, s.at, s.list, s.failing, s.leaving, s.abstains, s.blind = h.Site, uptime(h.At), h.List, h.Failing, h.Leaving, h.Abstains, h.Blind
 	if s.patience = h.patience(); h.Leaving || h.Version.Compare(v.gone) <= 0 {
 		s.patience = 0
 	}
@@ -224,18 +225,29 @@ func (t *Table) replace(i int) {
 	}
 }
 
-// alive reports whether the vantage is heard at now: not too long ago, since membership last
-// lost it, and not with its last word.
-func (s *standing) alive(now time.Time) bool { return s.patience > 0 && now.Sub(s.at) <= s.patience }
+// started is when this process did. What is reckoned from it is cheap to compare.
+var started = time.Now()
 
-// fresh reports whether the vantage's observation o of an endpoint that is probed every interval
-// still counts at now.
-func (s *standing) fresh(o *register, interval time.Duration, now time.Time) bool {
-	return s.alive(now) && now.Sub(o.At) <= max(staleFactor*interval, s.patience)
-}
+// uptime is what at is reckoned from started, or before it.
+func uptime(at time.Time) time.Duration { return max(at.Sub(started), math.MinInt64/2) }
+
+// alive reports whether the vantage is heard at that uptime: not too long ago, since membership
+// last lost it, and not with its last word.
+func (s *standing) alive(now time.Duration) bool { return s.patience > 0 && now-s.at <= s.patience }
 
 // alive is that of v's standing.
-func (t *Table) alive(v *vantage, now time.Time) bool { return t.order[v.place].alive(now) }
+func (t *Table) alive(v *vantage, now time.Time) bool { return t.order[v.place].alive(uptime(now)) }
+
+// fresh reports whether v's observation o of an endpoint that is probed every interval still
+// counts at now.
+func (t *Table) fresh(v *vantage, o *register, interval time.Duration, now time.Time) bool {
+	return t.alive(v, now) && now.Sub(o.At) <= t.order[v.place].lasts(interval)
+}
+
+// lasts is how old what the vantage says of an endpoint that is probed every interval may be.
+func (s *standing) lasts(interval time.Duration) time.Duration {
+	return max(staleFactor*interval, s.patience)
+}
 
 // register is what a vantage says of an endpoint, and what is remembered of its word beside that.
 type register struct {
@@ -450,6 +462,7 @@ func (t *Table) Report(node string, ids ...gslb.EndpointID) Report {
 // Doubts yields what the vantages that are heard at now say of themselves.
 func (t *Table) Doubts(now time.Time) iter.Seq[Doubt] {
 	return func(yield func(Doubt) bool) {
+		now := uptime(now)
 		for i := range t.order {
 			if s := &t.order[i]; !s.blind && s.alive(now) && !yield(Doubt{Node: s.name, Site: s.site, Failing: s.failing, Abstains: s.abstains}) {
 				return
@@ -461,14 +474,14 @@ func (t *Table) Doubts(now time.Time) iter.Seq[Doubt] {
 // Lost reports whether more of the nodes that are known are not heard than are: those that
 // left are not missed, and those that were silent for long are forgotten.
 func (t *Table) Lost(now time.Time) bool {
-	heard, known := 0, 0
+	heard, known, up := 0, 0, uptime(now)
 	for i := range t.order {
 		s := &t.order[i]
-		if s.leaving || now.Sub(s.at) > forgetAfter {
+		if s.leaving || up-s.at > forgetAfter {
 			continue
 		}
 		known++
-		if s.alive(now) {
+		if s.alive(up) {
 			heard++
 		}
 	}
@@ -479,27 +492,28 @@ func (t *Table) Lost(now time.Time) bool {
 // says nothing. As long as the same nodes are alive and none says something else, they stay
 // the same until at least the time that comes with them.
 func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time) (votes []Vote, until time.Time) {
-	until = now.Add(maxInterval)
+	up, left := uptime(now), maxInterval
 	for _, v := range t.voters[id] {
 		o, s := v.said, &t.order[v.place]
-		if o.Silent || !s.alive(now) {
+		if o.Silent || !s.alive(up) {
 			continue
 		}
-		if !s.fresh(o, interval, now) {
-			until = now // whoever confirms it gives it back
+		age := up - uptime(o.At)
+		if age > s.lasts(interval) {
+			left = 0 // whoever confirms it gives it back
 			continue
 		}
-		until = earlier(until, o.At.Add(max(staleFactor*interval, staleFloor))) // or later: a node may promise less
+		left = max(0, min(left, max(staleFactor*interval, staleFloor)-age)) // or later: a node may promise less
 		votes = append(votes, Vote{Node: s.name, Site: s.site, Up: o.Up, Flipping: o.Flipping})
 	}
-	return votes, until
+	return votes, now.Add(left)
 }
 
 // Alive returns the nodes that are heard at now, in order.
 func (t *Table) Alive(now time.Time) []string {
 	var names []string
 	for i := range t.order {
-		if s := &t.order[i]; s.alive(now) {
+		if s := &t.order[i]; s.alive(uptime(now)) {
 			names = append(names, s.name)
 		}
 	}
@@ -509,10 +523,10 @@ func (t *Table) Alive(now time.Time) []string {
 // Turned returns the endpoints of which a vantage says something that is heard at now and not in
 // doubt, and was not when Turned was called last, or the other way round.
 func (t *Table) Turned(doubts map[string]bool, now time.Time) map[gslb.EndpointID]bool {
-	due := make(map[gslb.EndpointID]bool)
+	due, up := make(map[gslb.EndpointID]bool), uptime(now)
 	for i := range t.order {
 		s := &t.order[i]
-		if counts := s.alive(now) && !doubts[s.name]; counts != s.counted {
+		if counts := s.alive(up) && !doubts[s.name]; counts != s.counted {
 			s.counted = counts
 			for id := range s.of.observed {
 				due[id] = true

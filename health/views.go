@@ -105,7 +105,7 @@ func (m *Monitor) Views() []View {
 			}
 			said := Vantage{
 				Node: name, Site: v.heading.Site, Up: o.Up, Class: o.Class.String(), Detail: o.Detail, Latency: o.Latency, Score: o.Score,
-				Age: max(0, now.Sub(o.At)), Fresh: m.table.order[v.place].fresh(o, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now), Abstains: doubts[name],
+				Age: max(0, now.Sub(o.At)), Fresh: m.table.fresh(v, o, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now), Abstains: doubts[name],
 			}
 			said.Counts = said.Fresh && !said.Abstains && !rule.monitors(&Vote{Node: name, Site: said.Site})
 			if s := o.seen; s != nil {
