@@ -482,9 +482,9 @@ func keysOf(o *config.Objects) map[string]ed25519.PublicKey {
 
 // colleaguesLocked returns the other nodes of this node's site that probe and are heard, by name.
 func (m *Monitor) colleaguesLocked(now time.Time) []string {
-	names, up := make([]string, 0, len(m.colleagues)+1), uptime(now)
+	names, self, up := make([]string, 0, len(m.colleagues)+1), m.table.nodes[m.o.Node], uptime(now)
 	for i := range m.table.order {
-		if s := &m.table.order[i]; s.site == m.o.Site && s.name != m.o.Node && !s.blind && s.alive(up) {
+		if s := &m.table.order[i]; s.of != self && s.site == m.o.Site && !s.blind && s.alive(up) {
 			names = append(names, s.name)
 		}
 	}

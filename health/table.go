@@ -459,12 +459,20 @@ func (t *Table) Report(node string, ids ...gslb.EndpointID) Report {
 	return r
 }
 
-// Doubts yields what the vantages that are heard at now say of themselves.
-func (t *Table) Doubts(now time.Time) iter.Seq[Doubt] {
+// Doubts yields what the vantages that are heard at now say of themselves, but own's node what own says.
+func (t *Table) Doubts(own Doubt, now time.Time) iter.Seq[Doubt] {
 	return func(yield func(Doubt) bool) {
-		now := uptime(now)
+		self, up := t.nodes[own.Node], uptime(now)
 		for i := range t.order {
-			if s := &t.order[i]; !s.blind && s.alive(now) && !yield(Doubt{Node: s.name, Site: s.site, Failing: s.failing, Abstains: s.abstains}) {
+			s := &t.order[i]
+			if s.blind || !s.alive(up) {
+				continue
+			}
+			d := Doubt{Node: s.name, Site: s.site, Failing: s.failing, Abstains: s.abstains}
+			if s.of == self {
+				d.Failing, d.Abstains = own.Failing, own.Abstains
+			}
+			if !yield(d) {
 				return
 			}
 		}

@@ -110,16 +110,8 @@ func (m *Monitor) lookLocked(now time.Time) {
 	}
 	m.doubtAt, m.lookedAt = now, now
 	m.apart = m.gossip != nil && (m.refs != reachGood && m.table.Lost(now) || now.Before(m.deafUntil))
-	m.doubts = doubtful(func(yield func(Doubt) bool) {
-		for d := range m.table.Doubts(now) {
-			if d.Node == m.o.Node {
-				d.Abstains, d.Failing = m.refs == reachBad || m.apart, m.self.Failing // as it says with its next word
-			}
-			if !yield(d) {
-				return
-			}
-		}
-	})
+	own := Doubt{Node: m.o.Node, Failing: m.self.Failing, Abstains: m.refs == reachBad || m.apart} // as it says with its next word
+	m.doubts = doubtful(m.table.Doubts(own, now))
 	if m.apart { // those that are left with this node are the smaller part, too, and so is who is heard next
 		m.doubts = make(map[string]bool, len(m.table.order))
 		for i := range m.table.order {
