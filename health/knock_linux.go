@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -295,7 +296,7 @@ func (k *knocker) readLocked(c *knock, now time.Time) {
 		case err == unix.EAGAIN: // epoll says when there is more
 			return
 		case err == nil && n > 0:
-			done, err = c.reply.feed(k.buf[:n])
+			done, err = k.feed(c.reply, k.buf[:n])
 		case err == nil:
 			done, err = true, c.reply.end(io.EOF)
 		}
@@ -306,6 +307,16 @@ func (k *knocker) readLocked(c *knock, now time.Time) {
 	}
 	c.told = true
 	k.answers <- answer{job: c.job, start: c.start, took: now.Sub(c.start)}
+}
+
+// feed is reply's, of which a panic is an error.
+func (k *knocker) feed(r *reply, b []byte) (done bool, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &panicked{v, debug.Stack()}
+		}
+	}()
+	return r.feed(b)
 }
 
 // failLocked says that c's connection failed, or had ended before c began.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -454,4 +455,19 @@ func TestKnockHangs(t *testing.T) {
 	}
 	hangs.Store(false)
 	until(OK)
+}
+
+// TestKnockPanics: what panics while a reply is read is an error of that probe alone.
+func TestKnockPanics(t *testing.T) {
+	r := &reply{part: partBody, left: 1} // to no probe's request
+	_, err := new(knocker).feed(r, []byte("x"))
+	e, ok := err.(*panicked)
+	if !ok || !strings.Contains(err.Error(), "nil pointer") {
+		t.Fatalf("got %v, want the panic as an error", err)
+	}
+	var logged strings.Builder
+	p := &Prober{o: ProberOptions{Logger: slog.New(slog.NewTextHandler(&logged, nil))}}
+	if got := p.survived(&job{target: Target{ID: gslb.EndpointID{Pool: "eu"}}}, e); got.Class != Local || !strings.Contains(logged.String(), "pool=eu") {
+		t.Errorf("got %+v, logged %q", got, logged.String())
+	}
 }

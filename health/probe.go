@@ -445,6 +445,9 @@ func (p *Prober) answered(ctx context.Context, a answer) {
 		return
 	case a.err != nil:
 		r = failed(a.took, a.err, Protocol)
+		if e, ok := a.err.(*panicked); ok {
+			r = p.survived(a.job, e)
+		}
 	case h != nil:
 		r = p.judge(a)
 		over = p.knocker.forget(a.job.knock, r.Class == OK)
@@ -670,13 +673,26 @@ func (p *Prober) attempt(ctx context.Context, j *job) Result {
 	return r
 }
 
-// survive, deferred, ends a panic in j's probe with the result r. It is a bug of ours, but no reason
-// for the node to stop answering: it is logged, and says nothing of the endpoint.
+// panicked is a panic where an error is told.
+type panicked struct {
+	value any
+	stack []byte
+}
+
+func (p *panicked) Error() string { return fmt.Sprint("panic: ", p.value) }
+
+// survive, deferred, ends a panic in j's probe with the result r.
 func (p *Prober) survive(j *job, r *Result) {
 	if v := recover(); v != nil {
-		p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", v, "stack", string(debug.Stack()))
-		*r = Result{Class: Local, Detail: "panic"}
+		*r = p.survived(j, &panicked{v, debug.Stack()})
 	}
+}
+
+// survived is the result of j's probe when it panicked. That is a bug of ours, but no reason for the
+// node to stop answering: it is logged, and says nothing of the endpoint.
+func (p *Prober) survived(j *job, e *panicked) Result {
+	p.o.Logger.Error("probe panicked", "pool", j.target.ID.Pool, "endpoint", j.target.ID.Addr, "panic", e.value, "stack", string(e.stack))
+	return Result{Class: Local, Detail: "panic"}
 }
 
 // count counts the result of an attempt that began at start, and returns what it says after all.
