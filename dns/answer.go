@@ -686,33 +686,39 @@ func (a *answerer) decision() (service, pool int32, reason gslb.Reason, flags gs
 	return int32(a.d.Service.Index), int32(a.d.Pool.Index), a.d.Reason, a.d.Flags
 }
 
-// record writes the query's record for the tracer: an exact one, or a plain one, which does not
-// read the clock. As far as that knows, a query was parsed when the clock was read before it.
+// record writes the query's record for the tracer: an exact one, or the little that a plain one has. As
+// far as the first knows, the query was parsed when the clock was read before it.
 func (a *answerer) record(d *Data, pkt, reply []byte, drawn, exact bool) {
 	t := a.trace.Begin(drawn)
 	if t == nil {
 		return
 	}
-	parsed := a.last
-	if exact {
-		a.clock()
-	}
 	q, r := &a.q, &a.r
-	t.Start, t.Parsed, t.End, t.Plain = a.start.UnixNano(), parsed, a.last, !exact
+	client, fromECS := q.client()
+	service, pool, reason, flags := a.decision()
+	t.Start, t.Plain = a.start.UnixNano(), !exact
+	t.Client, t.Source, t.V6, t.HasECS = client.Addr.As16(), client.Source, client.Addr.Is6(), fromECS
+	t.Reason, t.Rcode, t.Qtype = uint8(reason), uint8(min(r.rcode, 255)), q.qtype
+	if r.decided {
+		t.TTL = a.d.TTL
+	}
+	a.follow.record(t, r)
+	if !exact {
+		a.trace.Commit()
+		return
+	}
+	t.Parsed = a.last
+	a.clock()
+	if t.End = a.last; r.decided {
+		t.Decided = max(a.last, 1)
+	}
 	if d != nil && d.Snapshot != nil {
 		t.Revision = d.Snapshot.Revision
 	}
-	client, fromECS := q.client()
-	t.Client, t.Source, t.V6, t.HasECS = client.Addr.As16(), client.Source, client.Addr.Is6(), fromECS
-	t.Resolver, t.TCP, t.ResolverPort = q.from.As16(), q.tcp, a.port
+	t.Service, t.Pool, t.Flags = service, pool, uint8(flags)
+	t.Scope, t.TCP, t.Answers = r.scope, q.tcp, uint8(min(r.answers, 255))
+	t.Resolver, t.ResolverPort = q.from.As16(), a.port
 	t.Server, t.ServerPort = a.local.Addr().As16(), a.local.Port()
-	t.Rcode, t.Qtype, t.Scope, t.Answers = uint8(min(r.rcode, 255)), q.qtype, r.scope, uint8(min(r.answers, 255))
-	service, pool, reason, flags := a.decision()
-	t.Service, t.Pool, t.Reason, t.Flags = service, pool, uint8(reason), uint8(flags)
-	if r.decided {
-		t.Decided, t.TTL = max(a.last, 1), a.d.TTL
-	}
-	a.follow.record(t, r)
 	t.NameLen = uint8(copy(t.Name[:], q.name))
 	a.trace.Keep(pkt, reply)
 	a.trace.Commit()

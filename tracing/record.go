@@ -26,7 +26,7 @@ type Query struct {
 	GivenLen uint8             // of Given
 	HasECS   bool
 	V6       bool  // Client is IPv6
-	Plain    bool  // neither drawn nor notable: it becomes no spans, and its times are those of up to 32 queries ago
+	Plain    bool  // neither drawn nor notable: it becomes no spans, and has only the fields up to Qtype
 	Drawn    draw  // what the worker drew for it; Begin fills it in
 	Logged   bool  // the worker drew it for the decision log; Begin fills it in
 	Asked    Ask   // what the sender wants, of an EDNS TRACEPARENT option
@@ -34,7 +34,7 @@ type Query struct {
 	Rcode    uint8
 	Qtype    uint16
 
-	// Of a plain record what follows is not known to the drain.
+	// Of a plain record what follows is zero.
 
 	Parsed   uint32 // ns after Start when the question was understood
 	Decided  uint32 // ns after Start when the decision was there; 0: not a steered service

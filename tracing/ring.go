@@ -41,9 +41,6 @@ func (q *Query) rest() *tailOctets {
 	return (*tailOctets)(unsafe.Add(unsafe.Pointer(q), lineSize+bodySize))
 }
 
-// short tells whether q's line is all that the drain looks at.
-func (q *Query) short() bool { return q.Plain && !q.Logged }
-
 // long tells whether q has more than line and body hold: a long name, or the trace of its sender.
 func (q *Query) long() bool {
 	return int(q.NameLen) > lineSize+bodySize-int(unsafe.Offsetof(q.Name)) || q.Asked != AskNothing
@@ -87,7 +84,8 @@ func newWorker(size int) *Worker {
 
 // Begin returns the next record, of a query that Draw drew or did not, to be filled in and handed over with Commit.
 // All fields are zero but Name and Given, of which what is past NameLen and
-// GivenLen means nothing. Trace, Span and Parent go with an Asked that is not AskNothing. It returns nil if the
+// GivenLen means nothing. Trace, Span and Parent go with an Asked that is not AskNothing, and a Plain record has none of what
+// comes after it. It returns nil if the
 // ring is full: the record is dropped and counted. A second Begin without a Commit starts the
 // same record over.
 func (w *Worker) Begin(queryDrawn bool) *Query {
@@ -101,7 +99,10 @@ func (w *Worker) Begin(queryDrawn bool) *Query {
 	}
 	w.open = true
 	q := &w.next
-	q.reset()
+	if !q.Plain { // of the record before: a plain one has nothing else
+		q.resetBody()
+	}
+	q.resetLine()
 	q.Drawn = notDrawn
 	if queryDrawn {
 		if w.ahead.traced {
@@ -156,7 +157,7 @@ func (w *Worker) Commit() {
 	tail, q := w.tail.Load(), &w.next
 	at := tail & w.mask
 	w.lines[at] = *q.line()
-	if !q.short() {
+	if !q.Plain {
 		w.bodies[at] = *q.body()
 		if q.long() {
 			w.tails[at] = *q.rest()
@@ -176,7 +177,7 @@ func (w *Worker) drain(f func(q *Query, p *packets)) int {
 		}
 		at, q := head&w.mask, &w.taken
 		*q.line() = w.lines[at]
-		if !q.short() {
+		if !q.Plain {
 			*q.body() = w.bodies[at]
 			if q.long() {
 				*q.rest() = w.tails[at]
@@ -194,15 +195,18 @@ func (w *Worker) drain(f func(q *Query, p *packets)) int {
 	return n
 }
 
-// reset zeroes every field but Name and Given. Field by field, as clearing the 255 octets of the name
+// resetLine and resetBody zero every field but Name and Given. Field by field, as clearing the 255 octets of the name
 // would cost more than everything else that the hot side does.
-func (q *Query) reset() {
-	if q.Asked != AskNothing { // otherwise they are zero
-		q.Trace, q.Span, q.Parent = TraceID{}, SpanID{}, SpanID{}
-	}
+func (q *Query) resetLine() {
 	q.Start, q.Decision, q.Client = 0, 0, [16]byte{}
 	q.TTL, q.Source, q.GivenLen, q.HasECS, q.V6 = 0, 0, 0, false, false
 	q.Plain, q.Drawn, q.Logged, q.Asked, q.Reason, q.Rcode, q.Qtype = false, notAsked, false, AskNothing, 0, 0, 0
+}
+
+func (q *Query) resetBody() {
+	if q.Asked != AskNothing { // otherwise they are zero
+		q.Trace, q.Span, q.Parent = TraceID{}, SpanID{}, SpanID{}
+	}
 	q.Parsed, q.Decided, q.End, q.Service, q.Pool = 0, 0, 0, 0, 0
 	q.Scope, q.TCP, q.Answers, q.NameLen, q.Revision = 0, false, 0, 0, 0
 	q.Resolver, q.Server, q.ResolverPort, q.ServerPort, q.Flags = [16]byte{}, [16]byte{}, 0, 0, 0

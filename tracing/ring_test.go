@@ -123,6 +123,7 @@ func TestBeginClears(t *testing.T) {
 	for i := range v.NumField() {
 		fill(v.Field(i))
 	}
+	q.Plain = false
 	begin(w)
 	for i := range v.NumField() {
 		if name := v.Type().Field(i).Name; name != "Name" && name != "Given" && name != "Drawn" && !v.Field(i).IsZero() {
