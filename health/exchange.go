@@ -288,7 +288,8 @@ func (v *vantage) keep(r *Report, e *envelope, list []gslb.EndpointID, settled b
 
 // take makes p the bitmap that came in e.
 func (p *page) take(r *Report, e *envelope, settled bool, now time.Time) {
-	p.version, p.settled, p.sealed, p.octets, p.at = r.Heading.Version, settled, *e, r.Bits.Octets, now.Add(-e.age)
+	p.version, p.settled, p.sealed, p.at = r.Heading.Version, settled, *e, now.Add(-e.age)
+	p.count, p.octets = r.Bits.Count, r.Bits.Octets
 }
 
 // unsettle says that a vote of v is another now, for which a bitmap that was kept need not stand.

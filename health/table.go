@@ -208,18 +208,18 @@ func (t *Table) stand(v *vantage) {
 func (t *Table) enlist(v *vantage) {
 	i, _ := slices.BinarySearchFunc(t.order, v.name, func(s standing, name string) int { return strings.Compare(s.name, name) })
 	t.order = slices.Insert(t.order, i, standing{of: v, name: v.name})
-	t.replace(i)
+	t.renumber(i)
 	t.stand(v)
 }
 
 // strike takes v's place away.
 func (t *Table) strike(v *vantage) {
 	t.order = slices.Delete(t.order, v.place, v.place+1)
-	t.replace(v.place)
+	t.renumber(v.place)
 }
 
-// replace tells the vantages from i on their places.
-func (t *Table) replace(i int) {
+// renumber tells the vantages from i on their places.
+func (t *Table) renumber(i int) {
 	for ; i < len(t.order); i++ {
 		t.order[i].of.place = i
 	}
@@ -271,7 +271,8 @@ type page struct {
 	settled bool        // the table has taken in all of it, and no other vote of the node since
 	stands  []*register // if settled: those that its marks say
 	sealed  envelope    // as it came; shared, so never changed
-	octets  []byte      // the marks at the end of it
+	count   int         // of its marks
+	octets  []byte      // these at the end of it
 	at      time.Time   // when it was heard, less the age
 }
 
@@ -332,7 +333,7 @@ func (t *Table) Merge(r Report) (changed []Change, refused int) {
 func (t *Table) confirm(v *vantage, r *Report, e *envelope, now time.Time) bool {
 	p, h := v.page(r.Bits.First), &r.Heading
 	if p == nil || !p.settled || p.list != h.List || p.version.Epoch != h.Version.Epoch || p.version.Seq >= h.Version.Seq ||
-		!bytes.Equal(p.octets, r.Bits.Octets) {
+		p.count != r.Bits.Count || !bytes.Equal(p.octets, r.Bits.Octets) {
 		return false
 	}
 	for _, o := range p.stands {
