@@ -192,7 +192,7 @@ type standing struct {
 	list                     uint64
 	failing                  uint8
 	leaving, abstains, blind bool
-	counted                  bool // it was alive and not in doubt when Turned looked last
+	counted, doubted         bool // Turned's: it was alive and not in doubt when that looked last; it is in doubt while that looks
 }
 
 // stand brings v's standing up to date. Whoever changes v's heading, or what is gone, calls it.
@@ -533,9 +533,16 @@ func (t *Table) Alive(now time.Time) []string {
 // doubt, and was not when Turned was called last, or the other way round.
 func (t *Table) Turned(doubts map[string]bool, now time.Time) map[gslb.EndpointID]bool {
 	due, up := make(map[gslb.EndpointID]bool), uptime(now)
+	for name := range doubts {
+		if v := t.nodes[name]; v != nil {
+			t.order[v.place].doubted = true
+		}
+	}
 	for i := range t.order {
 		s := &t.order[i]
-		if counts := s.alive(up) && !doubts[s.name]; counts != s.counted {
+		counts := s.alive(up) && !s.doubted
+		s.doubted = false
+		if counts != s.counted {
 			s.counted = counts
 			for id := range s.of.observed {
 				due[id] = true
