@@ -567,6 +567,7 @@ func TestFleetDeaths(t *testing.T) {
 		{30, 3, 1, 1, true}, // all that some test, and most test nothing
 		{30, 3, 3, 1, true},
 		{30, 3, 9, 5, false},
+		{30, 1, 30, 12, false}, // all three that test one may see most of what they test fail
 		{9, 0, 20, 15, false},
 	} {
 		t.Run(fmt.Sprintf("%d of %d", tc.die, tc.targets), func(t *testing.T) {

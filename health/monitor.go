@@ -577,7 +577,9 @@ func (m *Monitor) judgeLocked(now time.Time, ids iter.Seq[gslb.EndpointID]) {
 		old := m.judged[id]
 		votes, until := m.table.Votes(id, paceOf(&t.Probe, m.prober.isIdle(id.Pool)), now)
 		for i := range votes {
-			votes[i].Abstains = doubts[votes[i].Node]
+			v := &votes[i]
+			v.Abstains = doubts[v.Node]
+			v.CutOff = v.CutOff || m.apart
 		}
 		rule := ruleOf(t.Probe.Quorum)
 		j := judgement{Judgement: Judge(rule, old.Verdict, votes), until: until, known: old.known, since: old.since}

@@ -16,6 +16,7 @@ type Vote struct {
 	Up       bool
 	Flipping bool // it may say the opposite soon
 	Abstains bool // it is not believed: something is wrong where it stands
+	CutOff   bool // it is not only that most of what it tests fails: it says nothing of anything
 }
 
 // Rule says how many votes it takes to call an endpoint down.
@@ -71,6 +72,7 @@ type Judgement struct {
 	Flipping  bool // it would change if every vantage that may be about to change its mind did
 	Silent    bool // no vote counts: Verdict is the last one
 	Unsure    bool // down by the votes of those that abstain alone: Verdict is the last one
+	Agreed    bool // none of those that test it is believed by itself, but all say down
 	Unanimous bool // every vote that counts says the same
 	Down, Of  int  // votes that say down, of those that count
 	Sites     int  // in which somebody says down
@@ -84,6 +86,8 @@ func (j Judgement) Why() string {
 		return "no vantage that counts speaks: the last verdict stays"
 	case j.Must:
 		return fmt.Sprintf("one that must be healthy says down, with %d of %d vantages", j.Down, j.Of)
+	case j.Agreed:
+		return fmt.Sprintf("all of %d vantages say down, in %d sites, though most of what each tests fails", j.Down, j.Sites)
 	case j.Unsure:
 		return fmt.Sprintf("%d of %d vantages say down, and more that are not believed now: the last verdict stays", j.Down, j.Of)
 	case j.Of == 1 && j.Down == 0:
@@ -107,8 +111,10 @@ func (j Judgement) Why() string {
 // vantages both must say down, of three two; an even split is up. Without any vote the last
 // verdict stays: silence is no evidence. What is down stays so, too, as long as it were down if
 // those that abstain were believed: when much fails at once, vantages that found it so begin to
-// abstain one by one, until they are so many that all are believed again. Judge depends on
-// nothing but its arguments, and not on the order of votes, so that nodes with the same table agree.
+// abstain one by one, until they are so many that all are believed again. And where nodes share the
+// work, all that test an endpoint may be such, while most of the fleet is well: what they all call
+// down, in two sites or as many as are asked for, is down, for one site may be cut off. Judge depends on nothing but its arguments, and
+// not on the order of votes, so that nodes with the same table agree.
 func Judge(r Rule, last gslb.Verdict, votes []Vote) Judgement {
 	j := r.judge(last, votes, false)
 	j.Flipping = r.judge(j.Verdict, votes, true).Verdict != j.Verdict
@@ -124,14 +130,19 @@ func (r *Rule) judge(last gslb.Verdict, votes []Vote, later bool) Judgement {
 		}
 	}
 	j := counted.judge(r, last)
-	if last != gslb.Down || j.Verdict != gslb.Up || j.Of == len(votes) {
+	if j.Of == len(votes) || j.Of > 0 && (last != gslb.Down || j.Verdict != gslb.Up) {
 		return j
 	}
+	cutOff := false
 	for i := range votes {
 		all.add(r, &votes[i], later)
+		cutOff = cutOff || votes[i].CutOff
 	}
-	if all.judge(r, last).Verdict == gslb.Down {
+	switch a := all.judge(r, last); {
+	case j.Of > 0 && a.Verdict == gslb.Down:
 		j.Verdict, j.Unsure, j.Unanimous = last, true, false
+	case j.Of == 0 && !cutOff && a.Down == a.Of && a.Of >= r.Min && a.Sites >= max(2, r.Sites):
+		j, j.Agreed, j.Unanimous = a, true, false
 	}
 	return j
 }

@@ -110,7 +110,7 @@ func TestRules(t *testing.T) {
 	// Votes are by node a, b, c … in site 1, 2 or 3: "a1+" says up; "!" after it abstains.
 	read := func(text string) (votes []Vote) {
 		for w := range strings.FieldsSeq(text) {
-			votes = append(votes, Vote{Node: w[:1], Site: w[1:2], Up: w[2] == '+', Abstains: strings.HasSuffix(w, "!")})
+			votes = append(votes, Vote{Node: w[:1], Site: w[1:2], Up: w[2] == '+', Abstains: strings.HasSuffix(w, "!"), CutOff: strings.HasSuffix(w, "!")})
 		}
 		return votes
 	}
@@ -173,6 +173,31 @@ func TestUnsure(t *testing.T) {
 		}
 		if j := Judge(defaultRule, gslb.Up, votes); j.Unsure || tc.unsure && j.Verdict != gslb.Up {
 			t.Errorf("%s, up before: got %+v, want what those say that count", tc.votes, j)
+		}
+	}
+	// All that test it are doubted for what else fails for them.
+	fails := func(sites string) (votes []Vote) {
+		for i, r := range sites {
+			votes = append(votes, Vote{Node: fmt.Sprint(i), Site: string(r), Abstains: true})
+		}
+		return votes
+	}
+	with := func(votes []Vote, more Vote) []Vote { return append(votes, more) }
+	for _, tc := range []struct {
+		name  string
+		votes []Vote
+		want  gslb.Verdict
+	}{
+		{"in two sites", fails("ab"), gslb.Down},
+		{"in one", fails("aa"), gslb.Up},
+		{"alone", fails("a"), gslb.Up},
+		{"one of them says up", with(fails("ab"), Vote{Site: "c", Up: true, Abstains: true}), gslb.Up},
+		{"one is cut off", with(fails("ab"), Vote{Site: "c", Abstains: true, CutOff: true}), gslb.Up},
+		{"one that is believed says up", with(fails("ab"), Vote{Site: "c", Up: true}), gslb.Up},
+	} {
+		j := Judge(Rule{Share: defaultShare, Min: 1, Sites: 1}, gslb.Up, tc.votes)
+		if j.Verdict != tc.want || j.Agreed != (tc.want == gslb.Down) || j.Agreed && (j.Silent || j.Unanimous) {
+			t.Errorf("all are doubted, %s: got %+v, want %v", tc.name, j, tc.want)
 		}
 	}
 	must := Rule{Share: defaultShare, Min: 1, Sites: 1, MustBeHealthy: []string{"a"}}

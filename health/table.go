@@ -513,7 +513,7 @@ func (t *Table) Votes(id gslb.EndpointID, interval time.Duration, now time.Time)
 			continue
 		}
 		left = max(0, min(left, max(staleFactor*interval, staleFloor)-age)) // or later: a node may promise less
-		votes = append(votes, Vote{Node: s.name, Site: s.site, Up: o.Up, Flipping: o.Flipping})
+		votes = append(votes, Vote{Node: s.name, Site: s.site, Up: o.Up, Flipping: o.Flipping, CutOff: s.abstains})
 	}
 	return votes, now.Add(left)
 }
