@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	coltracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
@@ -54,6 +55,36 @@ type batch struct {
 	spans    int
 	kind     string // Content-Type
 	encoding string // Content-Encoding of body
+	reuse    *lent  // body may be used again once nobody reads it any more; nil: it may not
+}
+
+// lent counts the readers of a batch's body that may still read. A transport may for a while after it
+// has the response; see http.RoundTripper.
+type lent struct{ readers atomic.Int32 }
+
+// lentReader reads a body until it is closed.
+type lentReader struct {
+	bytes.Reader
+	from   *lent
+	closed atomic.Bool
+}
+
+func (r *lentReader) Close() error {
+	if !r.closed.Swap(true) {
+		r.from.readers.Add(-1)
+	}
+	return nil
+}
+
+// reader returns a further reader of b's body.
+func (b *batch) reader() (io.ReadCloser, error) {
+	if b.reuse == nil {
+		return io.NopCloser(bytes.NewReader(b.body)), nil
+	}
+	b.reuse.readers.Add(1)
+	r := &lentReader{from: b.reuse}
+	r.Reset(b.body)
+	return r, nil
 }
 
 // exporter sends batches to one OTLP endpoint, HTTP or gRPC, over a connection of its own, one
@@ -71,6 +102,7 @@ type exporter struct {
 	log      *slog.Logger
 	wake     chan struct{} // holds one token while the queue may have changed
 	failing  bool          // only run: the last attempt failed, and that was logged
+	spare    chan []byte   // the memory of the last batch
 
 	mu sync.Mutex // guards what follows; held for moments only, never during a call-out
 	// queued = exported + pending + the sum of dropped, always
@@ -108,6 +140,7 @@ func newExporter(o *Options) *exporter {
 		},
 		log:     o.Logger,
 		wake:    make(chan struct{}, 1),
+		spare:   make(chan []byte, 1),
 		dropped: make(map[string]uint64),
 	}
 }
@@ -133,6 +166,19 @@ func (e *exporter) put(b batch) {
 	e.octets += len(b.body)
 	e.pending += n
 	e.notify()
+}
+
+// memory returns memory for a batch of about n octets: that of one that was sent, whose octets are in
+// the caches still, or new one. Its length is 0.
+func (e *exporter) memory(n int) []byte {
+	select {
+	case b := <-e.spare:
+		if cap(b) >= n {
+			return b
+		}
+	default:
+	}
+	return make([]byte, 0, n+n/4)
 }
 
 // close lets run return once the queue is empty.
@@ -194,6 +240,12 @@ func (e *exporter) run(ctx context.Context) {
 			break
 		}
 		e.settle(b.spans, e.deliver(ctx, b))
+		if b.reuse != nil && b.reuse.readers.Load() == 0 {
+			select {
+			case e.spare <- b.body[:0]:
+			default:
+			}
+		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -274,10 +326,12 @@ func (e *exporter) attempt(ctx context.Context, b batch) verdict {
 func (e *exporter) post(ctx context.Context, b batch) verdict {
 	attempt, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(attempt, http.MethodPost, e.url, bytes.NewReader(b.body))
+	req, err := http.NewRequestWithContext(attempt, http.MethodPost, e.url, nil)
 	if err != nil {
 		return verdict{cause: DropRefused, err: err}
 	}
+	req.ContentLength, req.GetBody = int64(len(b.body)), b.reader
+	req.Body, _ = b.reader() // it does not fail
 	for key, value := range e.header {
 		req.Header.Set(key, value)
 	}

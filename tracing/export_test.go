@@ -218,6 +218,60 @@ func (e *exporter) stats() Stats {
 	return s
 }
 
+// The memory of a batch is used again only when nobody can read it any more: a transport may after it
+// has the response, also in several attempts.
+func TestMemoryAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var open []io.Closer
+		status := 200
+		e := exporterFor(t, Options{}, func(req *http.Request) (*http.Response, error) {
+			open = append(open, req.Body)
+			return answer(status, nil, "")(req)
+		})
+		send := func() []byte {
+			body := e.memory(100)[:100]
+			e.put(batch{body: body, spans: 1, kind: protobufType, reuse: new(lent)})
+			synctest.Wait()
+			return body
+		}
+		first := send()
+		if again := e.memory(100); cap(again) > 0 && &again[:1][0] == &first[0] {
+			t.Error("a body that is still read is used again")
+		}
+		open[0].Close()
+		open[0].Close()
+		status = 503
+		second := send()
+		open[1].Close()
+		status = 200
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if again := e.memory(100); &again[:1][0] == &second[0] {
+			t.Error("a body is used again while the second attempt's reader is open")
+		}
+		for _, c := range open {
+			c.Close()
+		}
+		third := send()
+		open[3].Close()
+		if again := e.memory(100); &again[:1][0] == &third[0] {
+			t.Error("a body that was read when its batch was over is used again") // whoever closes late says so to nobody
+		}
+		e.client.Transport = roundTrip(func(req *http.Request) (*http.Response, error) {
+			req.Body.Close()
+			return answer(200, nil, "")(req)
+		})
+		fourth := send()
+		if again := e.memory(100); &again[:1][0] != &fourth[0] || len(again) != 0 {
+			t.Error("a body that nobody reads any more is not used again")
+		}
+		send()
+		if more := e.memory(1000); cap(more) < 1000 {
+			t.Errorf("got memory for %d octets, want 1000", cap(more))
+		}
+	})
+}
+
 // The queue holds so many octets; what a collector that hangs leaves in memory is bounded.
 func TestQueueIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

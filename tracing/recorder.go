@@ -406,8 +406,7 @@ func (r *Recorder) keep(trace TraceID, from, n int, remember bool) {
 	r.inBatch += n
 }
 
-// flush hands the batch to the exporter, in the memory that it was made in, and starts one that may
-// become somewhat larger.
+// flush hands the batch to the exporter, in the memory that it was made in, and starts another.
 func (r *Recorder) flush() {
 	if r.exporter == nil || r.inBatch == 0 {
 		r.spans, r.inBatch = r.spans[:r.room], 0
@@ -417,8 +416,12 @@ func (r *Recorder) flush() {
 	head := appendHead(nil, r.resource, r.options.Version, n)
 	from := r.room - len(head)
 	copy(r.spans[from:], head)
-	r.exporter.put(batch{body: r.spans[from:], spans: r.inBatch, kind: protobufType})
-	r.spans, r.inBatch = make([]byte, r.room, r.room+n+n/4), 0
+	b := batch{body: r.spans[from:], spans: r.inBatch, kind: protobufType}
+	if !r.exporter.grpc {
+		b.reuse = new(lent)
+	}
+	r.exporter.put(b)
+	r.spans, r.inBatch = r.exporter.memory(r.room + n)[:r.room], 0
 }
 
 // Stats are exact counters since the start. At any moment
