@@ -467,7 +467,7 @@ func TestFleetSlowNodes(t *testing.T) {
 	nodes := *fleetNodes
 	if nodes > 300 { // every node has a table of every other
 		defer debug.SetGCPercent(debug.SetGCPercent(200))
-		defer debug.SetMemoryLimit(debug.SetMemoryLimit(10 << 30))
+		defer debug.SetMemoryLimit(debug.SetMemoryLimit(13 << 30))
 		hugePages(nodes * nodes * 8 << 10)
 	}
 	synctest.Test(t, func(t *testing.T) {
