@@ -175,7 +175,12 @@ func (a *answerer) room() {
 }
 
 // begin begins a batch that was read at that time.
-func (a *answerer) begin(at time.Time) { a.start, a.epoch, a.last = at, uint32(at.Unix()), 0 }
+func (a *answerer) begin(at time.Time) {
+	a.start, a.epoch, a.last = at, uint32(at.Unix()), 0
+	if a.trace != nil && a.trace.Changed() {
+		a.rest = 0
+	}
+}
 
 // serve returns the reply to pkt, which came from the resolver at from, out of d; nil is
 // silence. The reply is in buf, which has room for a reply over UDP, or in memory of its own. A
@@ -731,6 +736,9 @@ type TraceWorker interface {
 	// Draw tells whether the next query is drawn, to be recorded exactly: with times of its own, as it
 	// will be seen. After it so many more are not drawn, and then Draw is to be called again.
 	Draw() (drawn bool, rest int)
+	// Changed tells, before a batch, that what Draw said of the rest is void: it is to be called for the
+	// next query.
+	Changed() bool
 	// Notable tells whether a query that was not drawn is to be recorded exactly all the same, by its
 	// rcode or by what was decided: indices as in tracing.Query. Of what is not, nothing like it is in the
 	// same second.

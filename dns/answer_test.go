@@ -2,8 +2,11 @@ package dns
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"log/slog"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -313,6 +316,8 @@ func (r *ring) All() bool { return r.all }
 
 func (r *ring) Draw() (drawn bool, rest int) { return !r.picky, 0 }
 
+func (r *ring) Changed() bool { return false }
+
 func (r *ring) Notable(service, _ int32, reason, flags, rcode uint8) bool {
 	r.flags = flags
 	return service >= 0 || reason != 0 || rcode != rcodeNoError
@@ -481,11 +486,45 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
+// TestLogTurnedUp: a decision log that begins to want decisions gets them from the next batch on, however far
+// ahead a worker has looked, over UDP as over TCP.
+func TestLogTurnedUp(t *testing.T) {
+	d := loadWorld(t).data(t)
+	query, buf := ask(t, "www.example.com", "A"), make([]byte, maxUDPBuffer)
+	for _, tcp := range []bool{false, true} {
+		quiet := slog.New(slog.DiscardHandler)
+		log := tracing.NewDecisionLog("ns1", "eu", "1", quiet)
+		recorder := tracing.New(tracing.Options{Log: log, Memory: -1, Logger: quiet})
+		a := testAnswerer(t)
+		a.traceBy(recorder.Worker(0))
+		if tcp {
+			a.traceBy(&sharedTrace{inner: recorder.Worker(0)})
+		}
+		for _, sample := range []float64{0, 1, 0, 1} {
+			if err := log.Configure(tracing.DecisionLogConfig{Sample: sample, File: filepath.Join(t.TempDir(), "log")}); err != nil {
+				t.Fatal(err)
+			}
+			a.begin(time.Now())
+			for range 10 {
+				a.serve(d, query, netip.MustParseAddr("192.0.2.53"), tcp, buf)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_ = recorder.Run(ctx) // drains once
+		_ = log.Run(ctx)      // closes its file
+		if taken := log.Stats().Taken; taken != 20 {
+			t.Errorf("TCP %t: %d decisions were logged, want the 20 since the log was turned up", tcp, taken)
+		}
+	}
+}
+
 // still is a TraceWorker with room for one record, over and over.
 type still struct{ slot tracing.Query }
 
 func (s *still) All() bool                                      { return true }
 func (s *still) Draw() (drawn bool, rest int)                   { return true, 0 }
+func (s *still) Changed() bool                                  { return false }
 func (s *still) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 func (s *still) Begin(bool) *tracing.Query { return &s.slot }

@@ -689,6 +689,7 @@ type order struct {
 
 func (o *order) All() bool                                      { return true }
 func (o *order) Draw() (drawn bool, rest int)                   { return true, 0 }
+func (o *order) Changed() bool                                  { return false }
 func (o *order) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 func (o *order) Keep(query, reply []byte)                       {}
 func (o *order) Commit()                                        { o.ports = append(o.ports, o.slot.ResolverPort) }

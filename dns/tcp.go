@@ -72,18 +72,20 @@ type sharedTrace struct {
 	rest  int // records until inner is to draw again
 }
 
-// All, Draw and Notable want every query recorded exactly: what is drawn is so of the next record, and
+// All, Draw, Changed and Notable want every query recorded exactly: what is drawn is so of the next record, and
 // which that will be is known in Begin.
 func (t *sharedTrace) All() bool { return true }
 
 func (t *sharedTrace) Draw() (drawn bool, rest int) { return true, 0 }
+
+func (t *sharedTrace) Changed() bool { return false }
 
 func (t *sharedTrace) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 func (t *sharedTrace) Begin(bool) *tracing.Query {
 	t.mu.Lock()
 	drawn := false
-	if t.rest--; t.rest < 0 {
+	if t.rest--; t.inner.Changed() || t.rest < 0 {
 		drawn, t.rest = t.inner.Draw()
 	}
 	q := t.inner.Begin(drawn)

@@ -66,7 +66,7 @@ const startNS = int64(1_700_000_000_123_456_789)
 func (l *logged) decide(service, pool int32, reason uint8, tcp bool) {
 	w := l.Worker(0)
 	drawn := false
-	if l.rest--; l.rest < 0 {
+	if l.rest--; w.Changed() || l.rest < 0 {
 		drawn, l.rest = w.Draw()
 	}
 	if !drawn && !w.All() && !w.Notable(service, pool, reason, 0, 0) {

@@ -108,8 +108,7 @@ func (a *ahead) init(s *sampler, all bool, plain uint64, log *DecisionLog) {
 // All tells whether every query is to be recorded.
 func (w *Worker) All() bool { return w.ahead.all }
 
-// maxGap is the longest that Draw looks ahead, in queries: the share that the decision log wants may
-// change meanwhile.
+// maxGap is the longest that Draw looks ahead, in queries.
 const maxGap = 4096
 
 // Draw tells whether the next query is drawn, by the ratio or by that of the decision log, and that of
@@ -128,6 +127,17 @@ func (w *Worker) Draw() (drawn bool, rest int) {
 	a.traced = x < a.bound && a.plain.take(a.epoch.Load())
 	a.logged = a.log != nil && x < a.log.bound.Load()
 	return a.traced || a.logged, 0
+}
+
+// Changed tells whether the share of queries that are drawn is another than when Draw looked ahead. What it
+// said of the rest is void then: it is to be called for the next query. Only the producer calls Changed.
+func (w *Worker) Changed() bool {
+	a := &w.ahead
+	if a.share == a.wanted() {
+		return false
+	}
+	a.due = false
+	return true
 }
 
 // wanted returns the share of queries to be drawn, as bound.

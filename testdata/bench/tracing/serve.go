@@ -147,9 +147,10 @@ func (h *handle) Begin(bool) *tracing.Query {
 }
 func (h *handle) Commit() { h.to(&h.record) }
 
-// All, Draw and Notable want every query recorded exactly.
+// All, Draw, Changed and Notable want every query recorded exactly.
 func (h *handle) All() bool                                      { return true }
 func (h *handle) Draw() (drawn bool, rest int)                   { return true, 0 }
+func (h *handle) Changed() bool                                  { return false }
 func (h *handle) Notable(int32, int32, uint8, uint8, uint8) bool { return true }
 
 // queue is a buffer under a mutex, swapped by the drain.
