@@ -337,6 +337,10 @@ func TestResolvers(t *testing.T) {
 				{"www.example.com", "A", "192.0.2.0/24", "NOERROR 192.0.2.1", true},
 				{"www.example.com", "A", "198.51.100.0/26", "NOERROR 198.51.100.1", false},
 				{"www.example.com", "AAAA", "198.51.100.0/26", "NOERROR 2001:db8:2::1", true},
+				{"y.app.example.com", "A", "203.0.113.0/24", "NOERROR 192.0.2.1", true},     // the default, as nobody knows where that is
+				{"y.app.example.com", "A", "198.51.100.0/26", "NOERROR 198.51.100.1", true}, // which it does not hide
+				{"y.app.example.com", "A", "203.0.113.0/24", "NOERROR 192.0.2.1", false},
+				{"y.app.example.com", "A", "198.51.100.0/26", "NOERROR 198.51.100.1", false},
 				{"static.example.com", "MX", "198.51.100.0/24", "NOERROR", true},
 				{"static.example.com", "MX", "192.0.2.0/24", "NOERROR", false}, // scope 0: for all
 				{"gone.example.com", "A", "198.51.100.0/24", "NXDOMAIN", true},
