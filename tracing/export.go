@@ -62,15 +62,28 @@ type batch struct {
 // has the response; see http.RoundTripper.
 type lent struct{ readers atomic.Int32 }
 
-// lentReader reads a body until it is closed.
+// lentReader reads a body until it is closed. HTTP/2 may close it in the middle of a read, and read on.
 type lentReader struct {
-	bytes.Reader
 	from   *lent
-	closed atomic.Bool
+	mu     sync.Mutex // guards what follows
+	left   bytes.Reader
+	closed bool
+}
+
+func (r *lentReader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return 0, http.ErrBodyReadAfterClose
+	}
+	return r.left.Read(p)
 }
 
 func (r *lentReader) Close() error {
-	if !r.closed.Swap(true) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.closed = true
 		r.from.readers.Add(-1)
 	}
 	return nil
@@ -83,7 +96,7 @@ func (b *batch) reader() (io.ReadCloser, error) {
 	}
 	b.reuse.readers.Add(1)
 	r := &lentReader{from: b.reuse}
-	r.Reset(b.body)
+	r.left.Reset(b.body)
 	return r, nil
 }
 

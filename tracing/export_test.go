@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -223,10 +224,11 @@ func (e *exporter) stats() Stats {
 func TestMemoryAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var open []io.Closer
-		status := 200
+		var status atomic.Int32
+		status.Store(200)
 		e := exporterFor(t, Options{}, func(req *http.Request) (*http.Response, error) {
 			open = append(open, req.Body)
-			return answer(status, nil, "")(req)
+			return answer(int(status.Load()), nil, "")(req)
 		})
 		send := func() []byte {
 			body := e.memory(100)[:100]
@@ -240,10 +242,10 @@ func TestMemoryAgain(t *testing.T) {
 		}
 		open[0].Close()
 		open[0].Close()
-		status = 503
+		status.Store(503)
 		second := send()
 		open[1].Close()
-		status = 200
+		status.Store(200)
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if again := e.memory(100); &again[:1][0] == &second[0] {
@@ -270,6 +272,23 @@ func TestMemoryAgain(t *testing.T) {
 			t.Errorf("got memory for %d octets, want 1000", cap(more))
 		}
 	})
+}
+
+// A body that was closed, as HTTP/2 closes it under who reads it, has lent its memory to nobody any more.
+func TestClosedBody(t *testing.T) {
+	b := batch{body: []byte("the batch"), reuse: new(lent)}
+	r, err := b.reader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 3)
+	if n, err := r.Read(p); n != 3 || err != nil || string(p) != "the" {
+		t.Fatalf("read %d octets, %q: %v", n, p, err)
+	}
+	r.Close()
+	if n, err := r.Read(p); n != 0 || !errors.Is(err, http.ErrBodyReadAfterClose) || b.reuse.readers.Load() != 0 {
+		t.Errorf("read %d octets of a closed body: %v; %d readers left", n, err, b.reuse.readers.Load())
+	}
 }
 
 // The queue holds so many octets; what a collector that hangs leaves in memory is bounded.
