@@ -210,7 +210,7 @@ func (a *answerer) serve(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []b
 	return reply
 }
 
-// answer is serve without a net. It neither blocks, locks, logs nor allocates, but for queries
+// answer is serve without a net. Over UDP it neither blocks, locks, logs nor allocates, but for queries
 // of the full path.
 func (a *answerer) answer(d *Data, pkt []byte, from netip.Addr, tcp bool, buf []byte) []byte {
 	a.q.from, a.q.tcp, a.q.told = from, tcp, nil

@@ -74,6 +74,9 @@ type counters struct {
 
 	pools atomic.Pointer[poolTable]
 
+	shared bool       // several goroutines add, which is set before they do: TCP's
+	adding sync.Mutex // held while one of them adds decisions, so that nobody replaces pools meanwhile
+
 	mu      sync.Mutex // held when pools is replaced, once a snapshot at most
 	retired map[poolKey]uint64
 
@@ -95,6 +98,10 @@ func replyKind(r *reply) int {
 
 // add counts n decisions out of s.
 func (c *counters) add(s *gslb.Snapshot, kind decisionKind, n uint32) {
+	if c.shared {
+		c.adding.Lock()
+		defer c.adding.Unlock()
+	}
 	t := c.pools.Load()
 	if t == nil || t.snapshot.Load() != s {
 		t = c.follow(s)
@@ -146,9 +153,7 @@ func (t *poolTable) newRow(i int) []atomic.Uint64 {
 	}
 	whole := make([]atomic.Uint64, rowApart+len(t.pools)+1+rowApart)
 	fresh := whole[rowApart : len(whole)-rowApart]
-	if !t.rows[i].CompareAndSwap(nil, &fresh) { // only TCP's goroutines share a table
-		return *t.rows[i].Load()
-	}
+	t.rows[i].Store(&fresh)
 	t.cells.Add(int64(len(whole)))
 	return fresh
 }

@@ -1,8 +1,10 @@
 package dns
 
 import (
+	"fmt"
 	"maps"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/meridian-gslb/meridian/gslb"
@@ -58,5 +60,39 @@ func TestTally(t *testing.T) {
 		if n != rcodes[rcode] {
 			t.Errorf("published %d %s, counted %d", n, rcode, rcodes[rcode])
 		}
+	}
+}
+
+// TestTalliesTogether has goroutines count into the same counters, as those of TCP do, out of two
+// snapshots with other services: each replaces the table of the other, and nothing is lost.
+func TestTalliesTogether(t *testing.T) {
+	const goroutines, each = 4, 3000
+	snapshots := make([]*gslb.Snapshot, 2)
+	for i := range snapshots {
+		snapshots[i] = &gslb.Snapshot{}
+		for j := range 100 {
+			snapshots[i].Services = append(snapshots[i].Services, &gslb.Service{Name: fmt.Sprintf("%d-%d", i, j), Index: j})
+		}
+	}
+	c := &counters{shared: true}
+	var wg sync.WaitGroup
+	for i := range goroutines {
+		wg.Go(func() {
+			s := snapshots[i%2]
+			counted := &tally{counters: c}
+			for j := range each {
+				counted.countDecision(s, &gslb.Decision{Service: s.Services[j%len(s.Services)]})
+				counted.publish()
+			}
+		})
+	}
+	wg.Wait()
+	pools, sum := make(map[poolKey]uint64), uint64(0)
+	c.addTo(&Stats{Rcodes: map[string]uint64{}, Outcomes: map[string]uint64{}, Reasons: map[string]uint64{}}, pools)
+	for _, n := range pools {
+		sum += n
+	}
+	if sum != goroutines*each {
+		t.Errorf("published %d decisions, counted %d", sum, goroutines*each)
 	}
 }

@@ -48,6 +48,7 @@ type tcpServer struct {
 
 func (t *tcpServer) init(s *Server) {
 	t.data, t.idle, t.most, t.perClient = s.opts.Data, s.opts.TCPIdle, s.opts.TCPConns, s.opts.TCPPerClient
+	t.counters.shared = true
 	t.conns, t.clients = make(map[*tcpConn]struct{}), make(map[netip.Prefix]int)
 	var trace TraceWorker
 	if inner := s.tracer(len(s.udpCounters)); inner != nil {
