@@ -637,7 +637,7 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 		a.quarantine.add(&a.q, a.r.echo, pkt, a.start)
 	}
 	// What the panic left behind is not to be trusted.
-	*a = answerer{settings: a.settings, start: a.start, epoch: a.epoch}
+	*a = answerer{settings: a.settings, port: a.port, start: a.start, epoch: a.epoch}
 	a.room()
 	if len(pkt) < headerLen || be16(pkt[2:])&flagQR != 0 {
 		return nil

@@ -287,6 +287,7 @@ func TestPanic(t *testing.T) {
 	var packets [][]byte
 	a := newAnswerer(new(counters), nil, DefaultMaxUDP, func(_ any, packet []byte) { packets = append(packets, packet) })
 	query := ask(t, "www.example.com", "A", withECS("198.51.100.0/24"))
+	a.port = 4711
 	for _, tcp := range []bool{false, true} {
 		m := unpack(t, a.serve(broken, query, resolver, tcp, make([]byte, maxUDPBuffer)))
 		if m.Rcode != rcodeServFail || m.Id != 4711 || !m.Response {
@@ -296,6 +297,9 @@ func TestPanic(t *testing.T) {
 		if m.Rcode != rcodeNoError || len(m.Answer) != 1 {
 			t.Errorf("afterwards: got %v, want one address", m)
 		}
+	}
+	if a.port != 4711 {
+		t.Errorf("afterwards the client's port is %d, of a connection that goes on", a.port)
 	}
 	if len(packets) != 2 || !bytes.Equal(packets[0], query) || a.counters.panics.Load() != 2 {
 		t.Errorf("got %d packets reported and %d counted, want the query twice", len(packets), a.counters.panics.Load())
