@@ -16,6 +16,7 @@ cd "$(dirname "$0")/../.."
 
 ROUNDS=${ROUNDS:-3}
 SECONDS_EACH=${SECONDS_EACH:-5}
+TURNS=${TURNS:-5} # of client load in a round: the shorter they are, the more alike is what disturbs one server and the next
 NETWORKS=${NETWORKS:-450000}
 NAMES=${NAMES:-16}
 OUT=${OUT:-testdata/bench/results/dns.md}
@@ -186,7 +187,7 @@ cpu_ticks() { sed 's/.*) //' "/proc/$1/stat" | awk '{ print $12 + $13 }'; }
 rss_kib() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
 run_load() {
 	taskset -c 1 "$dir/load" -server "127.0.0.1:${port[$1]}" -pid "${pid[$1]}" -names 's%d.example.com' -n "$NAMES" \
-		-check="$(checked "$1")" -time "${SECONDS_EACH}s" -tsv
+		-check="$(checked "$1")" -warm "$((1000 / TURNS))ms" -time "$((SECONDS_EACH * 1000 / TURNS))ms" -tsv
 }
 run_dnsperf() { # server, protocol, source ports; one client subnet for all, 198.51.100.0/24; CPU is that of the whole run
 	local before
@@ -202,10 +203,14 @@ run_dnsperf() { # server, protocol, source ports; one client subnet for all, 198
 : >"$dir/rounds"
 for ((round = 1; round <= ROUNDS; round++)); do
 	for client in "${clients[@]}"; do
-		for server in "${servers[@]}"; do
-			line=$("run_$client" "$server")
-			printf '%s\t%s\t%s\n' "$client" "$server" "$line" >>"$dir/rounds"
-			say "round $round/$ROUNDS: $client → $server: $(awk '{ printf "%d queries/s, %.2f µs, %.2f %% answered", $1, $2, $3 }' <<<"$line")"
+		turns=1
+		[[ $client == load ]] && turns=$TURNS
+		for ((turn = 1; turn <= turns; turn++)); do
+			for server in "${servers[@]}"; do
+				line=$("run_$client" "$server")
+				printf '%s\t%s\t%s\n' "$client" "$server" "$line" >>"$dir/rounds"
+				((turn < turns)) || say "round $round/$ROUNDS: $client → $server: $(awk '{ printf "%d queries/s, %.2f µs, %.2f %% answered", $1, $2, $3 }' <<<"$line")"
+			done
 		done
 	done
 done
@@ -253,12 +258,19 @@ median() { # client, server, column of the values
 	awk -F'\t' -v c="$1" -v s="$2" -v col="$3" '$1 == c && $2 == s { print $(col + 2) }' "$dir/rounds" | sort -g |
 		awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
 }
-# The CPU time of one round over that of the peer in the same round: what disturbs a round
-# disturbs both, so that the median of these is steadier than the ratio of the medians.
+# The CPU time of one turn over that of the peer in the same turn: what disturbs a turn
+# disturbs both, so that the median of these is steadier than the ratio of the medians. With enough
+# turns the 95 % interval of the median (by order statistics) stands beside it.
 ratio() { # client, server, peer, and the column of the line if it is not CPU time
 	paste <(awk -F'\t' -v c="$1" -v s="$2" -v col="${4:-4}" '$1 == c && $2 == s { print $col }' "$dir/rounds") \
 		<(awk -F'\t' -v c="$1" -v s="$3" -v col="${4:-4}" '$1 == c && $2 == s { print $col }' "$dir/rounds") |
-		awk '$2 > 0 { print $1 / $2 }' | sort -g | awk '{ v[NR] = $1 } END { printf "%.2f", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'
+		awk '$2 > 0 { print $1 / $2 }' | sort -g | awk '
+			{ v[NR] = $1 }
+			END {
+				printf "%.2f", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
+				away = int(0.98 * sqrt(NR) + 1)
+				if (NR >= 20 && v[NR] != v[1]) printf " (%.2f–%.2f)", v[int((NR + 1) / 2) - away], v[int(NR / 2) + 1 + away]
+			}'
 }
 table() {
 	local client server peer=${servers[1]}
@@ -307,8 +319,8 @@ module() { go list -m -f '{{.Version}}' "$1"; }
 	echo "# Steered A with client subnets, one core"
 	echo
 	echo "Written by \`testdata/bench/dns.sh\`; run it to get these figures again. Medians of $ROUNDS rounds"
-	echo "of $SECONDS_EACH s, every server in turn in each round; the server on core 0, the client on core 1."
-	echo "CPU is user and system time of the server's process. \`×\` compares within a round."
+	echo "of $SECONDS_EACH s, every server in turn in each round, to client \`load\` in $TURNS turns; the server on core 0, the client on core 1."
+	echo "CPU is user and system time of the server's process. \`×\` compares within a turn, with the 95 % interval of the median."
 	echo "Queries/s is what the server can do only where it had its core to itself: CPU µs × queries/s near a million."
 	table
 	half_table
