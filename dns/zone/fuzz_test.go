@@ -23,6 +23,7 @@ func FuzzParse(f *testing.F) {
 		}
 		f.Add(text, "example.com")
 	}
+	f.Add([]byte("@ 1 SOA . . 1 2 3 4 5\nns"), "example.com")
 	f.Add([]byte(". 1 SOA . . 1 2 3 4 5\n. NS .\ncom NS .\n"), ".")
 	f.Fuzz(func(t *testing.T, text []byte, origin string) {
 		z, warnings, err := parse(bytes.NewReader(text), "", origin, limits{entry: 4096, rrs: 1000, include: 2, files: 10})

@@ -451,6 +451,10 @@ func (p *parser) rrs(file string, line int, c *context, open byte, parts ...[]by
 			p.stop(file, line, "more than %d RRs", p.limits.rrs)
 			return true
 		}
+		if rr.Header().Name == "" { // a last line with an owner name alone that reads like a type is taken for an RR
+			p.fault(file, line, "expected rdata: end of line")
+			return false
+		}
 		c.setOwner(rr.Header().Name)
 		p.rr(rr, file, line, c)
 		if p.full() {

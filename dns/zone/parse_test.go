@@ -228,3 +228,14 @@ func withoutTTL(list []string) []string {
 	}
 	return list
 }
+
+// TestOwnerAloneAtEnd: the zones in testdata/zones/checks all end with a line's end, and this needs none.
+func TestOwnerAloneAtEnd(t *testing.T) {
+	for _, last := range []string{"ns", "mx", "a"} {
+		text := "@ 60 SOA ns h 1 2 3 4 5\n@ NS ns\nns A 192.0.2.1\n" + last
+		_, _, err := parse(strings.NewReader(text), "", "example.com", limits{entry: 4096, rrs: 1000})
+		if err == nil || !strings.Contains(err.Error(), "4: expected rdata: end of line") {
+			t.Errorf("%q at the end: got %v, want a fault in line 4", last, err)
+		}
+	}
+}
