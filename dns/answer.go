@@ -136,7 +136,8 @@ type answerer struct {
 
 	port   uint16         // that the query came from, for records
 	start  time.Time      // when the batch that holds the query was read
-	epoch  uint32         // the second of start, since 1970
+	nano   int64          // start, ns since 1970
+	epoch  uint32         // and in seconds
 	last   uint32         // ns after start when the clock was read last; only with trace
 	rest   int            // queries until trace is to draw again
 	unread uint8          // queries since the clock was read
@@ -176,7 +177,8 @@ func (a *answerer) room() {
 
 // begin begins a batch that was read at that time.
 func (a *answerer) begin(at time.Time) {
-	a.start, a.epoch, a.last = at, uint32(at.Unix()), 0
+	a.start, a.nano, a.last = at, at.UnixNano(), 0
+	a.epoch = uint32(a.nano / int64(time.Second))
 	if a.trace != nil && a.trace.Changed() {
 		a.rest = 0
 	}
@@ -637,7 +639,7 @@ func (a *answerer) recovered(reason any, pkt, buf []byte) []byte {
 		a.quarantine.add(&a.q, a.r.echo, pkt, a.start)
 	}
 	// What the panic left behind is not to be trusted.
-	*a = answerer{settings: a.settings, port: a.port, start: a.start, epoch: a.epoch}
+	*a = answerer{settings: a.settings, port: a.port, start: a.start, nano: a.nano, epoch: a.epoch}
 	a.room()
 	if len(pkt) < headerLen || be16(pkt[2:])&flagQR != 0 {
 		return nil
@@ -700,12 +702,11 @@ func (a *answerer) record(d *Data, pkt, reply []byte, drawn, exact bool) {
 	}
 	q, r := &a.q, &a.r
 	client, fromECS := q.client()
-	service, pool, reason, flags := a.decision()
-	t.Start, t.Plain = a.start.UnixNano(), !exact
+	t.Start, t.Plain = a.nano, !exact
 	t.Client, t.Source, t.V6, t.HasECS = client.Addr.As16(), client.Source, client.Addr.Is6(), fromECS
-	t.Reason, t.Rcode, t.Qtype = uint8(reason), uint8(min(r.rcode, 255)), q.qtype
+	t.Rcode, t.Qtype = uint8(min(r.rcode, 255)), q.qtype
 	if r.decided {
-		t.TTL = a.d.TTL
+		t.Reason, t.TTL = uint8(a.d.Reason), a.d.TTL
 	}
 	a.follow.record(t, r)
 	if !exact {
@@ -720,6 +721,7 @@ func (a *answerer) record(d *Data, pkt, reply []byte, drawn, exact bool) {
 	if d != nil && d.Snapshot != nil {
 		t.Revision = d.Snapshot.Revision
 	}
+	service, pool, _, flags := a.decision()
 	t.Service, t.Pool, t.Flags = service, pool, uint8(flags)
 	t.Scope, t.TCP, t.Answers = r.scope, q.tcp, uint8(min(r.answers, 255))
 	t.Resolver, t.ResolverPort = q.from.As16(), a.port

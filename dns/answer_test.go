@@ -344,7 +344,7 @@ func TestTrace(t *testing.T) {
 	d := loadWorld(t).data(t)
 	tracer := &ring{room: 2}
 	a := newAnswerer(new(counters), tracer, DefaultMaxUDP, func(reason any, _ []byte) { t.Errorf("panic: %v", reason) })
-	a.start = time.Now()
+	a.begin(time.Now())
 	for _, query := range [][]byte{
 		ask(t, "WWW.example.com", "A", withECS("198.51.100.0/24")),
 		ask(t, "nowhere.example.com", "TXT"),

@@ -33,7 +33,7 @@ import (
 // without the network, as it wakes them up for other reasons. "all" records every query, for a ledger
 // that has no use for them, and samples none.
 //
-//	go test ./dns -run '^$' -bench TracedShare -benchtime 4000x
+//	go test -pgo="$PWD/cmd/gslbd/default.pgo" ./dns -run '^$' -bench TracedShare -benchtime 3000x
 func BenchmarkTracedShare(b *testing.B) {
 	endpoint, sink := threadSink(b)
 	w, _ := testWorker(b)
